@@ -1,0 +1,23 @@
+# make demo: the whole path, from videos to a prediction, in a few minutes on a laptop's CPU
+# make test: all tests
+# Both set up a virtual environment in .venv first, and use it again afterwards.
+
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/installed
+
+.PHONY: demo test clean
+
+demo: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/demo.py --out runs/demo
+
+test: $(INSTALLED)
+	$(VENV)/bin/python -m pytest
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,232 @@
+"""Clips per second of an experiment, and what bounds it.
+
+    python benchmarks/throughput.py --config configs/st_adapter/k400_vit-b16_8f.yaml
+    python benchmarks/throughput.py --config ... --data /data/k400/train train.micro_batch=64 --json result.json
+    python benchmarks/throughput.py --preset tiny          # no data, no GPU: under a minute
+
+Three figures, each the median of its rounds: `loader` makes clips and throws them away, `model` trains on one synthetic
+batch over and over, `end to end` trains on the loader's clips. The smaller of the first two is the ceiling of the third.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.flop_counter import FlopCounterMode
+
+from i2v.config import ConfigError, load_config, to_dict
+from i2v.distributed import World, close_world, init_world, sum_over_ranks
+from i2v.model import create_model
+from i2v.optim import build_optimizer
+from i2v.runtime import autocast_for, choose_precision, compile_blocks, place
+from pipelines import Batch, ShardError, build_loader
+
+TINY = Path(__file__).parent / "tiny.yaml"
+
+
+def measure(config, data: str, world: World, rounds: int, seconds: float) -> dict:
+    """All figures of one experiment, on every rank."""
+    batch_size = config.train.micro_batch or config.train.batch_size // world.size
+    model = create_model(
+        config.model.method, config.model.backbone, config.model.num_frames, 400, config.model.head, **config.model.options
+    )
+    loader = build_loader(
+        data, "train", config.clips, batch_size, "gpu" if world.device.type == "cuda" else "cpu", world.rank, world.size,
+        decode=config.data.decode, seed=config.train.seed, threads=config.data.threads,
+        num_frames=config.model.num_frames, size=model.spec.image_size,
+    )  # fmt: skip
+    dtype = choose_precision(config.train.precision, world.device)
+    autocast = autocast_for(world.device, dtype)
+    place(model, world.device, dtype)
+    optimizer = build_optimizer(model.trainable_parameters(), config.train)
+    synthetic = synthetic_batch(model, batch_size, world.device)
+    flop = flop_per_clip(model, synthetic, autocast)
+    if config.train.compile:
+        compile_blocks(model)
+    replica = DistributedDataParallel(model, broadcast_buffers=False) if world.size > 1 else model
+
+    def train_on(batch: Batch) -> None:
+        with autocast():
+            logits = replica(batch.clips)
+        F.cross_entropy(logits.float(), batch.labels).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    if world.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    begin = time.perf_counter()
+    train_on(synthetic)
+    wait_for(world.device)
+    first_step = time.perf_counter() - begin
+
+    batches = iter(loader)
+    rates = {
+        "loader": rate(lambda: next(batches), batch_size, world, rounds, seconds),
+        "model": rate(lambda: train_on(synthetic), batch_size, world, rounds, seconds),
+        "end_to_end": rate(lambda: train_on(next(batches)), batch_size, world, rounds, seconds),
+    }
+    batches.close()
+    matmul = matrix_rate(world.device, dtype)
+    ceiling = min(rates["loader"]["median"], rates["model"]["median"])
+    return {
+        "clips_per_s": rates,
+        "bound_by": "loader" if rates["loader"]["median"] < rates["model"]["median"] else "model",
+        "end_to_end_of_ceiling": rates["end_to_end"]["median"] / ceiling,
+        "batch_per_device": batch_size,
+        "decode": loader.decode,
+        "precision": str(dtype).removeprefix("torch."),
+        "first_step_s": first_step,  # with compilation
+        "training_gflop_per_clip": flop / 1e9,
+        "matrix_tflop_per_s": matmul / 1e12,
+        "model_of_matrix_rate": rates["model"]["median"] / world.size * flop / matmul,
+        "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if world.device.type == "cuda" else None,
+    }
+
+
+def rate(step, clips: int, world: World, rounds: int, seconds: float) -> dict:
+    """Clips per second of all devices together: median, minimum and maximum over rounds of about `seconds` each."""
+    for _ in range(3):
+        step()
+    wait_for(world.device)
+    begin = time.perf_counter()
+    step()
+    wait_for(world.device)
+    once = torch.tensor(time.perf_counter() - begin, device=world.device)
+    steps = max(2, round(seconds / (sum_over_ranks(once).item() / world.size)))  # the same on every rank
+    measured = []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        for _ in range(steps):
+            step()
+        wait_for(world.device)
+        elapsed = torch.tensor(time.perf_counter() - begin, device=world.device)
+        measured.append(world.size * clips * steps / (sum_over_ranks(elapsed).item() / world.size))
+    return {"median": statistics.median(measured), "min": min(measured), "max": max(measured), "steps": steps * rounds}
+
+
+def synthetic_batch(model, batch_size: int, device: torch.device) -> Batch:
+    """Noise, in the memory layout of the loader."""
+    size = model.spec.image_size
+    clips = torch.randn(batch_size, model.num_frames, size, size, 3, device=device).permute(0, 4, 1, 2, 3)
+    if device.type == "cuda":
+        clips = clips.half()
+    labels = torch.randint(400, (batch_size,), device=device)
+    return Batch(clips, labels, torch.ones(batch_size, device=device), torch.arange(batch_size), batch_size)
+
+
+def flop_per_clip(model, batch: Batch, autocast) -> float:
+    """Floating-point operations of one training step per clip, as executed: matrix products, convolutions, attention."""
+    one = batch.clips[:1]
+    with FlopCounterMode(display=False) as counter, autocast():
+        model(one).sum().backward()
+    model.zero_grad(set_to_none=True)
+    return counter.get_total_flops()
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large square matrix product."""
+    n = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    for _ in range(3):
+        a @ b
+    wait_for(device)
+    begin, repeats = time.perf_counter(), 20
+    for _ in range(repeats):
+        a @ b
+    wait_for(device)
+    return 2 * n**3 * repeats / (time.perf_counter() - begin)
+
+
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def machine(device: torch.device) -> dict:
+    """What the figures were measured on."""
+    import nvidia.dali
+
+    cpu = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+        if line.startswith("model name"):
+            cpu = line.split(":", 1)[1].strip()
+            break
+    return {
+        "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "torch": torch.__version__,
+        "dali": nvidia.dali.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def table(result: dict) -> str:
+    """The result as text."""
+    lines = [f"{'':12} {'clips/s':>10} {'min':>10} {'max':>10}"]
+    for name, r in result["clips_per_s"].items():
+        lines.append(f"{name.replace('_', ' '):12} {r['median']:10.1f} {r['min']:10.1f} {r['max']:10.1f}")
+    lines += [
+        "",
+        f"bound by the {result['bound_by']}; end to end reaches {100 * result['end_to_end_of_ceiling']:.0f} % of its ceiling",
+        f"{result['training_gflop_per_clip']:.1f} GFLOP per clip and training step: the model runs at "
+        f"{100 * result['model_of_matrix_rate']:.0f} % of this machine's {result['matrix_tflop_per_s']:.2f} TFLOP/s "
+        f"({result['precision']} matrix products)",
+        f"first step, with compilation: {result['first_step_s']:.1f} s",
+    ]
+    if result["peak_memory_gib"]:
+        lines.append(f"peak GPU memory of torch: {result['peak_memory_gib']:.1f} GiB")
+    return "\n".join(lines)
+
+
+def make_tiny_data(folder: Path) -> str:
+    """A few small moving shapes, sharded."""
+    from shard_tools.make_shards import make_shards  # noqa: F401
+
+    raise SystemExit
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", help="an experiment; its weights are not needed")
+    what.add_argument("--preset", choices=["tiny"], help="a small model on small videos that are made on the spot")
+    parser.add_argument("--data", help="shards to read (default: data.train of the config)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5.0, help="about how long a round takes (tiny: 1)")
+    parser.add_argument("--json", type=Path, help="write the result, the machine and the command here")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    args = parser.parse_args()
+    try:
+        config = load_config(args.config or TINY, args.overrides)
+        world = init_world(config.data.device)
+        with tempfile.TemporaryDirectory() as folder:
+            data = args.data or (make_tiny_data(Path(folder)) if args.preset else config.data.train)
+            result = measure(config, data, world, args.rounds, min(args.seconds, 1.0) if args.preset else args.seconds)
+    except (ConfigError, ShardError, ValueError, TypeError, OSError) as error:
+        sys.exit(f"throughput: {error}")
+    finally:
+        close_world()
+    if not world.is_main:
+        return
+    print(table(result))
+    if args.json:
+        command = "python benchmarks/throughput.py " + " ".join(sys.argv[1:])
+        content = {"command": command, "machine": machine(world.device), "devices": world.size} | result
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(content | {"config": to_dict(config)}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Score a checkpoint on a sharded data set: every video exactly once, all its views averaged, on any number of ranks.
+
+    python -m i2v.evaluate --checkpoint runs/st_adapter/k400_vit-b16_8f/best.safetensors
+    torchrun --nproc-per-node 8 -m i2v.evaluate --checkpoint ... --data /data/ssv2/val clips=2 crops=3
+
+Views and sampling are those of the run's configuration; name=value replaces them. shuffle_frames=true shows each
+clip's frames in random order: what is lost is what the model had learnt from time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import yaml
+
+from i2v.checkpoint import load_checkpoint
+from i2v.distributed import World, close_world, init_world
+from i2v.metrics import Scores, evaluate
+from i2v.runtime import autocast_for, choose_precision, place, restore_model
+from pipelines import ShardError, build_loader
+
+
+def score(args, world: World) -> tuple[Scores, list[str], dict]:
+    """Scores, class names, and how they came about."""
+    tensors, meta = load_checkpoint(args.checkpoint)
+    data = args.data or meta["config"]["data"]["val"]
+    if data is None:
+        raise ValueError("The run had no data.val: say with --data which shards to score on.")
+    model = restore_model(tensors, meta, args.weights)
+    options = meta["clips"] | {"num_frames": model.num_frames, "size": model.spec.image_size}
+    options |= dict(map(parse_option, args.options))
+    loader = build_loader(
+        data, "test", options, args.batch_size, "gpu" if world.device.type == "cuda" else "cpu", world.rank, world.size,
+        decode=args.decode, quarantine=args.quarantine,
+    )  # fmt: skip
+    if loader.shards.classes != meta["classes"]:
+        raise ValueError(
+            f"{loader.shards.root} does not have the checkpoint's class names in the same order: "
+            "make these shards with --classes and the manifest of the training shards."
+        )
+    dtype = choose_precision(args.precision, world.device)
+    place(model, world.device, dtype)
+    batches = loader
+    if world.is_main:
+        from tqdm import tqdm
+
+        batches = tqdm(loader, unit="batch", disable=not sys.stderr.isatty())
+    scores = evaluate(
+        model, batches, len(meta["classes"]), len(loader.plan), world.device, autocast_for(world.device, dtype)
+    )
+    views = f"{loader.plan.clips} clips x {loader.plan.crops} crops"
+    how = {"checkpoint": str(args.checkpoint), "data": str(data), "views": views, "options": options}
+    return scores, meta["classes"], how | {"step": meta["progress"]["step"], "precision": str(dtype).removeprefix("torch.")}
+
+
+def parse_option(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"{text!r} is not an option: write name=value, for example crops=3.")
+    return name, yaml.safe_load(value)
+
+
+def report(scores: Scores, classes: list[str], how: dict) -> str:
+    """The result as text: totals, then classes from the worst to the best (the ends only, if there are many)."""
+    lines = [
+        f"{how['data']}, {how['views']}, {how['precision']}",
+        f"top-1 {100 * scores.top1:.2f} %   top-5 {100 * scores.top5:.2f} %   "
+        f"counted {scores.counted} of {scores.expected} videos",
+        "",
+        f"{'class':40} {'videos':>6} {'top-1':>7}   most often taken for",
+    ]
+    accuracy = scores.per_class()
+    order = [int(i) for i in accuracy.nan_to_num(2).argsort() if scores.confusion[i].sum()]
+    shown = order if len(order) <= 24 else order[:12] + [None] + order[-6:]
+    for i in shown:
+        if i is None:
+            lines.append("...")
+            continue
+        wrong = scores.confusion[i].clone()
+        wrong[i] = 0
+        taken = f"{classes[int(wrong.argmax())]} ({int(wrong.max())})" if wrong.max() else ""
+        lines.append(f"{classes[i][:40]:40} {int(scores.confusion[i].sum()):6d} {100 * accuracy[i]:6.1f} %  {taken}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="i2v.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", required=True, type=Path, help="best.safetensors or last.safetensors of a run")
+    parser.add_argument("--data", help="shards to score on (default: data.val of the run)")
+    parser.add_argument("--weights", help="the backbone's file or tag, if it is not where the run had it")
+    parser.add_argument("--batch-size", type=int, default=8, help="videos per device; a video is clips x crops views")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu"))
+    parser.add_argument("--decode", default="auto", choices=("auto", "cpu", "gpu"))
+    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "float32"))
+    parser.add_argument("--quarantine", type=Path, help="a CSV to which videos that cannot be read are written")
+    parser.add_argument("--json", type=Path, help="write scores, per-class accuracy and the confusion matrix here")
+    parser.add_argument("options", nargs="*", metavar="name=value", help="how clips are cut: clips, crops, stride, ...")
+    args = parser.parse_args()
+    try:
+        world = init_world(args.device)
+        scores, classes, how = score(args, world)
+    except (ValueError, TypeError, OSError, ShardError) as error:
+        sys.exit(f"i2v.evaluate: {error}")
+    finally:
+        close_world()
+    if not world.is_main:
+        return
+    print(report(scores, classes, how))
+    if args.json:
+        per_class = {name: None if x != x else x for name, x in zip(classes, scores.per_class().tolist())}
+        content = scores.summary() | {"per_class": per_class, "confusion": scores.confusion.tolist()} | how
+        args.json.write_text(json.dumps(content, indent=1))
+    if scores.counted != scores.expected:
+        missing = scores.expected - scores.counted
+        sys.exit(f"i2v.evaluate: {missing} of {scores.expected} videos could not be read and are not in these figures.")
+
+
+if __name__ == "__main__":
+    main()

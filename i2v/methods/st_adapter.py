@@ -1,0 +1,121 @@
+"""ST-Adapter (Pan et al. 2022, "ST-Adapter: Parameter-Efficient Image-to-Video Transfer Learning", section 3).
+
+    Adapter(X) = X + fc2(dwconv3d(fc1(X)))      on patch tokens; the class token passes unchanged
+
+placed before the attention and/or before the MLP of a frozen CLIP block. As in the authors' code the class token is
+averaged over the frames and then normalised by the frozen ln_post, and the adapter before the last MLP reaches no
+logit: it is kept, with zero gradients, so that checkpoints and optimiser state match theirs.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import nn
+
+from i2v.vit import Block, VisionTransformer
+
+POSITIONS = ("pre_attn", "pre_mlp")
+
+
+class Adapter(nn.Module):
+    """(B*T, L, C) -> (B*T, L, C): a bottleneck of `width` channels around a depthwise 3-D convolution.
+
+    The convolution starts at zero, so a fresh adapter is the identity.
+    """
+
+    def __init__(self, spec, width, kernel_size):
+        super().__init__()
+        self.grid = spec.grid
+        self.fc1 = nn.Linear(spec.width, width)
+        # Holds the parameters under the authors' names and shape (width, 1, kt, kh, kw).
+        self.conv = nn.Conv3d(width, width, kernel_size, padding=[k // 2 for k in kernel_size], groups=width)
+        self.fc2 = nn.Linear(width, spec.width)
+        for parameter in (self.conv.weight, self.conv.bias, self.fc1.bias, self.fc2.bias):
+            nn.init.zeros_(parameter)
+
+    def forward(self, x, num_frames):
+        # The class token goes through as well and its result is dropped: one row more in each product costs less than
+        # copying all the patch rows into a tensor without it.
+        convolve = self.over_frames if self.conv.kernel_size[1:] == (1, 1) else self.over_space_time
+        delta = self.fc2(convolve(self.fc1(x), num_frames))
+        return torch.cat((x[:, :1], x[:, 1:] + delta[:, 1:]), dim=1)
+
+    def over_frames(self, x, num_frames):
+        """A (k, 1, 1) convolution as k shifted multiply-adds over the frame axis; no permutation, no conv3d."""
+        taps = self.conv.weight.flatten(1).t().to(x.dtype)  # (k, C)
+        x = rearrange(x, "(b t) l c -> b t l c", t=num_frames)
+        padded = F.pad(x, (0, 0, 0, 0, len(taps) // 2, len(taps) // 2))  # zeros before and after the clip
+        mixed = self.conv.bias.to(x.dtype)
+        for i, tap in enumerate(taps):
+            mixed = mixed + tap * padded[:, i:i + num_frames]
+        return rearrange(mixed, "b t l c -> (b t) l c")
+
+    def over_space_time(self, x, num_frames):
+        """Any odd kernel, over (T, H, W) of the patch tokens."""
+        patches = rearrange(x[:, 1:], "(b t) (h w) c -> b c t h w", t=num_frames, h=self.grid)
+        patches = rearrange(self.conv(patches), "b c t h w -> (b t) (h w) c")
+        return F.pad(patches, (0, 0, 1, 0))  # an empty row where the class token was
+
+
+class AdaptedBlock(Block):
+    """A CLIP block with an adapter at each of `positions`."""
+
+    def __init__(self, spec, layer, adapter_width, kernel_size, positions):
+        super().__init__(spec, layer)
+        self.adapter_pre_attn = Adapter(spec, adapter_width, kernel_size) if "pre_attn" in positions else None
+        self.adapter_pre_mlp = Adapter(spec, adapter_width, kernel_size) if "pre_mlp" in positions else None
+
+    def forward(self, x, num_frames):
+        if self.adapter_pre_attn is not None:
+            x = self.adapter_pre_attn(x, num_frames)
+        x = x + self.attn(self.ln_1(x))
+        if self.adapter_pre_mlp is not None:
+            x = self.adapter_pre_mlp(x, num_frames)
+        return x + self.mlp(self.ln_2(x))
+
+
+class STAdapterTransformer(VisionTransformer):
+    """(B, 3, T, H, W) -> (B, width), for any T."""
+
+    def forward(self, clips):
+        num_frames = clips.shape[2]
+        frames = rearrange(clips, "b c t h w -> (b t) c h w")  # a view when the clips are channels-last
+        tokens = self.encode(self.embed(frames), num_frames)  # (B*T, L, C)
+        return self.ln_post(reduce(tokens[:, 0], "(b t) c -> b c", "mean", t=num_frames))
+
+
+def build(spec, num_frames, *, adapter_width=384, kernel_size=(3, 1, 1), positions=("pre_mlp",), adapted_layers=None):
+    """The backbone with adapters in the last `adapted_layers` blocks (None: all); only the adapters train.
+
+    `kernel_size` is (frames, height, width), all odd; `positions` is any of "pre_attn" and "pre_mlp". The number of
+    frames is taken from each clip, so `num_frames` is not used. Raises ValueError on a value outside these.
+    """
+    kernel = tuple(kernel_size) if isinstance(kernel_size, (list, tuple)) else ()
+    if type(adapter_width) is not int or adapter_width < 1:
+        raise ValueError(f"adapter_width must be a positive integer, got {adapter_width!r}")
+    if len(kernel) != 3 or any(type(k) is not int or k < 1 or k % 2 == 0 for k in kernel):
+        raise ValueError(f"kernel_size must be three odd positive integers [frames, height, width] (an even kernel "
+                         f"would change the clip's shape), got {kernel_size!r}")
+    if isinstance(positions, str) or not positions or set(positions) - set(POSITIONS):
+        raise ValueError(f"positions must be a list with one or both of {', '.join(POSITIONS)}, got {positions!r}")
+    if adapted_layers is None:
+        adapted_layers = spec.layers
+    if type(adapted_layers) is not int or not 1 <= adapted_layers <= spec.layers:
+        raise ValueError(f"adapted_layers must be None (all) or an integer from 1 to the backbone's {spec.layers} "
+                         f"layers, got {adapted_layers!r}")
+
+    def block(spec, layer):
+        if layer < spec.layers - adapted_layers:
+            return Block(spec, layer)
+        return AdaptedBlock(spec, layer, adapter_width, kernel, positions)
+
+    model = STAdapterTransformer(spec, block).requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, Adapter):
+            module.requires_grad_(True)
+    return model
+
+
+def from_authors(name):
+    """The name in our model of a parameter in the authors' checkpoints (their classifier `fc` sits in the backbone)."""
+    return f"head.{name}" if name.startswith("fc.") else f"backbone.{name}"

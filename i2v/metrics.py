@@ -1,0 +1,76 @@
+"""Evaluation: every video counted exactly once, on any number of ranks, all its views averaged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from i2v.distributed import sum_over_ranks
+
+
+@dataclass
+class Scores:
+    """What an evaluation found. confusion: (K, K) int64, rows are labels, columns predictions."""
+
+    counted: int
+    expected: int
+    top1: float  # of 1
+    top5: float
+    confusion: torch.Tensor
+
+    def per_class(self) -> torch.Tensor:
+        """(K,) accuracy of each class; nan where it has no video."""
+        return self.confusion.diag() / self.confusion.sum(1)
+
+    def summary(self) -> dict:
+        return {"top1": self.top1, "top5": self.top5, "counted": self.counted, "expected": self.expected}
+
+
+def view_probabilities(model, clips: torch.Tensor) -> torch.Tensor:
+    """Softmax averaged over the views: (B, 3, T, H, W) or (B, V, 3, T, H, W) -> (B, K) float32."""
+    if clips.ndim == 5:
+        clips = clips.unsqueeze(1)
+    logits = model(clips.flatten(0, 1)).float()  # (B * V, K)
+    return logits.softmax(-1).view(*clips.shape[:2], -1).mean(1)
+
+
+@torch.no_grad()
+def evaluate(model, batches, classes: int, expected: int, device: torch.device, autocast) -> Scores:
+    """Score `model` on labelled batches (pipelines.Batch); weight 0 counts for nothing.
+
+    expected: videos that must be counted over all ranks. autocast: a context factory for the precision.
+    The sums are integers, so the result does not depend on batch size or number of ranks.
+    Raises ValueError for labels outside the model's classes and for outputs that are not numbers.
+    """
+    was_training = model.training
+    model.eval()
+    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
+    hits5 = torch.zeros((), dtype=torch.int64, device=device)
+    broken = torch.zeros((), dtype=torch.int64, device=device)
+    for batch in batches:
+        labels, counts = batch.labels, batch.weights > 0
+        with autocast():
+            probabilities = view_probabilities(model, batch.clips)
+        broken += (~probabilities.isfinite().all(-1) & counts).sum()
+        broken += (((labels < 0) | (labels >= classes)) & counts).sum()
+        labels = labels.clamp(0, classes - 1)
+        top = probabilities.topk(min(5, classes), dim=-1).indices  # (B, 5)
+        confusion.scatter_add_(0, labels * classes + top[:, 0], counts.long())
+        hits5 += ((top == labels[:, None]).any(-1) & counts).sum()
+    model.train(was_training)
+    for total in (confusion, hits5, broken):
+        sum_over_ranks(total)
+    if broken.item():
+        raise ValueError(
+            f"{broken.item()} videos have a label outside the model's {classes} classes, or an output that is not a number."
+        )
+    confusion = confusion.view(classes, classes).cpu()
+    counted = int(confusion.sum())
+    return Scores(
+        counted=counted,
+        expected=expected,
+        top1=int(confusion.diag().sum()) / max(counted, 1),
+        top5=hits5.item() / max(counted, 1),
+        confusion=confusion,
+    )

@@ -1,0 +1,140 @@
+"""A video classifier is a method's backbone and a head; create_model builds one from plain values."""
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from dataclasses import asdict, fields
+
+import torch
+from torch import nn
+
+from i2v import methods
+from i2v.heads import LinearHead
+from i2v.vit import ViTSpec
+
+
+class VideoClassifier(nn.Module):
+    """(B, 3, T, H, W) normalised clips -> (B, num_classes) logits.
+
+    `config` is the plain dict with which create_model(**config) builds the same model again.
+    """
+
+    def __init__(self, backbone, head, config=None):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.config = config or {}
+        self.spec = backbone.spec
+        self.method = self.config.get("method")
+        self.num_frames = self.config.get("num_frames")
+
+    def forward_features(self, clips: torch.Tensor) -> torch.Tensor:
+        """(B, 3, T, H, W) -> (B, D): what enters the classifier, before dropout."""
+        if clips.ndim != 5:
+            raise ValueError(f"clips must have 5 dimensions (B, 3, T, H, W), got shape {tuple(clips.shape)}: "
+                             "fold several views into the batch before calling the model")
+        return self.backbone(clips)
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        return self.head(self.forward_features(clips))
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """name -> Parameter that the recipe trains."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def frozen_parameters(self) -> dict[str, nn.Parameter]:
+        """name -> Parameter that the recipe leaves as CLIP has it."""
+        return {name: p for name, p in self.named_parameters() if not p.requires_grad}
+
+
+def create_model(method: str, backbone: str | dict = "ViT-B-16", num_frames: int = 8, num_classes: int = 400,
+                 head: dict | None = None, **options) -> VideoClassifier:
+    """Build a VideoClassifier with fresh weights; requires_grad is set as the method's recipe says.
+
+    method: the name of a file in i2v/methods. backbone: an open_clip name (geometry only, with OpenAI's quick_gelu)
+    or a dict with the fields of ViTSpec. head: {"type": "linear", "dropout": 0.5, "init_std": 0.02}. options: keyword
+    arguments of the method's build(). Raises ValueError on a wrong value, TypeError on an unknown option.
+    """
+    for name, value in (("num_frames", num_frames), ("num_classes", num_classes)):
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    build = method_module(method).build
+    options = _with_defaults(build, options, f"method {method!r}")
+    head = {} if head is None else head
+    if not isinstance(head, dict) or head.get("type", "linear") != "linear":
+        raise ValueError(f"head {head!r} is unknown: use a dict such as {{'type': 'linear', 'dropout': 0.5}}")
+    head_options = _with_defaults(LinearHead, {k: v for k, v in head.items() if k != "type"}, "head 'linear'")
+
+    spec = backbone_spec(backbone)
+    trunk = build(spec, num_frames, **options)
+    config = {"method": method, "backbone": asdict(spec), "num_frames": num_frames, "num_classes": num_classes,
+              "head": {"type": "linear", **head_options}, **options}
+    return VideoClassifier(trunk, LinearHead(trunk.feature_dim, num_classes, **head_options), config)
+
+
+def merge_adapters(model: VideoClassifier) -> VideoClassifier:
+    """A plain model without adapters and with the same logits; ValueError for a method that has none."""
+    module = method_module(model.method)
+    if not hasattr(module, "merge"):
+        raise ValueError(f"a {model.method!r} model cannot be merged: only adapters that are linear in each token fold "
+                         "into CLIP's own layers, and this method has no such merge")
+    return module.merge(model)
+
+
+def method_module(method: str):
+    """The module i2v.methods.<method>; ValueError names the methods there are."""
+    names = sorted(module.name for module in pkgutil.iter_modules(methods.__path__))
+    if method not in names:
+        raise ValueError(f"method {method!r} is unknown{_nearest(method, names)}: use one of {', '.join(names)}")
+    return importlib.import_module(f"i2v.methods.{method}")
+
+
+def backbone_spec(backbone: str | dict) -> ViTSpec:
+    """ViTSpec of a dict with its fields, or of an open_clip name such as "ViT-B-16" or "ViT-L-14-336-quickgelu"."""
+    if isinstance(backbone, str):
+        return _open_clip_spec(backbone)
+    if not isinstance(backbone, dict):
+        raise ValueError(f"backbone must be an open_clip name or a dict, got {type(backbone).__name__}")
+    accepted = [field.name for field in fields(ViTSpec)]
+    unknown = sorted(map(str, set(backbone) - set(accepted)))
+    missing = [name for name in accepted if name not in backbone and name != "activation"]
+    if unknown or missing:
+        wrong = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
+        raise ValueError(f"the backbone dict {' and '.join(wrong)}: its keys are {', '.join(accepted)}")
+    return ViTSpec(**backbone)
+
+
+def _open_clip_spec(name):
+    import open_clip  # three seconds to import, and only needed for names
+
+    base = name.removesuffix("-quickgelu")
+    names = open_clip.list_models()
+    if base not in names:
+        vits = [n for n in names if n.startswith("ViT-") and not n.endswith("-quickgelu")]
+        raise ValueError(f"backbone {name!r} is not an open_clip model{_nearest(base, vits)}: use a name such as "
+                         "ViT-B-32, ViT-B-16 or ViT-L-14, or a dict with the geometry")
+    config = open_clip.get_model_config(base)
+    vision = dict(config["vision_cfg"])
+    width, layers, head_width = vision.pop("width", 768), vision.pop("layers", 12), vision.pop("head_width", 64)
+    image_size, patch_size = vision.pop("image_size", 224), vision.pop("patch_size", 16)
+    if vision or not isinstance(layers, int):  # what is left (timm_model_name, mlp_ratio, pool_type, ...) is not CLIP's
+        raise ValueError(f"backbone {name!r} is not a plain CLIP transformer ({', '.join(vision) or 'a ResNet'}): use "
+                         "a name such as ViT-B-32, ViT-B-16 or ViT-L-14")
+    return ViTSpec(image_size, patch_size, width, layers, width // head_width, config["embed_dim"])
+
+
+def _with_defaults(function, options, owner):
+    """The options completed with the function's defaults, tuples as lists; TypeError names the accepted ones."""
+    parameters = inspect.signature(function).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    unknown = sorted(set(options) - set(defaults))
+    if unknown:
+        raise TypeError(f"{owner} has no option {', '.join(map(repr, unknown))}{_nearest(unknown[0], defaults)}: "
+                        f"accepted are {', '.join(defaults) or 'none'}")
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in {**defaults, **options}.items()}
+
+
+def _nearest(name, names):
+    close = difflib.get_close_matches(str(name), list(names), n=1)
+    return f" (nearest: {close[0]!r})" if close else ""

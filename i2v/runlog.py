@@ -1,0 +1,116 @@
+"""What a run says about itself: log.jsonl, TensorBoard events, one progress line, curves.png. Rank 0 only."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from i2v.curves import draw_curves, read_log
+
+
+class RunLog:
+    """Measures and reports. Records after `step`, left by a run that was killed, are removed: they come again."""
+
+    def __init__(self, folder: Path, is_main: bool, step: int, last_step: int, device: torch.device):
+        self.path, self.png = folder / "log.jsonl", folder / "curves.png"
+        self.is_main, self.device = is_main, device
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)  # sum since the last report, on the device
+        self.steps = 0  # since the last report
+        self._waited, self._paused, self._since = 0.0, 0.0, time.perf_counter()
+        self._reported_step = step
+        if not is_main:
+            return
+        kept = [record for record in read_log(self.path) if record["step"] <= step]
+        self.path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        self._events = SummaryWriter(folder, purge_step=step + 1)
+        self._bar = tqdm(total=last_step, initial=step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+
+    def say(self, text: str) -> None:
+        if self.is_main:
+            tqdm.write(text, file=sys.stderr) if sys.stderr.isatty() else print(text, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def waiting(self):
+        """Time in here is waiting for data."""
+        begin = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - begin
+
+    @contextmanager
+    def pausing(self):
+        """Time in here does not count as training."""
+        begin = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - begin
+
+    def train(self, step: int, samples: int, epoch: float, lr: float, clips: int) -> None:
+        """Report the steps since the last report; clips: per step. Raises FloatingPointError if the loss is not a number."""
+        loss = self.loss.item() / max(self.steps, 1)
+        now = time.perf_counter()
+        elapsed = max(now - self._since - self._paused, 1e-9)
+        measured = step - self._reported_step  # after a continuation fewer than self.steps
+        record = {
+            "step": step,
+            "samples": samples,
+            "epoch": round(epoch, 4),
+            "loss": loss,
+            "lr": lr,
+            "clips_per_s": round(measured * clips / elapsed, 2),
+            "data_wait": round(self._waited / elapsed, 4),
+        }
+        if self.device.type == "cuda":
+            record["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        self.loss.zero_()
+        self.steps, self._waited, self._paused, self._since, self._reported_step = 0, 0.0, 0.0, now, step
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise FloatingPointError(
+                f"The loss is {loss} at step {step}: lower train.lr or use train.precision=float32; "
+                "the last checkpoint is from before, and the same command continues from it."
+            )
+        self._write(record, ("loss", "lr", "clips_per_s", "data_wait"), "train")
+        self._show(
+            step,
+            f"step {step}  epoch {epoch:.2f}  loss {loss:.4f}  lr {lr:.2e}  "
+            f"{record['clips_per_s']:.1f} clips/s  data wait {100 * record['data_wait']:.0f} %",
+        )
+
+    def test(self, step: int, epoch: float, scores) -> None:
+        """Report an evaluation (i2v.metrics.Scores)."""
+        self._write({"step": step, "epoch": round(epoch, 4)} | scores.summary(), ("top1", "top5"), "val")
+        missing = "" if scores.counted == scores.expected else "  (the others are in quarantine)"
+        self.say(
+            f"step {step}  epoch {epoch:.2f}  top-1 {100 * scores.top1:.2f} %  top-5 {100 * scores.top5:.2f} %  "
+            f"counted {scores.counted} of {scores.expected} videos{missing}"
+        )
+        if self.is_main:
+            draw_curves(self.path, self.png)
+
+    def close(self) -> None:
+        if self.is_main:
+            draw_curves(self.path, self.png)
+            self._events.close()
+            self._bar.close()
+
+    def _write(self, record: dict, keys: tuple[str, ...], group: str) -> None:
+        if not self.is_main:
+            return
+        with open(self.path, "a") as file:
+            file.write(json.dumps(record) + "\n")
+        for key in keys:
+            self._events.add_scalar(f"{group}/{key}", record[key], record["step"])
+
+    def _show(self, step: int, line: str) -> None:
+        if not self.is_main:
+            return
+        if self._bar.disable:
+            print(line, file=sys.stderr, flush=True)
+        else:
+            self._bar.set_postfix_str(line.split("  ", 1)[1], refresh=False)
+            self._bar.update(step - self._bar.n)

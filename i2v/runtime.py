@@ -1,0 +1,81 @@
+"""From a configuration or a checkpoint to a model that runs on a device in the right precision."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from i2v.checkpoint import OPTIMIZER
+from i2v.model import VideoClassifier, create_model
+from i2v.vit import Attention
+from i2v.weights import backbone_file, fingerprint, load_weights
+
+
+def load_backbone(model: VideoClassifier, name: str | dict, weights: str) -> str:
+    """Fill the trunk with CLIP's weights; returns where they came from.
+
+    name: the backbone as configured. weights: a file, an open_clip tag such as "openai", or "random".
+    Raises ValueError or OSError with one sentence.
+    """
+    if weights == "random":
+        return "random"
+    if Path(weights).exists() or "/" in weights or Path(weights).suffix:
+        path = weights
+    elif isinstance(name, str):
+        path = backbone_file(name, weights)
+    else:
+        raise ValueError(f"weights is {weights!r}, which is no file, and tags need the name of a backbone: give a file.")
+    load_weights(model, path, layout="clip")
+    return str(path)
+
+
+def restore_model(tensors: dict[str, torch.Tensor], meta: dict, weights: str | None = None) -> VideoClassifier:
+    """The model of a checkpoint, complete: its own weights and those of its backbone.
+
+    weights: where the backbone is, if not where the run had it. Raises ValueError if it is another backbone.
+    """
+    model = create_model(**meta["model"])
+    load_backbone(model, meta["backbone"]["name"], weights or meta["backbone"]["weights"])
+    found = fingerprint(model.frozen_parameters())
+    if meta["backbone"]["weights"] != "random" and found != meta["backbone"]["fingerprint"]:
+        raise ValueError(
+            f"This checkpoint was trained on another backbone than {weights or meta['backbone']['weights']} "
+            f"(fingerprint {meta['backbone']['fingerprint']}, found {found}): give the one it was trained on."
+        )
+    load_weights(model, {k: v for k, v in tensors.items() if not k.startswith(OPTIMIZER)}, layout="i2v")
+    return model
+
+
+def choose_precision(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products: bf16 where the device has it in hardware, else float32."""
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return {"bf16": torch.bfloat16, "float32": torch.float32}[precision]
+
+
+def place(model: VideoClassifier, device: torch.device, dtype: torch.dtype) -> None:
+    """Move the model to its device. Frozen matrices are stored in the dtype they are multiplied in; what is trained,
+    and what normalises, stays float32."""
+    model.to(device)
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d, Attention)):
+            for parameter in module.parameters(recurse=False):
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(dtype)
+    model.backbone.conv1.to(memory_format=torch.channels_last)
+
+
+def autocast_for(device: torch.device, dtype: torch.dtype):
+    """A function that gives the context in which the model runs."""
+    if dtype == torch.float32:
+        return nullcontext
+    return lambda: torch.autocast(device.type, dtype)
+
+
+def compile_blocks(model: VideoClassifier) -> None:
+    """torch.compile, block by block: identical blocks are compiled once, and parameter names stay as they are."""
+    for block in model.backbone.transformer.resblocks:
+        block.compile(dynamic=False)

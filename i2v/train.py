@@ -1,0 +1,301 @@
+"""Train an adapter on a frozen CLIP image transformer.
+
+    torchrun --nproc-per-node 8 -m i2v.train --config configs/st_adapter/k400_vit-b16_8f.yaml
+    python -m i2v.train --config configs/st_adapter/k400_vit-b16_8f.yaml train.lr=1e-3 data.train=/data/k400/train
+
+Running the same command again continues where the run was, exactly: order, frames, crops, dropout and learning rate
+are functions of how many samples were seen, and the rest is in the checkpoint. SIGTERM writes a checkpoint and ends
+the run with exit code 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import yaml
+from torch.nn.parallel import DistributedDataParallel
+
+from i2v.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from i2v.config import Config, load_config, to_dict
+from i2v.distributed import StopSignal, World, close_world, init_world, sum_over_ranks
+from i2v.metrics import evaluate
+from i2v.model import backbone_spec, create_model
+from i2v.optim import build_optimizer, learning_rate
+from i2v.runlog import RunLog
+from i2v.runtime import autocast_for, choose_precision, compile_blocks, load_backbone, place
+from i2v.weights import fingerprint, load_weights
+from pipelines import ShardError, build_loader
+
+# What may differ between a run and its continuation; everything else decides what is computed.
+FREE_TO_CHANGE = {
+    "out", "model.weights", "data.device", "data.decode", "data.threads", "data.val", "train.batch_size", "train.micro_batch",
+    "train.compile", "train.max_steps", "train.eval_every", "train.eval_batch", "train.save_every", "train.log_every",
+}  # fmt: skip
+
+
+@dataclass
+class Progress:
+    """What, besides weights and optimizer, a run needs to go on."""
+
+    step: int = 0
+    samples: int = 0  # seen by all devices together: the state of the data
+    best: float = -1.0  # top-1 on data.val
+    loss: float = 0.0  # summed over the steps that are not in the log yet
+    loss_steps: int = 0
+
+
+def run(config: Config, world: World) -> None:
+    # Where were we?
+    out, train = Path(config.out), config.train
+    last = out / "last.safetensors"
+    saved, meta = load_checkpoint(last) if last.exists() else ({}, None)
+    progress = Progress(**meta["progress"]) if meta else Progress()
+
+    # Data
+    micro_batch, accumulate = split_batch(train.batch_size, train.micro_batch, world.size)
+    loader = open_loader(config, world, "train", config.data.train, micro_batch, progress.samples)
+    val_loader = None
+    if config.data.val:
+        val_loader = open_loader(config, world, "val", config.data.val, train.eval_batch or micro_batch)
+    check_labels(loader, val_loader)
+    classes, clips_per_epoch = loader.shards.classes, len(loader.plan)
+
+    # Model
+    torch.manual_seed(train.seed)
+    model_config = config.model
+    model = create_model(
+        model_config.method, model_config.backbone, model_config.num_frames, len(classes), model_config.head,
+        **model_config.options,
+    )  # fmt: skip
+    source = load_backbone(model, model_config.backbone, model_config.weights)
+    identity = {
+        "model": model.config,
+        "backbone": {
+            "name": model_config.backbone, "weights": source, "fingerprint": fingerprint(model.frozen_parameters()),
+        },
+        "classes": classes,
+        "clips": config.clips,
+        "config": to_dict(config),
+    }  # fmt: skip
+    parameters = model.trainable_parameters()
+    if meta:
+        check_continuation(identity, meta, last)
+        load_weights(model, {name: saved[name] for name in parameters}, layout="i2v")
+    dtype = choose_precision(train.precision, world.device)
+    autocast = autocast_for(world.device, dtype)
+    place(model, world.device, dtype)
+    optimizer = build_optimizer(parameters, train)
+    if meta:
+        restore_optimizer(optimizer, saved)
+    if train.compile:
+        compile_blocks(model)
+    replica = model
+    if world.size > 1:
+        replica = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
+
+    # Loop
+    total = math.ceil(train.epochs * clips_per_epoch)  # samples
+    last_step = progress.step + math.ceil(max(total - progress.samples, 0) / train.batch_size)
+    last_step = min(last_step, train.max_steps or last_step)
+    out.mkdir(parents=True, exist_ok=True)
+    log = RunLog(out, world.is_main, progress.step, last_step, world.device)
+    log.loss += progress.loss
+    log.steps = progress.loss_steps
+    describe(log, config, world, model, meta, source, dtype, f"{micro_batch} clips x {accumulate}", clips_per_epoch)
+    if world.is_main:
+        (out / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+
+    def save(name: str, tensors: dict, **more) -> None:
+        progress.loss, progress.loss_steps = log.loss.item(), log.steps
+        if world.is_main:
+            save_checkpoint(out / name, tensors, identity | {"progress": vars(progress)} | more)
+
+    stop = StopSignal()
+    batches = iter(loader)
+    model.train()
+    while progress.step < last_step:
+        epoch = progress.samples / clips_per_epoch
+        lr = learning_rate(
+            epoch, lr=train.lr, epochs=train.epochs, warmup_epochs=train.warmup_epochs, warmup_start=train.warmup_start
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+        totals = torch.zeros(2, device=world.device)  # sums of weights and of weighted losses, over the whole batch
+        for micro in range(accumulate):
+            with log.waiting():
+                batch = next(batches)
+            seed_dropout(train.seed, progress.samples, micro, world.rank)
+            last_micro = micro == accumulate - 1
+            with nullcontext() if last_micro or world.size == 1 else replica.no_sync():
+                with autocast():
+                    logits = replica(batch.clips)
+                losses = F.cross_entropy(
+                    logits.float(), batch.labels, reduction="none", label_smoothing=train.label_smoothing
+                )
+                loss = (losses * batch.weights).sum()
+                # DDP takes the mean over devices; with this factor it becomes the mean over the batch
+                (loss * (world.size / train.batch_size)).backward()
+            totals += torch.stack((batch.weights.sum(), loss.detach()))
+        sum_over_ranks(totals)
+        counted = totals[0].clamp(min=1)
+        # Clips in quarantine have weight 0: the mean is over the others. Usually this multiplies by exactly 1.
+        torch._foreach_mul_([p.grad for p in parameters.values() if p.grad is not None], train.batch_size / counted)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        before = progress.samples
+        progress.step += 1
+        progress.samples += train.batch_size
+        epoch = progress.samples / clips_per_epoch
+        log.loss += totals[1] / counted
+        log.steps += 1
+        stopping, finished = stop(), progress.step == last_step
+        if progress.step % train.log_every == 0 or finished:
+            log.train(progress.step, progress.samples, epoch, lr, train.batch_size)
+        if val_loader and (finished or crosses(before, progress.samples, train.eval_every * clips_per_epoch)):
+            with log.pausing():
+                scores = evaluate(model, val_loader, len(classes), len(val_loader.plan), world.device, autocast)
+            log.test(progress.step, epoch, scores)
+            if scores.top1 > progress.best:
+                progress.best = scores.top1
+                save("best.safetensors", parameters, scores=scores.summary())
+        if stopping or finished or progress.step % train.save_every == 0:
+            save("last.safetensors", parameters | optimizer_tensors(optimizer))
+        if stopping:
+            log.say(f"stopped after step {progress.step}: the same command continues from there")
+            break
+    else:
+        log.say(f"done: {out} has best.safetensors, last.safetensors, log.jsonl and curves.png")
+    batches.close()
+    stop.close()
+    log.close()
+
+
+def open_loader(config: Config, world: World, split: str, manifest: str, batch_size: int, start: int = 0):
+    """A loader of one split, for this rank."""
+    return build_loader(
+        manifest,
+        split,
+        config.clips,
+        batch_size,
+        "gpu" if world.device.type == "cuda" else "cpu",
+        world.rank,
+        world.size,
+        start,
+        decode=config.data.decode,
+        seed=config.train.seed,
+        threads=config.data.threads,
+        quarantine=Path(config.out) / f"quarantine-{split}.csv",
+        num_frames=config.model.num_frames,
+        size=backbone_spec(config.model.backbone).image_size,
+    )
+
+
+def split_batch(batch_size: int, micro_batch: int | None, devices: int) -> tuple[int, int]:
+    """(clips per device and forward pass, passes per step), so that a step is `batch_size` clips on any number of devices."""
+    if batch_size % devices:
+        raise ValueError(
+            f"train.batch_size {batch_size} cannot be shared by {devices} devices: choose a multiple of {devices}."
+        )
+    per_device = batch_size // devices
+    passes = math.ceil(per_device / (micro_batch or per_device))
+    while per_device % passes:
+        passes += 1
+    return per_device // passes, passes
+
+
+def check_labels(loader, val_loader) -> None:
+    """Raises ValueError unless all videos are labelled, and validation has the same classes in the same order."""
+    for each in (loader, val_loader):
+        if each is not None and each.shards.clips["label"].min() < 0:
+            raise ValueError(f"{each.shards.root} has videos without a label: it can be predicted, not trained or scored on.")
+    if val_loader is not None and val_loader.shards.classes != loader.shards.classes:
+        raise ValueError(
+            f"{loader.shards.root} and {val_loader.shards.root} do not have the same class names in the same order: "
+            f"make the second with --classes {loader.shards.root}/manifest.json."
+        )
+
+
+def check_continuation(identity: dict, meta: dict, path: Path) -> None:
+    """Raises ValueError if the checkpoint in the run's folder belongs to another experiment."""
+    new, old = flatten(identity["config"]), flatten(meta["config"])
+    for key in sorted(new.keys() | old.keys()):
+        if key not in FREE_TO_CHANGE and new.get(key) != old.get(key):
+            raise ValueError(
+                f"{path} belongs to a run with {key} = {old.get(key)!r}, this one has {new.get(key)!r}: "
+                "choose another folder with out=..., or restore the value."
+            )
+    same = {
+        "other classes": identity["classes"] == meta["classes"],
+        "another model": identity["model"] == meta["model"],
+        "other backbone weights": identity["backbone"]["fingerprint"] == meta["backbone"]["fingerprint"],
+    }
+    for what, equal in same.items():
+        if not equal:
+            raise ValueError(f"{path} belongs to a run with {what}: choose another folder with out=...")
+
+
+def flatten(section: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    flat = {}
+    for key, value in section.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+def seed_dropout(seed: int, samples: int, micro: int, rank: int) -> None:
+    """Make the random numbers of a step a function of where the run is."""
+    digest = hashlib.blake2b(repr((seed, samples, micro, rank)).encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def crosses(before: int, after: int, every: float) -> bool:
+    """Whether a multiple of `every` lies in (before, after]."""
+    return math.floor(after / every) > math.floor(before / every)
+
+
+def describe(log: RunLog, config: Config, world: World, model, meta, source, dtype, batch: str, videos: int) -> None:
+    trained = sum(p.numel() for p in model.trainable_parameters().values())
+    frozen = sum(p.numel() for p in model.frozen_parameters().values())
+    begin = f"continuing after step {meta['progress']['step']}" if meta else "starting"
+    log.say(
+        f"{begin}: {config.model.method} in {config.out}, {videos} videos, "
+        f"{trained / 1e6:.3f} M parameters train, {frozen / 1e6:.3f} M are frozen ({source})"
+    )
+    log.say(
+        f"{world.size} x {world.device}, {str(dtype).removeprefix('torch.')}, batch {config.train.batch_size} = "
+        f"{world.size} devices x {batch} passes"
+    )
+    if source == "random":
+        log.say("WARNING: model.weights is random: a frozen random backbone does not learn.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="i2v.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="a YAML file, see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace values of the file")
+    args = parser.parse_args()
+    try:
+        config = load_config(args.config, args.overrides)
+        run(config, init_world(config.data.device))
+    except (ValueError, TypeError, OSError, FloatingPointError, ShardError) as error:
+        sys.exit(f"i2v.train: {error}")
+    except KeyboardInterrupt:
+        sys.exit("i2v.train: interrupted; the same command continues from the last checkpoint")
+    finally:
+        close_world()
+
+
+if __name__ == "__main__":
+    main()

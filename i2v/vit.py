@@ -1,0 +1,167 @@
+"""CLIP's image transformer (Radford et al. 2021, section 2.4), with CLIP's parameter names; it knows nothing of video.
+
+Tokens are (N, L, C) with the class token first; for video N = B*T with the frame index fastest (n = b*T + t).
+A video method subclasses Block, writes its own short forward, and hands it to VisionTransformer(spec, block=...).
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+@dataclass(frozen=True)
+class ViTSpec:
+    """The geometry of a CLIP image tower; `embed_dim` is the width of the joint image-text space.
+
+    OpenAI's weights need activation "quick_gelu"; most of open_clip's own need "gelu".
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    layers: int
+    heads: int
+    embed_dim: int
+    activation: str = "quick_gelu"
+
+    def __post_init__(self):
+        for name in ("image_size", "patch_size", "width", "layers", "heads", "embed_dim"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"backbone {name} must be a positive integer, got {value!r}")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"backbone image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        if self.width % self.heads:
+            raise ValueError(f"backbone width {self.width} is not a multiple of heads {self.heads}")
+        if self.activation not in ("quick_gelu", "gelu"):
+            raise ValueError(f"backbone activation must be 'quick_gelu' or 'gelu', got {self.activation!r}")
+
+    @property
+    def grid(self):
+        """Patches along one side of a frame."""
+        return self.image_size // self.patch_size
+
+
+class QuickGELU(nn.Module):
+    def forward(self, x):
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over the middle axis of (N, L, C); qkv and attend are separate so that a method can
+    change the keys and values between them."""
+
+    def __init__(self, spec):
+        super().__init__()
+        self.heads = spec.heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * spec.width, spec.width))
+        self.in_proj_bias = nn.Parameter(torch.empty(3 * spec.width))
+        self.out_proj = nn.Linear(spec.width, spec.width)
+
+    def qkv(self, x):
+        """(N, L, C) -> q, k, v, each (N, L, C) with the heads side by side in C."""
+        return F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+
+    def attend(self, q, k, v):
+        """softmax(q k^T / sqrt(d)) v per head, then the output projection: (N, L, C) each -> (N, L, C)."""
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))  # (N, heads, L, d)
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.out_proj(x.transpose(1, 2).flatten(2))  # (N, L, C)
+
+    def forward(self, x):
+        return self.attend(*self.qkv(x))
+
+
+class Block(nn.Module):
+    """One pre-norm transformer layer; methods subclass it, add their modules and override forward(x, num_frames)."""
+
+    def __init__(self, spec, layer=0):
+        super().__init__()
+        activation = QuickGELU() if spec.activation == "quick_gelu" else nn.GELU()
+        self.ln_1 = nn.LayerNorm(spec.width)
+        self.attn = Attention(spec)
+        self.ln_2 = nn.LayerNorm(spec.width)
+        self.mlp = nn.Sequential(OrderedDict(
+            c_fc=nn.Linear(spec.width, 4 * spec.width), activation=activation,
+            c_proj=nn.Linear(4 * spec.width, spec.width),
+        ))
+
+    def forward(self, x, num_frames):
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class VisionTransformer(nn.Module):
+    """CLIP's image tower: (N, 3, H, W) -> (N, D), with D = embed_dim if `project` else width.
+
+    `block(spec, layer_index)` makes each layer. Raises ValueError when the images are not image_size square.
+    """
+
+    def __init__(self, spec, block=Block, project=False):
+        super().__init__()
+        self.spec = spec
+        self.conv1 = nn.Conv2d(3, spec.width, spec.patch_size, stride=spec.patch_size, bias=False)
+        self.class_embedding = nn.Parameter(torch.empty(spec.width))
+        self.positional_embedding = nn.Parameter(torch.empty(spec.grid**2 + 1, spec.width))
+        self.ln_pre = nn.LayerNorm(spec.width)
+        # A dict gives the parameters CLIP's names: transformer.resblocks.N...
+        self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(block(spec, i) for i in range(spec.layers))})
+        self.ln_post = nn.LayerNorm(spec.width)
+        self.proj = nn.Parameter(torch.empty(spec.width, spec.embed_dim)) if project else None
+        self._initialise()
+
+    @property
+    def feature_dim(self):
+        """The width D of what forward returns."""
+        return self.spec.width if self.proj is None else self.spec.embed_dim
+
+    @torch.no_grad()
+    def _initialise(self):
+        """Only CLIP's own parameters; what a method adds is initialised where it is made.
+
+        conv1: fan_in^-0.5 | embeddings, proj, in_proj: C^-0.5 | c_fc: (2C)^-0.5 | out_proj, c_proj, which write into
+        the residual stream: (2 C layers)^-0.5 | biases: 0 | LayerNorms: 1 and 0
+        """
+        width, residual_std = self.spec.width, (2 * self.spec.width * self.spec.layers) ** -0.5
+        nn.init.normal_(self.conv1.weight, std=(3 * self.spec.patch_size**2) ** -0.5)
+        for parameter in (self.class_embedding, self.positional_embedding, self.proj):
+            if parameter is not None:
+                nn.init.normal_(parameter, std=width**-0.5)
+        for block in self.transformer.resblocks:
+            nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
+            nn.init.normal_(block.attn.out_proj.weight, std=residual_std)
+            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(block.mlp.c_proj.weight, std=residual_std)
+            for bias in (block.attn.in_proj_bias, block.attn.out_proj.bias, block.mlp.c_fc.bias, block.mlp.c_proj.bias):
+                nn.init.zeros_(bias)
+
+    def embed(self, images):
+        """(N, 3, H, W) -> tokens (N, L, C): patches, class token, positions, ln_pre."""
+        size = self.spec.image_size
+        if images.shape[1:] != (3, size, size):
+            raise ValueError(f"frames are {tuple(images.shape[1:])} (C, H, W) but the backbone takes (3, {size}, "
+                             f"{size}): resize or crop the clips, or create the model with their image_size")
+        patches = self.conv1(images).flatten(2).transpose(1, 2)  # (N, L-1, C)
+        class_token = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        return self.ln_pre(torch.cat((class_token, patches), dim=1) + self.positional_embedding)
+
+    def encode(self, tokens, num_frames=1):
+        """Tokens (N, L, C) through every layer -> (N, L, C)."""
+        for block in self.transformer.resblocks:
+            tokens = block(tokens, num_frames)
+        return tokens
+
+    def features(self, images, num_frames=1):
+        """(N, 3, H, W) -> the tokens (N, L, C) after each layer, as a list."""
+        tokens, per_layer = self.embed(images), []
+        for block in self.transformer.resblocks:
+            tokens = block(tokens, num_frames)
+            per_layer.append(tokens)
+        return per_layer
+
+    def forward(self, images):
+        x = self.ln_post(self.encode(self.embed(images))[:, 0])  # (N, C)
+        return x if self.proj is None else x @ self.proj

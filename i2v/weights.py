@@ -1,0 +1,222 @@
+"""Reads CLIP, authors' and our own checkpoints into a model, completely or not at all.
+
+A layout says how the names of a file become ours and what the file may lack:
+
+    clip     OpenAI's or open_clip's image tower, alone or in a full CLIP; must fill the whole trunk, lacks the rest
+    authors  the checkpoints a method's authors released, renamed by the method's from_authors(name)
+    i2v      our own names
+    auto     the one of these that fits best; an error when two fit equally
+
+Files of the last two must hold everything that is trained, and of the frozen trunk all or nothing.
+"""
+
+import hashlib
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from i2v.model import VideoClassifier, method_module
+from i2v.vit import VisionTransformer
+
+LAYOUTS = ("clip", "authors", "i2v")
+WRAPPERS = ("state_dict", "model_state", "model")  # where open_clip and mmcv, DiST, and ST-Adapter put the state dict
+NOT_IMAGE = ("logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size")
+TEXT_TOWER = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection", "text.")
+
+
+@dataclass
+class LoadReport:
+    """What load_weights did: our names that were filled and that were not, and the file's names that were not used."""
+
+    loaded: list[str]
+    missing: list[str]
+    ignored: list[str]
+
+
+def load_weights(model: VideoClassifier, source: str | Path | Mapping, layout: str = "auto") -> LoadReport:
+    """Copy a checkpoint (path or state dict) into the model, cast to the model's dtype -> LoadReport.
+
+    Raises ValueError, and leaves the model as it was, when a name is missing or unexpected or a shape differs, except
+    for what the layout legitimately lacks (see the top of this file).
+    """
+    if layout not in (*LAYOUTS, "auto"):
+        raise ValueError(f"layout {layout!r} is unknown: use one of {', '.join(LAYOUTS)}, auto")
+    where = "the state dict" if isinstance(source, Mapping) else str(source)
+    state = _unwrap(source, where) if isinstance(source, Mapping) else read_state_dict(source)
+    target = model.state_dict()
+    plan = _plan(model, target, state, layout) if layout != "auto" else _detect(model, target, state, where)
+    if plan.problems:
+        raise ValueError(f"{where} does not fit the model as layout {plan.layout!r}: {', '.join(plan.problems)}; build "
+                         "the model with the backbone, options and num_classes that the checkpoint is for")
+    with torch.no_grad():
+        for name, source_name in plan.sources.items():
+            target[name].copy_(state[source_name])
+    return LoadReport(sorted(plan.sources), sorted(set(target) - set(plan.sources)), sorted(plan.ignored))
+
+
+@dataclass
+class _Plan:
+    layout: str
+    sources: dict[str, str]  # our name -> the file's name
+    ignored: list[str]  # the file's names
+    problems: list[str]  # one phrase per kind
+    count: int  # names with a problem
+
+
+def _plan(model, target, state, layout):
+    """How the file would be loaded under a layout, and what is wrong with it; changes nothing."""
+    rename, known, required = _clip_names(model, state) if layout == "clip" else _own_names(model, target, layout)
+    renamed = {name: rename(name) for name in state}
+    sources = {ours: name for name, ours in renamed.items() if ours is not None}
+    frozen = known - required
+    if frozen & set(sources):  # a part of the frozen trunk is there, so all of it must be
+        required = known
+
+    missing = sorted(required - set(sources))
+    unexpected = sorted(name for ours, name in sources.items() if ours not in known)
+    differing = [f"{name} {_shape(state[name])} for the model's {_shape(target[ours])}"
+                 for ours, name in sources.items() if ours in known and _shape(state[name]) != _shape(target[ours])]
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": differing}
+    problems = [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names]
+    ignored = [name for name, ours in renamed.items() if ours is None]
+    return _Plan(layout, sources, ignored, problems, len(missing) + len(unexpected) + len(differing))
+
+
+def _clip_names(model, state):
+    """rename(file's name) -> our name or None to ignore it, the names that may come, and those that must."""
+    prefix, trunk = next((n, m) for n, m in model.named_modules() if isinstance(m, VisionTransformer))
+    with torch.device("meta"):
+        clip = VisionTransformer(trunk.spec, project=trunk.proj is not None)
+    full_clip = any(name.startswith("visual.") for name in state)
+
+    def rename(name):
+        inner = name.removeprefix("visual.")
+        if name in NOT_IMAGE or (inner == "proj" and trunk.proj is None):
+            return None
+        if full_clip and inner == name:  # beside the image tower: the text tower, or something unexpected
+            return None if name.startswith(TEXT_TOWER) else name
+        return f"{prefix}.{inner}"
+
+    names = {f"{prefix}.{name}" for name in clip.state_dict()}
+    return rename, names, names
+
+
+def _own_names(model, target, layout):
+    """As _clip_names, for the layouts that hold what the method trains."""
+    rename = getattr(method_module(model.method), "from_authors", None) if layout == "authors" else str
+    if rename is None:
+        raise ValueError(f"method {model.method!r} has no authors' checkpoints: use layout 'clip' or 'i2v'")
+    return rename, set(target), set(target) - set(model.frozen_parameters())
+
+
+def _detect(model, target, state, where):
+    """The plan with the fewest problems."""
+    layouts = [x for x in LAYOUTS if x != "authors" or hasattr(method_module(model.method), "from_authors")]
+    plans = sorted((_plan(model, target, state, layout) for layout in layouts), key=lambda plan: plan.count)
+    if plans[0].count == plans[1].count:
+        raise ValueError(f"cannot tell which layout {where} has, as its names ({_first(list(state))}) fit "
+                         f"{plans[0].layout} no better than {plans[1].layout}: pass one of {', '.join(layouts)}")
+    return plans[0]
+
+
+def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
+    """name -> tensor of a .safetensors file, a torch.save file or a TorchScript archive (told apart by content).
+
+    A dict under "state_dict", "model_state" or "model" is unwrapped and a "module." before every name removed. No code
+    from the file is run. Raises FileNotFoundError or ValueError, one sentence each.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint file {path}: check the path")
+    if path.stat().st_size == 0:
+        raise ValueError(f"checkpoint {path} is empty: download or copy it again")
+    try:
+        content = _read(path)
+    except Exception as error:  # every reader raises its own kinds, and they all mean that this is no usable checkpoint
+        if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
+            raise ValueError(f"checkpoint {path} is damaged or holds Python objects besides tensors, which could run "
+                             "code: save its state dict alone with torch.save and give that file") from error
+        raise ValueError(f"{path} is damaged or not a checkpoint: give a .safetensors file, a file of torch.save or a "
+                         "TorchScript archive, or download it again") from error
+    return _unwrap(content, f"checkpoint {path}")
+
+
+def _read(path):
+    with open(path, "rb") as file:
+        head = file.read(9)
+    if head[8:] == b"{":  # safetensors: eight bytes of length, then JSON
+        return load_file(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            is_script = any(name.endswith("/constants.pkl") for name in archive.namelist())
+        if is_script:  # OpenAI's own files
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated; these files are not
+                return torch.jit.load(path, map_location="cpu").state_dict()
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _unwrap(content, where):
+    while isinstance(content, Mapping):
+        wrapped = [content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)]
+        if not wrapped:
+            break
+        content = wrapped[0]
+    names_tensors = isinstance(content, Mapping) and all(isinstance(name, str) for name in content)
+    if not names_tensors or not any(isinstance(value, torch.Tensor) for value in content.values()):
+        raise ValueError(f"{where} holds no tensors by name: expected a state dict, alone or under "
+                         f"{', '.join(map(repr, WRAPPERS))}")
+    if all(name.startswith("module.") for name in content):  # saved from DistributedDataParallel
+        content = {name.removeprefix("module."): value for name, value in content.items()}
+    return dict(content)
+
+
+def backbone_file(name: str, tag: str, activation: str = "quick_gelu") -> Path:
+    """Path of the pre-trained open_clip checkpoint `name`, `tag` ("openai", "laion2b_s34b_b88k", ...), downloaded once.
+
+    Raises ValueError for an unknown pair and for weights trained with another activation than the model's, and OSError
+    when the download fails.
+    """
+    import open_clip  # three seconds to import
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if not open_clip.is_pretrained_cfg(name, tag):
+        raise ValueError(f"open_clip has no weights {tag!r} for {name!r}: "
+                         f"use one of {', '.join(tags) or '(none)'}, or give the path of a checkpoint file")
+    config = open_clip.get_pretrained_cfg(name, tag)
+    trained_with = "quick_gelu" if config.get("quick_gelu") else "gelu"
+    if trained_with != activation:
+        raise ValueError(f"weights {tag!r} of {name!r} were trained with {trained_with} but the model uses "
+                         f"{activation}: give the backbone as a dict with activation: {trained_with}")
+    try:
+        return Path(open_clip.download_pretrained(config))
+    except Exception as error:  # the hub, urllib and open_clip raise kinds of their own
+        raise OSError(f"could not download the weights {tag!r} of {name!r}: "
+                      "give the path of a checkpoint file instead of the tag") from error
+
+
+def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
+    """16 hex digits that identify tensors by name, shape and float32 value; for the trunk, pass frozen_parameters().
+
+    float16 weights and their float32 copies agree; take it before the trunk is cast to fewer bits.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.numpy())
+    return digest.hexdigest()[:16]
+
+
+def _shape(value):
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+
+
+def _first(names):
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,0 +1,33 @@
+"""Small data sets that many tests read."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import pytest
+import torch
+
+from shard_tools.encode import EncodeSettings
+from shard_tools.moving_shapes import write_videos
+from shard_tools.sources import load_sources
+from shard_tools.writer import make_shards
+
+torch.set_num_threads(2)
+
+
+def shard(folder, out, **settings):
+    """Shard a folder of class folders in this process."""
+    videos, classes = load_sources(folder)
+    return make_shards(videos, classes, out, EncodeSettings(**{"short_side": 48, **settings}), shard_size=60_000)
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """Folder with videos of moving shapes, train/ (24) and val/ (16), and shards of them: vp9/, mjpeg/, vp9-val/."""
+    root = tmp_path_factory.mktemp("shapes")
+    write_videos(root, 3, frames=20, split="train")
+    write_videos(root, 2, frames=20, split="val")
+    shard(root / "train", root / "vp9")
+    shard(root / "train", root / "mjpeg", codec="mjpeg")
+    shard(root / "val", root / "vp9-val")
+    return root

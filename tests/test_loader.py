@@ -1,0 +1,170 @@
+"""The loader: the plan's stream as batches, the same pixels for the same positions, bad clips never stop or fool it."""
+
+import hashlib
+import itertools
+import shutil
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines import ShardError, build_loader
+from pipelines.shards import ShardSet
+
+OPTIONS = {"num_frames": 4, "size": 32, "threads": 1, "device": "cpu"}
+
+
+def batches(manifest, steps, **options):
+    loader = build_loader(manifest, **{"batch_size": 5, **OPTIONS, **options})
+    return list(itertools.islice(loader, steps))
+
+
+def pixels(batch):
+    """Checksum of every clip, by place in the batch."""
+    return [hashlib.sha256(clip.contiguous().numpy().tobytes()).hexdigest() for clip in batch.clips]
+
+
+def test_shapes_and_types(shapes):
+    (batch,) = batches(shapes / "vp9", 1)
+    assert batch.clips.shape == (5, 3, 4, 32, 32) and batch.clips.dtype == torch.float32
+    assert batch.clips.permute(0, 2, 3, 4, 1).is_contiguous()  # channels-last memory
+    assert batch.labels.dtype == batch.ids.dtype == torch.int64 and batch.weights.tolist() == [1.0] * 5
+    assert batch.samples_seen == 5
+    labels = ShardSet(shapes / "vp9").clips["label"]
+    assert batch.labels.tolist() == [labels[i] for i in batch.ids]
+    (batch,) = batches(shapes / "vp9", 1, split="test", clips=2, crops=3)
+    assert batch.clips.shape == (5, 6, 3, 4, 32, 32)
+
+
+def test_every_id_once_per_epoch_and_across_the_border(shapes):
+    ids = [i for batch in batches(shapes / "vp9", 10) for i in batch.ids.tolist()]
+    assert sorted(ids[:24]) == sorted(ids[24:48]) == list(range(24)) and ids[:24] != ids[24:48]
+
+
+def test_ranks_batch_sizes_and_restarts_see_the_same_pixels_at_the_same_positions(shapes):
+    """The global stream of 24 positions, made in four ways."""
+    expected = [p for batch in batches(shapes / "vp9", 3, batch_size=8) for p in pixels(batch)]
+    by_rank = [batches(shapes / "vp9", 4, batch_size=2, rank=r, world_size=3) for r in range(3)]
+    assert [p for step in zip(*by_rank) for batch in step for p in pixels(batch)] == expected
+    start = batches(shapes / "vp9", 2, batch_size=5)[-1].samples_seen
+    resumed = batches(shapes / "vp9", 7, batch_size=2, start=start)
+    assert [p for batch in resumed for p in pixels(batch)] == expected[10:]
+
+
+@pytest.mark.parametrize("world, batch_size", [(1, 16), (1, 3), (2, 3), (4, 2), (8, 3)])
+def test_evaluation_gives_every_video_once_in_batches_of_one_size(shapes, world, batch_size):
+    seen, lengths = [], set()
+    for rank in range(world):
+        loader = build_loader(shapes / "vp9-val", "val", batch_size=batch_size, rank=rank, world_size=world, **OPTIONS)
+        mine = list(loader)
+        assert len(mine) == len(loader) and all(len(batch.ids) == batch_size for batch in mine)
+        lengths.add(len(mine))
+        seen += [i for batch in mine for i, w in zip(batch.ids.tolist(), batch.weights.tolist()) if w]
+    assert sorted(seen) == list(range(16)) and len(lengths) == 1
+
+
+def test_a_loader_can_be_iterated_again(shapes):
+    loader = build_loader(shapes / "vp9-val", "val", batch_size=7, **OPTIONS)
+    first, second = ([p for batch in loader for p in pixels(batch)] for _ in range(2))
+    assert first == second
+
+
+def test_evaluation_pixels_do_not_depend_on_batch_size(shapes):
+    options = {"split": "test", "clips": 2, "crops": 3, "sampling": "stride", "stride": 3}
+    one = [p for b in batches(shapes / "vp9-val", 16, batch_size=1, **options) for p in pixels(b)]
+    many = [p for b in batches(shapes / "vp9-val", 2, batch_size=8, **options) for p in pixels(b)]
+    assert one == many and len(set(one)) == 16
+
+
+def test_pixels_are_the_frames_the_plan_chose(shapes):
+    """Without resizing, the graph's output is PyAV's decoded frame, normalised (DALI's colour conversion differs a little)."""
+    import io
+
+    import av
+
+    loader = build_loader(shapes / "vp9-val", "val", batch_size=16, num_frames=4, size=48, device="cpu", threads=1)
+    (batch,) = loader
+    spec = loader.plan[3]
+    with av.open(io.BytesIO(loader.shards.read_whole(3))) as video:
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)])
+    top, left, bottom, right = spec.boxes[0].astype(int)
+    wanted = frames[spec.frames, top:bottom, left:right].astype(np.float32) / 255
+    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    made = batch.clips[3].permute(1, 2, 3, 0).numpy() * std + mean
+    assert np.abs(made - wanted).mean() < 2 / 255
+
+
+def test_mirrored_clips_are_mirrored(shapes):
+    area = {"area": (1.0, 1.0), "aspect": (64 / 48, 64 / 48)}
+    (plain,), (mirrored,) = (batches(shapes / "vp9", 1, flip=p, **area) for p in (0, 1))
+    assert torch.allclose(plain.clips.flip(-1), mirrored.clips, atol=1e-5)
+    assert not torch.allclose(plain.clips, mirrored.clips, atol=0.1)
+
+
+def damage(folder, clip_id, decoder_only=False):
+    """Overwrite a clip's coded frames; decoder_only: mend the checksums, so that only the decoder can notice."""
+    shards = ShardSet(folder)
+    clip = shards.clips[clip_id]
+    first, count, offset = int(clip["first_fragment"]), int(clip["frames"]), int(clip["offset"] + clip["header_size"])
+    path = folder / shards.manifest["shards"][int(clip["shard"])]["name"]
+    content = bytearray(path.read_bytes())
+    fragments = np.load(folder / "fragments.npy")
+    for fragment in range(first, first + count):
+        end = offset + int(fragments["size"][fragment])
+        content[offset:end] = bytes(end - offset)
+        fragments["crc"][fragment] = zlib.crc32(content[offset:end]) if decoder_only else fragments["crc"][fragment]
+        offset = end
+    path.write_bytes(content)
+    np.save(folder / "fragments.npy", fragments)
+
+
+@pytest.mark.parametrize("bad, decoder_only", [(7, False), (7, True), (0, False), (23, True)])
+def test_a_bad_clip_has_weight_0_and_nothing_else_changes(shapes, tmp_path, bad, decoder_only):
+    folder, quarantine = tmp_path / "data", tmp_path / "quarantine.csv"
+    shutil.copytree(shapes / "vp9", folder)
+    good = batches(folder, 10)
+    damage(folder, bad, decoder_only)
+    found = batches(folder, 10, quarantine=quarantine)
+    for before, after in zip(good, found):
+        assert after.ids.tolist() == before.ids.tolist() and after.labels.tolist() == before.labels.tolist()
+        assert after.weights.tolist() == [float(i != bad) for i in after.ids.tolist()]
+        assert [p for p, i in zip(pixels(before), before.ids) if i != bad] == [p for p, i in zip(pixels(after), after.ids) if i != bad]
+    lines = quarantine.read_text().splitlines()
+    assert len(lines) == 2 and lines[1].startswith(f"{bad},{bad:09d},")
+    again = build_loader(folder, batch_size=5, quarantine=quarantine, **OPTIONS)
+    assert list(again.bad) == [bad]
+
+
+def test_too_many_bad_clips_stop_the_run_with_their_names(shapes, tmp_path):
+    shutil.copytree(shapes / "vp9", tmp_path / "data")
+    for clip in range(6):
+        damage(tmp_path / "data", clip)
+    with pytest.raises(ShardError, match="clips in .* are bad, more than the 5"):
+        batches(tmp_path / "data", 5)
+
+
+@pytest.mark.parametrize(
+    "options, error, text",
+    [
+        ({"num_frame": 8}, TypeError, "Unknown clip option 'num_frame': did you mean num_frames"),
+        ({"batch_size": 0}, ValueError, "batch_size is 0"),
+        ({"rank": 2, "world_size": 2}, ValueError, "rank is 2"),
+        ({"split": "training"}, ValueError, "split is 'training'"),
+        ({"start": -1}, ValueError, "start is -1"),
+        ({"device": "tpu"}, ValueError, "device is 'tpu'"),
+        ({"interpolation": "nearest"}, ValueError, "interpolation is 'nearest'"),
+        ({"decode": "gpu"}, ValueError, "decode is gpu, but device is cpu"),
+    ],
+)
+def test_wrong_options_are_named(shapes, options, error, text):
+    with pytest.raises(error, match=text):
+        build_loader(shapes / "vp9", **{**OPTIONS, **options})
+
+
+def test_shards_that_a_cpu_cannot_decode_are_refused_with_the_remedy(shapes, tmp_path):
+    from tests.conftest import shard
+
+    shard(shapes / "val", tmp_path / "h264", codec="h264")
+    with pytest.raises(ValueError, match="The shards are h264, .* run make_shards again with --codec vp9"):
+        build_loader(tmp_path / "h264", **OPTIONS)

@@ -1,0 +1,135 @@
+"""The plan: every sample once, the same stream for every world size, boxes and frames inside the video."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.plan import ClipOptions, Plan, permutation, random_resized_box, test_boxes, test_frames, train_frames
+
+test_boxes.__test__ = test_frames.__test__ = False  # pytest: these are not tests
+
+
+def plan_of(n, split="train", seed=0, frames=40, width=340, height=256, **options):
+    return Plan(np.full(n, frames), np.full(n, width), np.full(n, height), ClipOptions(**options), split, seed)
+
+
+@given(n=st.integers(1, 97), first=st.integers(0, 500), seed=st.integers(0, 2**63 - 1))
+def test_any_n_consecutive_positions_from_an_epoch_border_hold_every_id_once(n, first, seed):
+    plan = plan_of(n, seed=seed)
+    begin = first // n * n
+    assert sorted(plan.locate(p)[1] for p in range(begin, begin + n)) == list(range(n))
+
+
+@given(n=st.integers(1, 60), sizes=st.lists(st.tuples(st.sampled_from([1, 2, 3, 4, 8]), st.integers(1, 7)), min_size=1, max_size=6))
+@settings(deadline=None)
+def test_the_stream_is_the_same_for_any_world_size_and_batch_size_changed_in_between(n, sizes):
+    """What all ranks together take is the stream itself: nothing dropped, padded or repeated."""
+    plan, position, taken = plan_of(n), 0, []
+    for world, batch in sizes:
+        for rank in range(world):
+            taken += [plan.locate(position + rank * batch + i)[1] for i in range(batch)]
+        position += world * batch
+    assert taken == [plan.locate(p)[1] for p in range(position)]
+
+
+def test_order_differs_between_epochs_and_seeds_and_is_repeatable():
+    orders = [tuple(permutation(seed, epoch, 50)) for seed in (0, 1) for epoch in (0, 1)]
+    assert len(set(orders)) == 4
+    assert orders[0] == tuple(permutation(0, 0, 50))
+
+
+def test_random_numbers_are_pinned():
+    """A change here would silently change every run that is continued."""
+    assert permutation(0, 0, 8).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
+    spec = plan_of(8, seed=7)[11]
+    assert (spec.id, spec.frames.tolist(), spec.boxes.tolist(), spec.flip) == (3, [3, 6, 14, 18, 20, 27, 30, 35], [[41.0, 14.0, 238.0, 180.0]], False)
+
+
+@given(count=st.integers(1, 400), t=st.integers(1, 33), stride=st.integers(1, 20), position=st.integers(0, 1000),
+       sampling=st.sampled_from(["segments", "stride"]), clips=st.integers(1, 10), split=st.sampled_from(["train", "test"]))
+@settings(deadline=None)
+def test_frames_lie_in_the_video_in_order(count, t, stride, position, sampling, clips, split):
+    plan = plan_of(7, split, frames=count, num_frames=t, stride=stride, sampling=sampling, clips=clips)
+    frames = plan[position].frames.reshape(-1, t)
+    assert frames.shape[0] == (clips if split == "test" else 1)
+    assert frames.min() >= 0 and frames.max() < count
+    assert (np.diff(frames, axis=1) >= 0).all()
+
+
+@given(width=st.integers(16, 900), height=st.integers(16, 900), position=st.integers(0, 1000), crops=st.sampled_from([1, 3]),
+       crop=st.sampled_from(["random_resized", "short_side"]), split=st.sampled_from(["train", "val", "test"]))
+@settings(deadline=None)
+def test_boxes_lie_in_the_picture(width, height, position, crops, crop, split):
+    plan = plan_of(5, split, width=width, height=height, crop=crop, crops=crops, size=112)
+    boxes = plan[position].boxes
+    assert boxes.shape == (crops if split == "test" else 1, 4)
+    top, left, bottom, right = boxes.T
+    assert (top >= 0).all() and (left >= 0).all() and (bottom <= height + 1e-3).all() and (right <= width + 1e-3).all()
+    assert (bottom > top).all() and (right > left).all()
+    if crop == "short_side" or split != "train":  # no distortion beyond the rounding of the resized side to a pixel
+        assert np.allclose((bottom - top) / (right - left), 1, atol=1 / 112)
+
+
+def test_segments_are_the_st_adapter_authors_formula():
+    options = ClipOptions(num_frames=8, sampling="segments")
+    for count in (3, 8, 37, 300):
+        bounds = [round((count - 1) / 8 * i) for i in range(9)]
+        assert test_frames(count, options, 1)[0].tolist() == [(a + b) // 2 for a, b in zip(bounds, bounds[1:])]
+        for u, ends in ((0.0, bounds[:-1]), (0.9999999, bounds[1:])):  # both ends of a segment can be drawn
+            assert train_frames(count, options, np.full(8, u))[0].tolist() == ends
+
+
+def test_stride_is_the_st_adapter_authors_formula():
+    options = ClipOptions(num_frames=8, sampling="stride", stride=16)
+    slack = 300 - (7 * 16 + 1)
+    expected = [[round(slack / 2 * i) + 16 * k for k in range(8)] for i in range(3)]
+    assert test_frames(300, options, 3).tolist() == expected
+    assert test_frames(40, options, 3).tolist() == [[0, 16, 32, 32, 32, 32, 32, 32]] * 3  # too short: the last reachable
+    assert train_frames(300, options, np.full(8, 0.9999999))[0, 0] == 300 - 16 * 7 - 1
+    assert train_frames(40, options, np.full(8, 0.5))[0].tolist() == [0, 16, 32, 32, 32, 32, 32, 32]
+
+
+def test_three_crops_are_both_ends_and_the_centre():
+    options = ClipOptions(size=224)
+    wide = test_boxes(340, 256, options, 3)
+    assert np.allclose(wide[:, [0, 2]], [0, 256])
+    assert wide[0, 1] == 0 and np.isclose(wide[2, 3], 340)
+    tall = test_boxes(256, 340, options, 3)
+    assert np.allclose(tall[:, [1, 3]], [0, 256])
+    assert np.array_equal(test_boxes(340, 256, options, 1)[0], wide[1])
+
+
+def test_test_short_side_takes_the_centre_of_a_larger_picture():
+    box = test_boxes(256, 256, ClipOptions(size=224, test_short_side=256), 1)[0]
+    assert box.tolist() == [16, 16, 240, 240]
+
+
+def test_random_resized_box_falls_back_to_the_largest_centred_one():
+    options = ClipOptions(area=(0.9, 1.0), aspect=(1.0, 1.0))
+    assert random_resized_box(1000, 100, options, np.random.default_rng(0).random((10, 4))).tolist() == [0, 450, 100, 550]
+
+
+def test_evaluation_weights_only_the_first_pass():
+    plan = plan_of(5, "val")
+    assert [plan[p].weight for p in range(8)] == [1] * 5 + [0] * 3
+    assert [plan[p].id for p in range(5)] == list(range(5))
+
+
+def test_shuffled_frames_are_the_same_frames():
+    plain, shuffled = plan_of(9, "test", clips=3), plan_of(9, "test", clips=3, shuffle_frames=True)
+    rows = [(a.frames.reshape(3, -1), b.frames.reshape(3, -1)) for a, b in ((plain[p], shuffled[p]) for p in range(9))]
+    assert all(np.array_equal(a, np.sort(b, axis=1)) for a, b in rows)
+    assert sum(np.array_equal(a, b) for a, b in rows) == 0
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_frames": 0}, {"num_frames": 2.5}, {"sampling": "dense"}, {"crop": "none"}, {"crops": 2}, {"flip": 2},
+                {"area": (0, 1)}, {"area": (0.5, 2)}, {"aspect": 1}, {"scale": (0.5, 1)}, {"test_short_side": 100}]
+)  # fmt: skip
+def test_a_wrong_option_is_named(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        ClipOptions(**options)

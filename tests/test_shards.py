@@ -1,0 +1,143 @@
+"""Reading slices: the same pixels as the whole clip, and damage is noticed."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.shards import ClipError, ShardError, ShardSet, fragment_sizes, needed_fragments
+
+
+def decode(data, frames):
+    """Frames of an mp4 as DALI decodes them: (N, H, W, 3) uint8."""
+    from nvidia.dali import fn, pipeline_def, types
+
+    @pipeline_def(batch_size=1, num_threads=1, device_id=None)
+    def graph():
+        encoded, index = fn.external_source(
+            lambda: ([np.frombuffer(data, np.uint8)], [np.asarray(frames, np.int32)]),
+            num_outputs=2, dtype=[types.UINT8, types.INT32], ndim=[1, 1],
+        )  # fmt: skip
+        return fn.decoders.video(encoded, frames=index, pad_mode="none")
+
+    pipeline = graph()
+    pipeline.build()
+    return pipeline.run()[0].at(0).copy()
+
+
+@pytest.mark.parametrize("codec", ["vp9", "mjpeg"])
+def test_a_slice_decodes_to_the_same_pixels_as_the_whole_clip_for_every_frame(shapes, codec):
+    shards = ShardSet(shapes / codec)
+    for clip in (0, len(shards) - 1):
+        whole = decode(shards.read_whole(clip), np.arange(20))
+        for frame in range(20):
+            data, at = shards.read(clip, [frame])
+            assert np.array_equal(decode(data, at)[0], whole[frame])
+        for frames in ([0, 19], [3, 3, 17, 9], [19, 8, 0], list(range(20))):
+            data, at = shards.read(clip, frames)
+            assert np.array_equal(decode(data, at), whole[frames])
+
+
+def test_a_slice_reads_only_what_decoding_needs(shapes):
+    shards = ShardSet(shapes / "vp9")
+    header = int(shards.clips["header_size"][0])
+    sizes = shards.fragments["size"][:20].astype(int)
+    data, at = shards.read(0, [10])
+    assert len(data) == header + sizes[8:11].sum() and at.tolist() == [2]
+
+
+@given(count=st.integers(1, 60), gop=st.integers(1, 20), data=st.data())
+def test_needed_fragments_run_from_a_keyframe_to_each_wanted_frame(count, gop, data):
+    frames = np.array(data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=8)))
+    expected = set()
+    for frame in frames:
+        expected |= set(range(frame - frame % gop, frame + 1))
+    assert set(np.flatnonzero(needed_fragments(frames, gop, count))) == expected
+
+
+def test_plain_webdataset_reads_the_shards(shapes):
+    shards = ShardSet(shapes / "vp9")
+    urls = [str(shapes / "vp9" / shard["name"]) for shard in shards.manifest["shards"]]
+    assert len(urls) > 1
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == [shards.key(i) for i in range(len(shards))]
+    for i, sample in enumerate(samples):
+        facts = json.loads(sample["json"])
+        assert sample["mp4"] == shards.read_whole(i) and facts == shards.metadata(i)
+        assert facts["class"] == shards.classes[facts["label"]] and facts["label"] == shards.clips["label"][i]
+        assert len(fragment_sizes(sample["mp4"])[1]) == facts["frames"] == 20
+
+
+@pytest.fixture
+def copy(shapes, tmp_path):
+    shutil.copytree(shapes / "vp9", tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def edit_manifest(folder, **changes):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_flipped_bit_is_noticed_in_the_frames_that_need_it_only(copy):
+    shards = ShardSet(copy)
+    clip = shards.clips[2]
+    first, offset = int(clip["first_fragment"]), int(clip["offset"]) + int(clip["header_size"])
+    at = offset + int(shards.fragments["size"][first : first + 12].sum()) - 1  # last byte of frame 11
+    path = copy / shards.manifest["shards"][int(clip["shard"])]["name"]
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+    shards = ShardSet(copy)
+    with pytest.raises(ClipError, match="frame 11 is damaged"):
+        shards.read(2, [15])
+    shards.read(2, [10, 16])
+
+
+def test_a_truncated_shard_is_refused(copy):
+    path = copy / "shard-000001.tar"
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(ShardError, match="shard-000001.tar has .* bytes where the manifest says"):
+        ShardSet(copy)
+
+
+def test_a_missing_shard_is_refused(copy):
+    (copy / "shard-000001.tar").unlink()
+    with pytest.raises(ShardError, match="shard-000001.tar cannot be read .*No such file"):
+        ShardSet(copy)
+
+
+def test_a_shard_swapped_under_the_index_is_refused(copy):
+    one, two = copy / "shard-000000.tar", copy / "shard-000001.tar"
+    size = max(one.stat().st_size, two.stat().st_size)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for shard, path, content in zip(manifest["shards"], (one, two), (two.read_bytes(), one.read_bytes())):
+        path.write_bytes(content.ljust(size, b"\0"))
+        shard["bytes"] = size
+    edit_manifest(copy, shards=manifest["shards"])
+    with pytest.raises(ShardError, match="is not the file this index was made for"):
+        ShardSet(copy)
+
+
+def test_other_versions_and_other_files_are_refused(copy, tmp_path):
+    edit_manifest(copy, version=99)
+    with pytest.raises(ShardError, match="version 99, this program reads version 1"):
+        ShardSet(copy)
+    (copy / "manifest.json").write_text("[]")
+    with pytest.raises(ShardError, match="not a manifest"):
+        ShardSet(copy)
+    with pytest.raises(ShardError, match="does not exist: make it with"):
+        ShardSet(tmp_path / "nothing")
+
+
+def test_an_index_of_another_data_set_is_refused(copy, shapes):
+    shutil.copy(shapes / "vp9-val" / "clips.npy", copy)
+    with pytest.raises(ShardError, match="clips.npy does not belong to its manifest"):
+        ShardSet(copy)
+    (copy / "clips.npy").write_bytes(b"")
+    with pytest.raises(ShardError, match="clips.npy cannot be read as an index"):
+        ShardSet(copy)
