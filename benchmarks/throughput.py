@@ -54,7 +54,7 @@ def measure(config, data: str, world: World, rounds: int, seconds: float) -> dic
     flop = flop_per_clip(model, synthetic, autocast)
     if config.train.compile:
         compile_blocks(model)
-    replica = DistributedDataParallel(model, broadcast_buffers=False) if world.size > 1 else model
+    replica = DistributedDataParallel(model, gradient_as_bucket_view=True) if world.size > 1 else model
 
     def train_on(batch: Batch) -> None:
         with autocast():

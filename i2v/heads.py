@@ -1,6 +1,12 @@
 """Classifiers on top of a backbone's clip features."""
 
+import math
+
+import torch
+import torch.nn.functional as F
 from torch import nn
+
+TEMPLATES = ("a video of {}.", "a video of a person {}.")  # for class names, unless the method's authors used others
 
 
 class LinearHead(nn.Module):
@@ -17,3 +23,73 @@ class LinearHead(nn.Module):
 
     def forward(self, features):
         return self.fc(self.dropout(features))
+
+
+class TextHead(nn.Module):
+    """exp(logit_scale) * cosine(features, class text): (B, D) -> (B, num_classes), as CLIP (Radford et al. 2021, fig. 3).
+
+    Nothing here is trained, as in DiST's recipe. `proj` (CLIP's, frozen) brings features of CLIP's width into the joint
+    image-text space, if the backbone does not. `text_features` (num_classes, embed_dim), of any norm, belongs to the
+    state dict; until it is given, loaded or set by set_text_features, it holds NaN and forward raises ValueError.
+    """
+
+    def __init__(self, feature_dim, embed_dim, project, num_classes, class_names=None, text_features=None,
+                 templates=TEMPLATES):  # fmt: skip
+        super().__init__()
+        check_names(class_names, num_classes)
+        check_templates(templates)
+        self.proj = None
+        if project:
+            self.proj = nn.Parameter(torch.randn(feature_dim, embed_dim) * feature_dim**-0.5, requires_grad=False)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(100)), requires_grad=False)  # CLIP's, at its limit
+        self.register_buffer("text_features", torch.full((num_classes, embed_dim), float("nan")))
+        self.filled = False
+        if text_features is not None:
+            self.set_text_features(text_features)
+
+    @torch.no_grad()
+    def set_text_features(self, text_features):
+        """Copy (num_classes, embed_dim) class embeddings in. Raises ValueError on another shape or values not finite."""
+        if not isinstance(text_features, torch.Tensor) or text_features.shape != self.text_features.shape:
+            shape = tuple(getattr(text_features, "shape", ())) or type(text_features).__name__
+            raise ValueError(f"text_features is {shape} but the model takes a tensor {tuple(self.text_features.shape)} "
+                             "(num_classes, embed_dim): give one row per class, and that num_classes")
+        if not text_features.is_meta and not text_features.isfinite().all():
+            raise ValueError("text_features has values that are not finite: compute them again")
+        self.text_features.copy_(text_features)
+        self.filled = True
+
+    def forward(self, features):
+        self._require_text_features()
+        # In bfloat16 a cosine times 100 would be off by some tenths.
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.to(torch.promote_types(features.dtype, self.logit_scale.dtype))
+            if self.proj is not None:
+                features = features @ self.proj
+            cosine = F.normalize(features, dim=-1) @ F.normalize(self.text_features, dim=-1).t()
+            return self.logit_scale.exp() * cosine
+
+    def _require_text_features(self):
+        # Asks the device until the answer is yes, then never again; a checkpoint fills the buffer unseen.
+        if self.filled or torch.compiler.is_compiling() or self.text_features.is_meta:
+            return
+        if self.text_features.isnan().any():
+            raise ValueError("the text head has no text_features yet: load a checkpoint that holds them, or call "
+                             "model.head.set_text_features(i2v.text.text_features(class_names, backbone, weights))")
+        self.filled = True
+
+
+def check_names(names, num_classes):
+    if names is None:
+        return
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError(f"head class_names must be a list of texts that are not empty, got {names!r:.80}")
+    if len(names) != num_classes:
+        raise ValueError(f"head class_names has {len(names)} names but num_classes is {num_classes}: make them agree")
+
+
+def check_templates(templates):
+    texts = isinstance(templates, list) and templates and all(isinstance(t, str) for t in templates)
+    if not texts or any(t.count("{}") != 1 for t in templates):
+        raise ValueError(f"templates must be a list of texts with one {{}} each, where the class name goes, such as "
+                         f"'a video of {{}}.', got {templates!r}")

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from i2v import methods
-from i2v.heads import LinearHead
-from i2v.vit import ViTSpec
+from i2v.heads import TEMPLATES, LinearHead, TextHead
+from i2v.vit import ViTSpec, VisionTransformer
 
 
 class VideoClassifier(nn.Module):
@@ -39,6 +39,11 @@ class VideoClassifier(nn.Module):
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         return self.head(self.forward_features(clips))
 
+    @property
+    def trunk(self) -> VisionTransformer:
+        """CLIP's image tower: the backbone itself, or what it owns."""
+        return next(module for module in self.backbone.modules() if isinstance(module, VisionTransformer))
+
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """name -> Parameter that the recipe trains."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
@@ -53,24 +58,42 @@ def create_model(method: str, backbone: str | dict = "ViT-B-16", num_frames: int
     """Build a VideoClassifier with fresh weights; requires_grad is set as the method's recipe says.
 
     method: the name of a file in i2v/methods. backbone: an open_clip name (geometry only, with OpenAI's quick_gelu)
-    or a dict with the fields of ViTSpec. head: {"type": "linear", "dropout": 0.5, "init_std": 0.02}. options: keyword
-    arguments of the method's build(). Raises ValueError on a wrong value, TypeError on an unknown option.
+    or a dict with the fields of ViTSpec. head: {"type": "linear", "dropout": 0.5, "init_std": 0.02}, or {"type":
+    "text", "class_names": [...], "templates": [...], "text_features": (num_classes, embed_dim)}, each optional: what is
+    not given must be loaded or set before the forward pass (TextHead). options: keyword arguments of the method's
+    build(). Raises ValueError on a wrong value, TypeError on an unknown option.
     """
     for name, value in (("num_frames", num_frames), ("num_classes", num_classes)):
         if type(value) is not int or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
     build = method_module(method).build
     options = _with_defaults(build, options, f"method {method!r}")
-    head = {} if head is None else head
-    if not isinstance(head, dict) or head.get("type", "linear") != "linear":
-        raise ValueError(f"head {head!r} is unknown: use a dict such as {{'type': 'linear', 'dropout': 0.5}}")
-    head_options = _with_defaults(LinearHead, {k: v for k, v in head.items() if k != "type"}, "head 'linear'")
+    kind, head_options = _head_options(head, method)
 
     spec = backbone_spec(backbone)
     trunk = build(spec, num_frames, **options)
+    if kind == "linear":
+        classifier = LinearHead(trunk.feature_dim, num_classes, **head_options)
+    else:
+        project = isinstance(trunk, VisionTransformer) and trunk.proj is None  # the others end in CLIP's joint space
+        classifier = TextHead(trunk.feature_dim, spec.embed_dim, project, num_classes, **head_options)
+        del head_options["text_features"]  # in the state dict
     config = {"method": method, "backbone": asdict(spec), "num_frames": num_frames, "num_classes": num_classes,
-              "head": {"type": "linear", **head_options}, **options}
-    return VideoClassifier(trunk, LinearHead(trunk.feature_dim, num_classes, **head_options), config)
+              "head": {"type": kind, **head_options}, **options}
+    return VideoClassifier(trunk, classifier, config)
+
+
+def _head_options(head, method):
+    """(type, options completed with their defaults) of create_model's `head`."""
+    head = {} if head is None else head
+    kind = head.get("type", "linear") if isinstance(head, dict) else None
+    if kind not in ("linear", "text"):
+        raise ValueError(f"head {head!r} is unknown: use a dict such as {{'type': 'linear', 'dropout': 0.5}} or "
+                         "{'type': 'text', 'class_names': [...]}")
+    given = {name: value for name, value in head.items() if name != "type"}
+    if kind == "text":
+        given.setdefault("templates", getattr(method_module(method), "TEMPLATES", TEMPLATES))
+    return kind, _with_defaults(LinearHead if kind == "linear" else TextHead, given, f"head {kind!r}")
 
 
 def merge_adapters(model: VideoClassifier) -> VideoClassifier:

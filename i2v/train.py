@@ -82,6 +82,7 @@ def run(config: Config, world: World) -> None:
             "name": model_config.backbone, "weights": source, "fingerprint": fingerprint(model.frozen_parameters()),
         },
         "classes": classes,
+        "stored": {key: loader.shards.manifest[key] for key in ("codec", "gop", "short_side")},
         "clips": config.clips,
         "config": to_dict(config),
     }  # fmt: skip
@@ -99,7 +100,7 @@ def run(config: Config, world: World) -> None:
         compile_blocks(model)
     replica = model
     if world.size > 1:
-        replica = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
+        replica = DistributedDataParallel(model, gradient_as_bucket_view=True)
 
     # Loop
     total = math.ceil(train.epochs * clips_per_epoch)  # samples

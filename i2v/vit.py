@@ -138,15 +138,19 @@ class VisionTransformer(nn.Module):
             for bias in (block.attn.in_proj_bias, block.attn.out_proj.bias, block.mlp.c_fc.bias, block.mlp.c_proj.bias):
                 nn.init.zeros_(bias)
 
-    def embed(self, images):
-        """(N, 3, H, W) -> tokens (N, L, C): patches, class token, positions, ln_pre."""
+    def tokenize(self, images):
+        """(N, 3, H, W) -> tokens (N, L, C): class token and patches, with their positions, not yet normalised."""
         size = self.spec.image_size
         if images.shape[1:] != (3, size, size):
             raise ValueError(f"frames are {tuple(images.shape[1:])} (C, H, W) but the backbone takes (3, {size}, "
                              f"{size}): resize or crop the clips, or create the model with their image_size")
         patches = self.conv1(images).flatten(2).transpose(1, 2)  # (N, L-1, C)
         class_token = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
-        return self.ln_pre(torch.cat((class_token, patches), dim=1) + self.positional_embedding)
+        return torch.cat((class_token, patches), dim=1) + self.positional_embedding
+
+    def embed(self, images):
+        """(N, 3, H, W) -> tokens (N, L, C): what enters the first layer; a method may add to tokenize before ln_pre."""
+        return self.ln_pre(self.tokenize(images))
 
     def encode(self, tokens, num_frames=1):
         """Tokens (N, L, C) through every layer -> (N, L, C)."""

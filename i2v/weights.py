@@ -2,7 +2,8 @@
 
 A layout says how the names of a file become ours and what the file may lack:
 
-    clip     OpenAI's or open_clip's image tower, alone or in a full CLIP; must fill the whole trunk, lacks the rest
+    clip     OpenAI's or open_clip's image tower, alone or in a full CLIP; must fill the whole trunk, lacks the rest;
+             a method whose trunk has tensors of another shape makes them from CLIP's in from_clip(state, model)
     authors  the checkpoints a method's authors released, renamed by the method's from_authors(name)
     i2v      our own names
     auto     the one of these that fits best; an error when two fit equally
@@ -55,8 +56,8 @@ def load_weights(model: VideoClassifier, source: str | Path | Mapping, layout: s
         raise ValueError(f"{where} does not fit the model as layout {plan.layout!r}: {', '.join(plan.problems)}; build "
                          "the model with the backbone, options and num_classes that the checkpoint is for")
     with torch.no_grad():
-        for name, source_name in plan.sources.items():
-            target[name].copy_(state[source_name])
+        for name, tensor in plan.values.items():
+            target[name].copy_(tensor)
     return LoadReport(sorted(plan.sources), sorted(set(target) - set(plan.sources)), sorted(plan.ignored))
 
 
@@ -64,6 +65,7 @@ def load_weights(model: VideoClassifier, source: str | Path | Mapping, layout: s
 class _Plan:
     layout: str
     sources: dict[str, str]  # our name -> the file's name
+    values: dict[str, torch.Tensor]  # our name -> the tensor, in the model's form
     ignored: list[str]  # the file's names
     problems: list[str]  # one phrase per kind
     count: int  # names with a problem
@@ -74,6 +76,9 @@ def _plan(model, target, state, layout):
     rename, known, required = _clip_names(model, state) if layout == "clip" else _own_names(model, target, layout)
     renamed = {name: rename(name) for name in state}
     sources = {ours: name for name, ours in renamed.items() if ours is not None}
+    values = {ours: state[name] for ours, name in sources.items()}
+    if layout == "clip" and hasattr(method_module(model.method), "from_clip"):
+        values = method_module(model.method).from_clip(values, model)
     frozen = known - required
     if frozen & set(sources):  # a part of the frozen trunk is there, so all of it must be
         required = known
@@ -81,11 +86,11 @@ def _plan(model, target, state, layout):
     missing = sorted(required - set(sources))
     unexpected = sorted(name for ours, name in sources.items() if ours not in known)
     differing = [f"{name} {_shape(state[name])} for the model's {_shape(target[ours])}"
-                 for ours, name in sources.items() if ours in known and _shape(state[name]) != _shape(target[ours])]
+                 for ours, name in sources.items() if ours in known and _shape(values[ours]) != _shape(target[ours])]
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": differing}
     problems = [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names]
     ignored = [name for name, ours in renamed.items() if ours is None]
-    return _Plan(layout, sources, ignored, problems, len(missing) + len(unexpected) + len(differing))
+    return _Plan(layout, sources, values, ignored, problems, len(missing) + len(unexpected) + len(differing))
 
 
 def _clip_names(model, state):

@@ -37,6 +37,7 @@ MATRIX = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt20
 QUARTER_TURNS = {0: [], 1: [("transpose", "cclock")], 2: [("hflip", None), ("vflip", None)], 3: [("transpose", "clock")]}
 
 WINDOW = 4  # videos in flight or waiting for their turn, per worker
+START_SECONDS = 120  # a process may take this long to import what it needs
 WAITING_BYTES = 1 << 30  # of finished clips that wait for a slow one before them
 
 
@@ -347,7 +348,8 @@ class _Worker:
         theirs.close()  # so that the pipe ends when the child does
 
     def start(self, task: int, path: str, timeout: float) -> None:
-        self.task, self.busy, self.deadline = task, True, time.monotonic() + timeout
+        self.task, self.busy = task, True
+        self.deadline = time.monotonic() + timeout + (0 if self.ready else START_SECONDS)
         try:
             self.connection.send(path)
         except OSError:
@@ -361,7 +363,7 @@ class _Worker:
                 if message is not None:
                     self.busy = False
                     return message
-                self.ready = True
+                self.ready, self.deadline = True, time.monotonic() + timeout
         except (EOFError, OSError):
             self.process.join()
             if not self.ready:

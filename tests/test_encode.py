@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from fractions import Fraction
 
 import av
@@ -30,13 +29,10 @@ def reason(path, settings=SMALL) -> str:
 
 @given(st.integers(2, 5000), st.integers(2, 5000), st.sampled_from([224, 256, 320]))
 def test_geometry(width, height, short_side):
-    scale = Fraction(short_side, min(width, height))
-    long_side = max(width, height) * scale
-    if long_side > 4100:
+    long_side = Fraction(max(width, height) * short_side, min(width, height))
+    if long_side > 4096 + 15:
         with pytest.raises(RejectedVideo, match="too narrow"):
             stored_size(Fraction(width), Fraction(height), short_side)
-        return
-    if long_side > 4090:
         return
     stored = stored_size(Fraction(width), Fraction(height), short_side)
     assert min(stored) == short_side and max(stored) % 16 == 0
@@ -157,7 +153,7 @@ def test_other_codecs_and_pixel_formats(codec, name, tmp_path):
         write_video(tmp_path / name, frames, codec, options={"x265-params": "log-level=none"} if "265" in codec else {})
     clip = encode_video(tmp_path / name, SMALL)
     assert clip.frames == 5
-    assert np.abs(decode(io.BytesIO(clip.data)).astype(int) - (200, 30, 40)).max() < 30
+    assert np.abs(decode(io.BytesIO(clip.data)).astype(int) - (200, 30, 40)).mean() < 15
 
 
 def test_faults_are_told(tmp_path):
@@ -211,31 +207,14 @@ def test_many_videos_in_processes_that_die_or_hang(tmp_path):
     good = str(write_video(tmp_path / "good.mp4", moving(4)))
     os.mkfifo(tmp_path / "hang.mp4")  # opening it blocks for ever
     hang, missing = str(tmp_path / "hang.mp4"), str(tmp_path / "missing.mp4")
-
-    def kill_the_one_that_hangs():
-        for _ in range(600):  # the worker that waits for the pipe's other end is the one that has been told to read it
-            time.sleep(0.1)
-            try:
-                os.close(os.open(hang, os.O_WRONLY | os.O_NONBLOCK))  # succeeds only while someone waits; lets it go on
-            except OSError:
-                continue
-            return
-
-    outcomes = list(encode_videos([good, hang, missing, good, good], SMALL, workers=2, timeout=8))
-    assert [type(outcome) for outcome in outcomes] == [EncodedClip, RejectedVideo, RejectedVideo, EncodedClip, EncodedClip]
-    assert outcomes[1].reason == "it took longer than 8 seconds"
-    assert outcomes[0].data == outcomes[3].data == encode_video(good, SMALL).data
-
-    def crash():
-        while not (children := multiprocessing.active_children()):
-            time.sleep(0.05)
-        time.sleep(3)
-        os.kill(children[0].pid, signal.SIGSEGV)
-
-    thread = threading.Thread(target=crash)
-    thread.start()
-    outcomes = list(encode_videos([hang, good], SMALL, workers=1, timeout=60))
-    thread.join()
-    assert outcomes[0].reason == "the decoder crashed (signal 11)"
-    assert isinstance(outcomes[1], EncodedClip)
+    outcomes = encode_videos([good, hang, good, hang, missing, good], SMALL, workers=1, timeout=3)
+    clip = next(outcomes)
+    (child,) = multiprocessing.active_children()
+    threading.Timer(0.5, os.kill, (child.pid, signal.SIGSEGV)).start()  # while it hangs in the second
+    outcomes = [clip, *outcomes]
+    assert [type(outcome) for outcome in outcomes[::2]] == [EncodedClip, EncodedClip, RejectedVideo]
+    assert outcomes[1].reason == "the decoder crashed (signal 11)"
+    assert outcomes[3].reason == "it took longer than 3 seconds"
+    assert outcomes[4].reason == "the file does not exist"
+    assert outcomes[0].data == outcomes[5].data == encode_video(good, SMALL).data
     assert not multiprocessing.active_children()

@@ -1,0 +1,150 @@
+"""AIM (Yang et al. 2023, "AIM: Adapting Image Models for Efficient Video Action Recognition", section 3).
+
+One frozen attention serves twice in a block, over the frames and over the tokens of a frame:
+
+    x = x + T(attn(T_in(ln_1(x))))      over the frames, at every token position; T_in only with temporal_adapters=2
+    x = x + S(attn(ln_1(x)))            over the tokens of each frame
+    x = x + mlp(y) + scale M(y)         y = ln_2(x)
+
+The adapters S and T_in add their input to their output, T and M do not; all start at zero, so a fresh model is CLIP with
+pooled frames. As in the authors' code every token gets its frame's temporal embedding before ln_pre, and ln_post is
+trained and applied to each frame before the mean. drop_path drops whole clips, as stochastic depth is meant; the
+authors' code, whose first axis is the tokens, drops the same token positions in all clips of a batch instead.
+"""
+
+import math
+
+import torch
+from einops import rearrange, reduce
+from torch import nn
+
+from i2v.vit import Block, VisionTransformer
+
+
+class Adapter(nn.Module):
+    """(..., C) -> (..., C): a bottleneck of `hidden` channels with an exact GELU; `skip` adds the input.
+
+    The second layer starts at zero: a fresh adapter is the identity with `skip` and zero without.
+    """
+
+    def __init__(self, width, hidden, skip):
+        super().__init__()
+        self.skip = skip
+        self.D_fc1 = nn.Linear(width, hidden)  # the authors' names
+        self.act = nn.GELU()
+        self.D_fc2 = nn.Linear(hidden, width)
+        nn.init.trunc_normal_(self.D_fc1.weight, std=0.02)
+        for parameter in (self.D_fc1.bias, self.D_fc2.weight, self.D_fc2.bias):
+            nn.init.zeros_(parameter)
+
+    def forward(self, x):
+        delta = self.D_fc2(self.act(self.D_fc1(x)))
+        return x + delta if self.skip else delta
+
+
+class DropPath(nn.Module):
+    """(B*T, L, C) -> the same, in training with whole clips at zero with `probability` and the others scaled up.
+
+    The probability is a tensor because a float would make torch.compile build every layer's block anew.
+    """
+
+    def __init__(self, probability):
+        super().__init__()
+        self.register_buffer("keep", torch.tensor(1.0 - probability), persistent=False)
+
+    def forward(self, x, num_frames):
+        if not self.training:
+            return x
+        kept = torch.rand(len(x) // num_frames, device=x.device) < self.keep  # (B,)
+        factor = (kept / self.keep).to(x.dtype).repeat_interleave(num_frames)  # (B*T,)
+        return x * factor[:, None, None]
+
+
+class AIMBlock(Block):
+    """A CLIP block with temporal, spatial and joint adaptation; drop_path is this layer's probability, None for none."""
+
+    def __init__(self, spec, layer, hidden, temporal_adapters, scale, drop_path):
+        super().__init__(spec, layer)
+        self.scale = scale
+        self.T_Adapter_in = Adapter(spec.width, hidden, skip=True) if temporal_adapters == 2 else nn.Identity()
+        self.T_Adapter = Adapter(spec.width, hidden, skip=False)
+        self.S_Adapter = Adapter(spec.width, hidden, skip=True)
+        self.MLP_Adapter = Adapter(spec.width, hidden, skip=False)
+        self.drop_path = None if drop_path is None else DropPath(drop_path)
+
+    def forward(self, x, num_frames):
+        x = x + self.drop(self.over_frames(self.ln_1(x), num_frames), num_frames)
+        x = x + self.S_Adapter(self.attn(self.ln_1(x)))
+        y = self.ln_2(x)
+        return x + self.mlp(y) + self.drop(self.scale * self.MLP_Adapter(y), num_frames)
+
+    def over_frames(self, x, num_frames):
+        """(B*T, L, C) -> (B*T, L, C): attention among the T tokens that share a position, between the adapters."""
+        sequences = rearrange(x, "(b t) l c -> (b l) t c", t=num_frames)
+        sequences = self.T_Adapter(self.attn(self.T_Adapter_in(sequences)))
+        return rearrange(sequences, "(b l) t c -> (b t) l c", l=x.shape[1])
+
+    def drop(self, x, num_frames):
+        return x if self.drop_path is None else self.drop_path(x, num_frames)
+
+
+class AIMTransformer(VisionTransformer):
+    """(B, 3, T, H, W) -> (B, width); ValueError unless T is num_frames."""
+
+    def __init__(self, spec, block, num_frames):
+        super().__init__(spec, block)
+        self.num_frames = num_frames
+        self.temporal_embedding = nn.Parameter(torch.zeros(1, num_frames, spec.width))
+
+    def embed(self, frames):
+        tokens = rearrange(self.tokenize(frames), "(b t) l c -> b t l c", t=self.num_frames)
+        tokens = tokens + self.temporal_embedding[:, :, None]  # (1, T, 1, C): the same for every token of a frame
+        return self.ln_pre(rearrange(tokens, "b t l c -> (b t) l c"))
+
+    def forward(self, clips):
+        if clips.shape[2] != self.num_frames:
+            raise ValueError(f"clips have {clips.shape[2]} frames but the temporal embedding is for {self.num_frames}: "
+                             f"sample {self.num_frames} frames, or create the model with num_frames={clips.shape[2]}")
+        frames = rearrange(clips, "b c t h w -> (b t) c h w")  # a view when the clips are channels-last
+        tokens = self.encode(self.embed(frames), self.num_frames)  # (B*T, L, C)
+        return reduce(self.ln_post(tokens[:, 0]), "(b t) c -> b c", "mean", t=self.num_frames)
+
+
+def build(spec, num_frames, *, temporal_adapters=1, adapter_scale=0.5, bottleneck_ratio=0.25, drop_path=0.0):
+    """The backbone for clips of num_frames frames; the adapters, the temporal embedding and ln_post train.
+
+    temporal_adapters: 1, or 2 to add T_in. adapter_scale: factor of the joint adapter. bottleneck_ratio: an adapter's
+    inner width over the backbone's. drop_path: the last layer's probability of dropping a clip's temporal and joint
+    adaptation, rising linearly from 0 in the first. Raises ValueError on a value outside these.
+    """
+    if type(temporal_adapters) is not int or temporal_adapters not in (1, 2):
+        raise ValueError(f"temporal_adapters must be 1 or 2, got {temporal_adapters!r}")
+    for name, value in (("adapter_scale", adapter_scale), ("bottleneck_ratio", bottleneck_ratio),
+                        ("drop_path", drop_path)):
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value!r}")
+    hidden = int(spec.width * bottleneck_ratio)
+    if hidden < 1:
+        raise ValueError(f"bottleneck_ratio must leave at least one of the backbone's {spec.width} channels, "
+                         f"got {bottleneck_ratio!r}")
+    if not 0 <= drop_path < 1:
+        raise ValueError(f"drop_path must be in [0, 1), got {drop_path!r}")
+
+    def block(spec, layer):
+        probability = drop_path * layer / max(spec.layers - 1, 1) if drop_path else None
+        return AIMBlock(spec, layer, hidden, temporal_adapters, adapter_scale, probability)
+
+    model = AIMTransformer(spec, block, num_frames).requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, Adapter):
+            module.requires_grad_(True)
+    model.ln_post.requires_grad_(True)
+    model.temporal_embedding.requires_grad_(True)
+    return model
+
+
+def from_authors(name):
+    """The name in our model of a parameter in the authors' checkpoints."""
+    if name.startswith("head."):  # ours: without this our own files would fit this layout as well as theirs
+        return f"cls_{name}"
+    return name.replace("cls_head.fc_cls.", "head.fc.")

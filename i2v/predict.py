@@ -1,0 +1,125 @@
+"""What do these videos show?
+
+    python -m i2v.predict --checkpoint runs/st_adapter/k400_vit-b16_8f/best.safetensors video.mp4 folder/ --top 5
+
+Each video is stored as training stored its videos, cut and looked at from the views of the run's evaluation, and named
+with the classes in the checkpoint: the prediction is the one that an evaluation of that video would count. Needs the
+checkpoint and the backbone's weights, nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from i2v.checkpoint import load_checkpoint
+from i2v.distributed import init_world
+from i2v.metrics import view_probabilities
+from i2v.runtime import autocast_for, choose_precision, place, restore_model
+from pipelines import ShardError, build_loader
+from pipelines.graph import CPU_CODECS
+from shard_tools.encode import EncodeSettings
+from shard_tools.sources import VIDEO_SUFFIXES, Video
+from shard_tools.writer import OutputError, make_shards
+
+AT_ONCE = 64  # videos per round: results come soon, and little disk is needed
+
+
+def find_videos(paths: list[Path]) -> list[Path]:
+    """Files as given, folders searched for video files. Raises ValueError if there is nothing."""
+    videos = []
+    for path in paths:
+        if path.is_dir():
+            videos += sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+        elif path.exists():
+            videos.append(path)
+        else:
+            raise ValueError(f"{path} does not exist: give video files or folders.")
+    if not videos:
+        raise ValueError(f"{', '.join(map(str, paths))} holds no video files.")
+    return videos
+
+
+@torch.no_grad()
+def predict(model, meta: dict, videos: list[Path], device: torch.device, autocast, workers: int) -> dict[str, object]:
+    """For every video a (K,) tensor of probabilities, or the reason, as text, why it could not be read."""
+    stored = dict(meta["stored"])
+    if stored["codec"] not in CPU_CODECS:
+        stored["codec"] = "vp9"
+    options = meta["clips"] | {"num_frames": model.num_frames, "size": model.spec.image_size}
+    found: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        items = [Video(str(video), source=str(video)) for video in videos]
+        manifest = make_shards(items, [], folder, EncodeSettings(**stored), workers=workers)
+        with open(Path(folder) / "rejected.csv", newline="") as file:
+            found |= {row["path"]: row["reason"] for row in csv.DictReader(file)}
+        if manifest["clips"]:
+            where = "gpu" if device.type == "cuda" else "cpu"
+            loader = build_loader(folder, "test", options, min(8, manifest["clips"]), where)
+            for batch in loader:
+                with autocast():
+                    probabilities = view_probabilities(model, batch.clips).cpu()
+                for clip_id, weight, row in zip(batch.ids.tolist(), batch.weights.tolist(), probabilities):
+                    if weight:
+                        found[loader.shards.metadata(clip_id)["source"]] = row
+    return {str(video): found[str(video)] for video in videos}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="i2v.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", required=True, type=Path, help="best.safetensors or last.safetensors of a run")
+    parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="files, or folders that are searched for them")
+    parser.add_argument("--top", type=int, default=5, help="how many classes to name")
+    parser.add_argument("--weights", help="the backbone's file or tag, if it is not where the run had it")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu"))
+    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "float32"))
+    parser.add_argument("--workers", type=int, default=0, help="processes that prepare videos (default: this one)")
+    parser.add_argument("--json", type=Path, help="write all of it here as well")
+    args = parser.parse_args()
+    try:
+        if args.top < 1:
+            raise ValueError(f"--top is {args.top}: it must be at least 1.")
+        videos = find_videos(args.videos)
+        tensors, meta = load_checkpoint(args.checkpoint)
+        device = init_world(args.device).device
+        model = restore_model(tensors, meta, args.weights).eval()
+        dtype = choose_precision(args.precision, device)
+        place(model, device, dtype)
+        results = []
+        for first in range(0, len(videos), AT_ONCE):
+            chunk = videos[first : first + AT_ONCE]
+            found = predict(model, meta, chunk, device, autocast_for(device, dtype), args.workers)
+            for video, answer in found.items():
+                results.append(show(video, answer, meta["classes"], args.top))
+    except (ValueError, TypeError, OSError, ShardError, OutputError) as error:
+        sys.exit(f"i2v.predict: {error}")
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1))
+    unread = sum("error" in result for result in results)
+    if unread:
+        sys.exit(f"i2v.predict: {unread} of {len(results)} videos could not be read.")
+
+
+def show(video: str, answer, classes: list[str], top: int) -> dict:
+    """Print one video's result, and return it."""
+    print(video)
+    if isinstance(answer, str):
+        print(f"    cannot be read: {answer}")
+        return {"video": video, "error": answer}
+    best = answer.topk(min(top, len(classes)))
+    named = [(classes[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist())]
+    for name, probability in named:
+        print(f"    {100 * probability:5.1f} %  {name}")
+    return {"video": video, "top": [{"class": name, "probability": p} for name, p in named]}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""AIM equals the authors' code (golden vectors), and a fresh one is CLIP with pooled frames."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import i2v
+from i2v.methods.aim import DropPath
+from tests.test_st_adapter import golden
+
+torch.set_num_threads(2)
+TINY = dict(image_size=16, patch_size=8, width=32, layers=3, heads=2, embed_dim=24)
+BASE = dict(image_size=224, patch_size=16, width=768, layers=12, heads=12, embed_dim=512)
+LARGE = dict(image_size=224, patch_size=14, width=1024, layers=24, heads=16, embed_dim=768)
+
+
+def randomised(model, std=0.2):
+    for parameter in model.trainable_parameters().values():
+        torch.nn.init.normal_(parameter, std=std)
+    return model.eval()
+
+
+def golden_model(tensors, config, dtype):
+    backbone = {k: config[k] for k in ("image_size", "patch_size", "width", "layers", "heads")}
+    model = i2v.create_model(
+        "aim", {**backbone, "embed_dim": 32}, config["num_frames"], config["num_classes"],
+        temporal_adapters=config["num_tadapter"], adapter_scale=config["adapter_scale"],
+    )
+    weights = {k.removeprefix("weight/"): v for k, v in tensors.items() if k.startswith("weight/")}
+    report = i2v.load_weights(model, {"state_dict": weights}, layout="authors")
+    assert not report.missing and not report.ignored
+    return model.to(dtype).eval()
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-6)])
+@pytest.mark.parametrize("name", ["aim-1.safetensors", "aim-2.safetensors"])
+def test_golden(name, dtype, tolerance):
+    tensors, config = golden(name)
+    model, clips = golden_model(tensors, config, dtype), tensors["input"].to(dtype)
+
+    def assert_equal(actual, key):
+        torch.testing.assert_close(actual.float(), tensors[key], atol=tolerance, rtol=0, msg=lambda m: f"{key}: {m}")
+
+    frames = rearrange(clips, "b c t h w -> (b t) c h w")
+    assert_equal(model.backbone.embed(frames), "inter/ln_pre")
+    for i, tokens in enumerate(model.backbone.features(frames, config["num_frames"])):
+        assert_equal(tokens, f"inter/block{i}")
+    logits = model(clips)
+    loss = F.cross_entropy(logits, tensors["labels"])
+    assert_equal(logits, "logits")
+    assert_equal(model.forward_features(clips), "features")
+    assert_equal(loss, "loss")
+
+    loss.backward()
+    trained = {n.replace("head.fc", "cls_head.fc_cls"): p for n, p in model.trainable_parameters().items()}
+    assert set(trained) == set(config["trainable_params"])
+    for key, parameter in trained.items():
+        assert_equal(parameter.grad, f"grad/{key}")
+    assert all(p.grad is None for p in model.frozen_parameters().values())
+
+
+def test_layouts_are_told_apart():
+    tensors, config = golden("aim-1.safetensors")
+    theirs = {k.removeprefix("weight/"): v for k, v in tensors.items() if k.startswith("weight/")}
+    model = golden_model(tensors, config, torch.float32)
+    ours = {k: v.clone() for k, v in model.state_dict().items()}
+    clip = {k.removeprefix("backbone."): v for k, v in ours.items() if k in model.frozen_parameters() or "ln_post" in k}
+    trained = {k: theirs[k] for k in config["trainable_params"]}  # a checkpoint without the frozen trunk
+    for state, count in ((theirs, len(ours)), (trained, len(trained)), (ours, len(ours)), (clip, len(clip))):
+        assert len(i2v.load_weights(model, state).loaded) == count
+        assert all(torch.equal(v, ours[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("temporal_adapters", [1, 2])
+def test_a_fresh_model_is_clip_with_pooled_frames(temporal_adapters):
+    model = i2v.create_model("aim", TINY, 5, 7, temporal_adapters=temporal_adapters, drop_path=0.3)  # training mode
+    clip = i2v.create_model("clip", TINY, 5, 7)
+    state = model.backbone.state_dict()
+    clip.backbone.load_state_dict({k: v for k, v in state.items() if "Adapter" not in k and k != "temporal_embedding"})
+    clips = torch.randn(2, 3, 5, 16, 16)
+    torch.testing.assert_close(model.forward_features(clips), clip.forward_features(clips), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("num_frames", [1, 3])
+def test_either_memory_layout_and_any_batch(num_frames):
+    model = randomised(i2v.create_model("aim", TINY, num_frames, 5, bottleneck_ratio=0.5))
+    clips = torch.randn(3, num_frames, 16, 16, 3).permute(0, 4, 1, 2, 3)
+    torch.testing.assert_close(model(clips), torch.cat([model(c[None].contiguous()) for c in clips]))
+
+
+def test_frames_are_attended_to_in_their_order_and_within_their_clip():
+    model = randomised(i2v.create_model("aim", TINY, 4, 5))
+    clips = torch.randn(2, 3, 4, 16, 16)
+    logits = model(clips)
+    assert not torch.allclose(model(clips.flip(2)), logits, atol=1e-3)
+    clips[1] = 0
+    torch.testing.assert_close(model(clips)[0], logits[0])
+
+
+def test_another_number_of_frames_is_an_error():
+    model = i2v.create_model("aim", TINY, 4, 5)
+    with pytest.raises(ValueError, match="clips have 8 frames but the temporal embedding is for 4"):
+        model(torch.zeros(1, 3, 8, 16, 16))
+
+
+def test_drop_path_drops_whole_clips_and_keeps_the_mean():
+    drop, x = DropPath(0.25), torch.ones(4000 * 3, 2, 2)
+    dropped = drop(x, 3).unflatten(0, (-1, 3))
+    assert (dropped == dropped[:, :1, :1, :1]).all()  # one decision per clip
+    assert set(dropped.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert abs(dropped.mean() - 1) < 0.05
+    assert drop.eval()(x, 3) is x
+
+
+def test_drop_path_rises_over_the_layers_and_acts_in_training_only():
+    model = randomised(i2v.create_model("aim", TINY, 4, 5, head={"dropout": 0.0}, drop_path=0.4))
+    keep = [block.drop_path.keep.item() for block in model.backbone.transformer.resblocks]
+    assert keep == pytest.approx([1.0, 0.8, 0.6])
+    assert not any("drop_path" in name for name in model.state_dict())
+    clips = torch.randn(8, 3, 4, 16, 16)
+    assert torch.equal(model(clips), model(clips))
+    model.train()
+    assert not torch.allclose(model(clips), model(clips))
+    one_layer = i2v.create_model("aim", {**TINY, "layers": 1}, 4, 5, drop_path=0.4)
+    assert one_layer.backbone.transformer.resblocks[0].drop_path.keep == 1
+
+
+@pytest.mark.parametrize("temporal_adapters, drop_path", [(1, 0.0), (2, 0.2)])
+def test_all_layers_compile_to_one_graph(temporal_adapters, drop_path):
+    torch._dynamo.reset()
+    options = dict(temporal_adapters=temporal_adapters, drop_path=drop_path)
+    blocks = i2v.create_model("aim", TINY, 4, 5, **options).backbone.transformer.resblocks
+    counter, tokens = CompileCounterWithBackend("aot_eager"), torch.randn(2 * 4, 5, 32)
+    for block in blocks:
+        block.compile(backend=counter, fullgraph=True, dynamic=False)
+        block(tokens, 4)
+    assert counter.frame_count == 1
+    block.eval()
+    torch.testing.assert_close(block(tokens, 4), block.forward(tokens, 4))
+
+
+@pytest.mark.parametrize("backbone, num_frames, classes, temporal_adapters, total, trained", [
+    (BASE, 8, 400, 1, 96.765, 10.967), (BASE, 32, 174, 1, 96.609, 10.811),
+    (BASE, 8, 174, 2, 100.141, 14.343), (BASE, 32, 400, 2, 100.333, 14.536),
+    (LARGE, 8, 400, 1, 341.439, 38.261), (LARGE, 32, 174, 1, 341.232, 38.054),
+    (LARGE, 32, 400, 2, 354.077, 50.899), (LARGE, 8, 174, 2, 353.821, 50.643),
+])
+def test_parameter_counts(backbone, num_frames, classes, temporal_adapters, total, trained):
+    with torch.device("meta"):
+        model = i2v.create_model("aim", backbone, num_frames, classes, temporal_adapters=temporal_adapters)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 3) == total
+    assert round(sum(p.numel() for p in model.trainable_parameters().values()) / 1e6, 3) == trained
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(temporal_adapters=3), "temporal_adapters must be 1 or 2, got 3"),
+    (dict(temporal_adapters=True), "temporal_adapters must be 1 or 2"),
+    (dict(adapter_scale="0.5"), "adapter_scale must be a finite number, got '0.5'"),
+    (dict(adapter_scale=float("nan")), "adapter_scale must be a finite number"),
+    (dict(bottleneck_ratio=-0.25), "bottleneck_ratio must leave at least one of the backbone's 32 channels, got -0.25"),
+    (dict(bottleneck_ratio=0.01), "bottleneck_ratio must leave at least one"),
+    (dict(drop_path=1.0), "drop_path must be in"),
+    (dict(drop_path=-0.1), "drop_path must be in"),
+    (dict(drop_path=None), "drop_path must be a finite number"),
+])
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        i2v.create_model("aim", TINY, 4, 5, **options)

@@ -1,0 +1,353 @@
+"""Folders of shards: the same bytes however they come about, and one sentence for everything that can go wrong."""
+
+import csv
+import errno
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from pipelines.shards import ShardSet
+from shard_tools import writer
+from shard_tools.encode import EncodeSettings, encode_video
+from shard_tools.make_shards import main
+from shard_tools.sources import Video, load_sources
+from shard_tools.writer import OutputError, ShardWriter, make_shards
+from tests.videos import REAL_VIDEOS, decode, moving, noise, write_audio, write_video
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+OPTIONS = ["--short-side", "48", "--shard-size", "20000", "--workers", "1", "--seed", "3"]
+FAULTS = {"climb/audio.mp4", "climb/empty.mp4", "run/text.mp4", "run/truncated.mp4"}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Twelve good videos and four bad ones, in three classes."""
+    root = tmp_path_factory.mktemp("source")
+    for index in range(12):
+        write_video(root / ["climb", "run", "swim"][index % 3] / f"{index}.mp4", noise(5 + index, seed=index))
+    write_audio(root / "climb" / "audio.mp4")
+    (root / "climb" / "empty.mp4").touch()
+    (root / "run" / "text.mp4").write_text("no video\n" * 100)
+    (root / "run" / "truncated.mp4").write_bytes((root / "run" / "1.mp4").read_bytes()[:-500])
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(source, tmp_path_factory):
+    """Shards of it, made in one go in this process."""
+    return build(source, tmp_path_factory.mktemp("whole") / "out")
+
+
+def build(source, out, **arguments):
+    videos, classes = load_sources(source)
+    make_shards(videos, classes, out, EncodeSettings(short_side=48), **{"seed": 3, "shard_size": 20000, **arguments})
+    return out
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def command(*arguments) -> subprocess.Popen:
+    line = [sys.executable, "shard_tools/make_shards.py", *map(str, arguments)]
+    return subprocess.Popen(line, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_what_is_written(source, whole):
+    shards = ShardSet(whole)
+    manifest = shards.manifest
+    assert sorted(contents(whole)) == ["clips.npy", "fragments.npy", "manifest.json", "rejected.csv"] + [
+        shard["name"] for shard in manifest["shards"]
+    ]
+    assert len(manifest["shards"]) > 2 and all(shard["bytes"] <= 20000 for shard in manifest["shards"])
+    assert (len(shards), shards.classes, manifest["clips_per_class"]) == (12, ["climb", "run", "swim"], [4, 4, 4])
+    assert manifest["frames"] == sum(range(5, 17)) and manifest["sizes"] == {"64x48": 12}
+    rows = list(csv.DictReader(open(whole / "rejected.csv")))
+    assert {row["path"] for row in rows} == FAULTS and all(row["reason"] for row in rows)
+    assert [row["label"] for row in rows] == ["climb", "climb", "run", "run"]
+    order = []
+    for clip_id in range(12):
+        facts = shards.metadata(clip_id)
+        order.append(facts["source"])
+        clip = encode_video(source / facts["source"], EncodeSettings(short_side=48))
+        assert shards.read_whole(clip_id) == clip.data
+        assert facts["class"] == facts["source"].split("/")[0] == shards.classes[shards.clips[clip_id]["label"]]
+    assert order != sorted(order)
+
+
+def test_plain_webdataset_reads_it(whole):
+    shards = ShardSet(whole)
+    urls = [str(whole / shard["name"]) for shard in shards.manifest["shards"]]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == [f"{clip_id:09d}" for clip_id in range(12)]
+    for clip_id, sample in enumerate(samples):
+        assert sample["mp4"] == shards.read_whole(clip_id)
+        facts = json.loads(sample["json"])
+        assert facts["frames"] == shards.clips[clip_id]["frames"] and facts["label"] == shards.clips[clip_id]["label"]
+
+
+def test_the_bytes_do_not_depend_on_the_processes(source, whole, tmp_path):
+    assert contents(build(source, tmp_path / "two", workers=2)) == contents(whole)
+    assert contents(build(source, tmp_path / "other", seed=4)) != contents(whole)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_interrupted_and_damaged_at_random_it_ends_the_same(seed, source, whole, tmp_path):
+    rng, out = np.random.default_rng(seed), tmp_path / "out"
+    for _ in range(4):
+        stop_at = rng.integers(1, 17)
+
+        def stop(done, rejected):
+            if done >= stop_at:
+                raise Stop
+
+        try:
+            build(source, out, on_progress=stop)
+        except Stop:
+            assert not (out / "manifest.json").exists()
+            damage(out, rng)
+    build(source, out)
+    assert contents(out) == contents(whole)
+
+
+def damage(out: Path, rng) -> None:
+    """What a kill or a power cut may leave: files that end early, or in something that was not confirmed."""
+    for path in (out / "journal.jsonl", *out.glob("*.partial")):
+        data = path.read_bytes()
+        choice = rng.integers(3)
+        if choice == 0:
+            path.write_bytes(data[: len(data) - int(rng.integers(0, min(len(data), 3000)))])
+        elif choice == 1:
+            path.write_bytes(data + rng.bytes(700))
+
+
+def test_a_shard_that_was_closed_but_not_noted(source, whole, tmp_path, monkeypatch):
+    note = ShardWriter._note
+
+    def die(self, line):
+        if "shard" in line:
+            raise Stop
+        note(self, line)
+
+    monkeypatch.setattr(ShardWriter, "_note", die)
+    with pytest.raises(Stop):
+        build(source, tmp_path / "out")
+    monkeypatch.undo()
+    assert (tmp_path / "out/shard-000000.tar").exists()
+    assert contents(build(source, tmp_path / "out")) == contents(whole)
+
+
+def test_killed_and_asked_to_stop_it_continues(source, whole, tmp_path):
+    out, random = tmp_path / "out", np.random.default_rng()
+    for kind in (signal.SIGKILL, signal.SIGINT):
+        process = command(source, "--out", out, *OPTIONS)
+        journal, lines = out / "journal.jsonl", 0
+        goal = (len(journal.read_bytes().splitlines()) if journal.exists() else 1) + int(random.integers(1, 5))
+        while process.poll() is None and lines < goal:
+            lines = len(journal.read_bytes().splitlines()) if journal.exists() else 0
+            time.sleep(0.001)
+        time.sleep(random.uniform(0, 0.02))
+        process.send_signal(kind)
+        _, errors = process.communicate()
+        assert process.returncode in (-9, 130), errors
+        assert "Traceback" not in errors and not (out / "manifest.json").exists()
+        if kind == signal.SIGINT:
+            assert errors.splitlines()[-1] == (
+                "make_shards: interrupted; what is done is kept, the same command continues."
+            )
+    process = command(source, "--out", out, *OPTIONS)
+    text, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "continuing after" in errors
+    assert "12 clips of 16 videos" in text and "rejected.csv" in text
+    assert contents(out) == contents(whole)
+
+
+@pytest.mark.parametrize("room", [0, 3_000, 30_000, 70_000])
+def test_a_full_disk_is_one_sentence_and_the_state_is_kept(room, source, whole, tmp_path, monkeypatch, capsys):
+    left, write = room, os.write
+
+    def full(descriptor, data):
+        nonlocal left
+        if left < len(data):
+            write(descriptor, bytes(data)[:left])
+            left = 0
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        left -= len(data)
+        return write(descriptor, data)
+
+    monkeypatch.setattr(writer.os, "write", full)
+    # In this process, where the disk is full.
+    monkeypatch.setattr("shard_tools.make_shards.min", lambda workers, videos: 0, raising=False)
+    arguments = [str(source), "--out", str(tmp_path / "out"), *OPTIONS]
+    assert main(arguments) == 1
+    assert "No space left on device); what is done is kept" in capsys.readouterr().err
+    monkeypatch.setattr(writer.os, "write", write)
+    assert main(arguments) == 0
+    assert contents(tmp_path / "out") == contents(whole)
+
+
+def test_a_complete_folder_is_left_alone(source, whole, capsys):
+    before = contents(whole)
+    assert main([str(source), "--out", str(whole), *OPTIONS]) == 0
+    assert "is complete already: 12 clips; rejected: 4." in capsys.readouterr().out
+    assert contents(whole) == before
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (["--gop", "4"], "was made with gop 8, this command says 4: choose a new folder"),
+        (["--seed", "9"], "was made with seed 3, this command says 9"),
+        (["--codec", "mjpeg"], "was made with codec vp9, this command says mjpeg"),
+        (None, "was made from another source list"),
+    ],
+)
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_folder_of_something_else_is_refused(change, sentence, complete, source, whole, tmp_path, capsys):
+    out = whole
+    if not complete:
+        out = tmp_path / "out"
+        with pytest.raises(Stop):
+            build(source, out, on_progress=stop_after_three)
+    before = contents(out)
+    (tmp_path / "list.csv").write_text("a.mp4,x\n")
+    arguments = [str(source if change else tmp_path / "list.csv"), "--out", str(out), *OPTIONS, *(change or [])]
+    assert main(arguments) == 2
+    assert sentence in capsys.readouterr().err
+    assert contents(out) == before
+
+
+def stop_after_three(done, rejected):
+    if done == 3:
+        raise Stop
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["none.csv"], "none.csv does not exist"),
+        (["empty.csv"], "empty.csv has no rows"),
+        (["."], "no class folders with videos"),
+        (["list.csv", "--classes", "classes.txt"], "row 1 of list.csv: 'x' is not in the class list classes.txt"),
+        (["list.csv", "--short-side", "250"], "short side 250 is not a multiple of 16"),
+        (["list.csv", "--codec", "mjpeg", "--gop", "8"], "mjpeg has only keyframes"),
+        (["list.csv", "--crf", "99"], "crf 99 is not between"),
+        (["list.csv", "--workers", "0"], "--workers must be at least 1"),
+        (["list.csv", "--root", "nowhere"], "the root folder nowhere does not exist"),
+    ],
+)
+def test_mistakes_write_nothing(arguments, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.csv").touch()
+    Path("list.csv").write_text("a.mp4,x\n")
+    Path("classes.txt").write_text("y\n")
+    try:
+        code = main([*arguments, "--out", "out"])
+    except SystemExit as exit:
+        code = exit.code
+    assert code == 2
+    assert sentence in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_folders_that_cannot_be_written(source, whole, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main([str(source), "--out", str(tmp_path / "file"), *OPTIONS]) == 1
+    assert "cannot write to" in capsys.readouterr().err
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange/shard-000000.tar").touch()
+    assert main([str(source), "--out", str(tmp_path / "strange"), *OPTIONS]) == 2
+    assert "holds shards but no journal" in capsys.readouterr().err
+    with pytest.raises(Stop):
+        build(source, tmp_path / "lost", on_progress=stop_after_ten)
+    (tmp_path / "lost/shard-000000.tar").unlink()
+    with pytest.raises(OutputError, match="missing or not as it was written"):
+        build(source, tmp_path / "lost")
+
+
+def stop_after_ten(done, rejected):
+    if done == 10:
+        raise Stop
+
+
+def test_two_at_once_are_refused(source, tmp_path):
+    def second(done, rejected):
+        with pytest.raises(OutputError, match="another make_shards is writing"):
+            build(source, tmp_path / "out")
+        raise Stop
+
+    with pytest.raises(Stop):
+        build(source, tmp_path / "out", on_progress=second)
+
+
+def test_the_rejected_ones_can_be_repaired_and_given_again(source, whole, tmp_path, capsys):
+    for path in FAULTS:
+        write_video(tmp_path / "repaired" / path, moving(3))
+    arguments = [str(whole / "rejected.csv"), "--root", str(tmp_path / "repaired"), "--classes", str(whole / "manifest.json")]
+    assert main([*arguments, "--out", str(tmp_path / "out"), *OPTIONS]) == 0
+    assert "4 clips of 4 videos" in capsys.readouterr().out
+    shards = ShardSet(tmp_path / "out")
+    assert shards.classes == ["climb", "run", "swim"] and sorted(shards.clips["label"]) == [0, 0, 1, 1]
+
+
+def test_videos_without_labels_and_without_a_file(source, tmp_path):
+    videos = [Video(str(source / "run/1.mp4"), source="1.mp4"), Video(str(source / "none.mp4"), source="none.mp4")]
+    manifest = make_shards(videos, [], tmp_path / "out", EncodeSettings(short_side=48))
+    assert (manifest["clips"], manifest["rejected"], manifest["clips_per_class"]) == (1, 1, [])
+    assert ShardSet(tmp_path / "out").metadata(0)["label"] == -1
+    assert (tmp_path / "out/rejected.csv").read_text() == "path,label,reason\nnone.mp4,,the file does not exist\n"
+
+
+def test_no_usable_video_at_all(source, tmp_path, capsys):
+    (tmp_path / "list.csv").write_text("run/text.mp4,x\n")
+    assert main([str(tmp_path / "list.csv"), "--root", str(source), "--out", str(tmp_path / "out")]) == 1
+    assert "every video was rejected" in capsys.readouterr().err
+
+
+def test_help_teaches_and_starts_quickly():
+    process = command("--help")
+    text, _ = process.communicate()
+    assert process.returncode == 0
+    assert "examples" in text and "rejected.csv" in text and "exit codes" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.xfail(reason="pipelines/__init__.py imports the loader, and with it torch", strict=False)
+def test_torch_and_dali_are_not_imported():
+    program = "import sys, shard_tools.make_shards; sys.exit('torch' in sys.modules or 'nvidia.dali' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY).returncode == 0
+
+
+@pytest.mark.skipif(not REAL_VIDEOS.is_dir(), reason="the public test videos (../shared/videos) are not here")
+def test_real_videos(tmp_path, capsys):
+    names = sorted(path.name for path in REAL_VIDEOS.iterdir() if path.suffix != ".md")
+    (tmp_path / "list.csv").write_text("path\n" + "\n".join(names) + "\n")
+    options = ["--root", str(REAL_VIDEOS), "--out", str(tmp_path / "out"), "--short-side", "64", "--workers", "2"]
+    assert main([str(tmp_path / "list.csv"), *options]) == 0
+    assert "15 clips of 16 videos" in capsys.readouterr().out
+    (row,) = csv.DictReader(open(tmp_path / "out/rejected.csv"))
+    assert row["path"] == "corrupted.mp4" and "decoding stopped after 28 frames" in row["reason"]
+    shards = ShardSet(tmp_path / "out")
+    ids = {shards.metadata(clip_id)["source"]: clip_id for clip_id in range(len(shards))}
+    expected = {"flipping_a_pancake.mkv": 310, "nasa_13013.mp4": 390, "unordered.mov": 4, "h264_10bits.mp4": 30}
+    assert {name: shards.clips[ids[name]]["frames"] for name in expected} == expected
+    import io
+
+    flat, turned = (decode(io.BytesIO(shards.read_whole(ids[name]))) for name in ("video_0.mov", "video_90.mov"))
+    assert (flat.shape, turned.shape) == ((3, 64, 112, 3), (3, 112, 64, 3))
+    # The same scene, stored lying and turned when shown: turning it back gives the first.
+    print(np.abs(np.rot90(turned, axes=(1, 2)).astype(int) - flat).mean())

@@ -1,0 +1,200 @@
+"""Training: stopped and continued equals uninterrupted, any number of devices sees the same batches."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from i2v.checkpoint import load_checkpoint
+from i2v.config import load_config
+from i2v.distributed import World
+from i2v.train import run, split_batch
+from i2v.vit import ViTSpec, VisionTransformer
+
+ROOT = Path(__file__).parent.parent
+GEOMETRY = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "heads": 4, "embed_dim": 32}
+CPU = World(0, 1, torch.device("cpu"))
+TIMINGS = ("clips_per_s", "data_wait")
+
+
+@pytest.fixture(scope="module")
+def config(shapes, tmp_path_factory):
+    """A YAML file of a small run: 24 videos, batches of 8, 4 epochs = 12 steps."""
+    folder = tmp_path_factory.mktemp("train")
+    torch.manual_seed(0)
+    save_file(VisionTransformer(ViTSpec(**GEOMETRY)).state_dict(), folder / "clip.safetensors")
+    values = {
+        "model": {"method": "st_adapter", "backbone": GEOMETRY, "weights": str(folder / "clip.safetensors"),
+                  "num_frames": 4, "options": {"adapter_width": 16}},
+        "data": {"train": str(shapes / "vp9"), "val": str(shapes / "vp9-val"), "device": "cpu", "threads": 1},
+        "clips": {"flip": 0},
+        "train": {"epochs": 4, "batch_size": 8, "lr": 3e-3, "warmup_epochs": 1, "weight_decay": 0.01, "compile": False,
+                  "log_every": 2, "save_every": 3, "eval_every": 2},
+    }  # fmt: skip
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def train(config, out, *overrides):
+    run(load_config(config, [f"out={out}", *overrides]), CPU)
+    return result(out)
+
+
+def result(out):
+    """(tensors of the last checkpoint, log without timings)"""
+    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return load_checkpoint(out / "last.safetensors")[0], [{k: v for k, v in r.items() if k not in TIMINGS} for r in records]
+
+
+def assert_same(one, other):
+    assert one[0].keys() == other[0].keys() and one[1] == other[1]
+    assert all(torch.equal(one[0][name], other[0][name]) for name in one[0])
+
+
+def spawn(config, out, *overrides, ranks=1, kill=None):
+    """Train in processes of their own; kill: (signal name, step). Returns the exit code."""
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    program = [str(ROOT / "tests" / "killed_train.py"), *map(str, kill)] if kill else ["-m", "i2v.train"]
+    if ranks > 1 and not kill:
+        program = ["--module", "i2v.train"]
+    command = [sys.executable, *start, *program, "--config", str(config), f"out={out}", *overrides]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, timeout=300).returncode
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(config, tmp_path_factory):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield train(config, tmp_path_factory.mktemp("uninterrupted"))
+    torch.set_num_threads(threads)
+
+
+def test_a_run_leaves_what_a_user_needs(config, tmp_path):
+    tensors, log = train(config, tmp_path, "train.max_steps=3")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"config.yaml", "log.jsonl", "curves.png", "last.safetensors", "best.safetensors"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    weights, meta = load_checkpoint(tmp_path / "best.safetensors")
+    assert all(name.startswith("head.") or "adapter" in name for name in weights)  # adapters only, no backbone
+    assert meta["classes"] == sorted(meta["classes"]) and len(meta["classes"]) == 8
+    assert [r["counted"] for r in log if "top1" in r] == [16]
+    assert load_config(tmp_path / "config.yaml").train.max_steps == 3
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7, 11])
+def test_stopped_after_any_step_and_continued_equals_uninterrupted(config, uninterrupted, tmp_path, steps):
+    first, _ = train(config, tmp_path, f"train.max_steps={steps}", "train.eval_every=100")
+    assert not all(torch.equal(first[name], uninterrupted[0][name]) for name in first)
+    log = [r for r in train(config, tmp_path)[1] if "loss" in r]
+    expected = [r for r in uninterrupted[1] if "loss" in r]
+    assert [r for r in log if r["step"] % 2 == 0 and r["step"] > steps + 1] == [r for r in expected if r["step"] > steps + 1]
+    weights = result(tmp_path)[0]
+    assert all(torch.equal(weights[name], uninterrupted[0][name]) for name in weights)
+
+
+def test_killed_twice_and_continued_equals_uninterrupted(config, uninterrupted, tmp_path):
+    assert spawn(config, tmp_path, kill=("SIGKILL", 5)) == -9
+    assert spawn(config, tmp_path, kill=("SIGKILL", 6)) == -9  # counted from step 3, where the last checkpoint is
+    assert spawn(config, tmp_path) == 0
+    assert_same(result(tmp_path), uninterrupted)
+
+
+def test_sigterm_writes_a_checkpoint_and_exits_with_0(config, uninterrupted, tmp_path):
+    assert spawn(config, tmp_path, kill=("SIGTERM", 4)) == 0
+    assert load_checkpoint(tmp_path / "last.safetensors")[1]["progress"]["step"] == 5
+    assert_same(train(config, tmp_path), uninterrupted)
+
+
+def test_two_ranks_killed_and_continued_equal_two_ranks_uninterrupted(config, tmp_path):
+    assert spawn(config, tmp_path / "whole", ranks=2) == 0
+    assert spawn(config, tmp_path / "killed", ranks=2, kill=("SIGKILL", 7)) != 0
+    assert load_checkpoint(tmp_path / "killed" / "last.safetensors")[1]["progress"]["step"] == 6
+    assert spawn(config, tmp_path / "killed", ranks=2) == 0
+    assert_same(result(tmp_path / "killed"), result(tmp_path / "whole"))
+
+
+def test_ranks_and_accumulation_do_not_change_the_batches(config, tmp_path):
+    """Without dropout, one device, two devices and accumulation differ by rounding only."""
+    plain = ["model.head={type: linear, dropout: 0}", "train.max_steps=4"]
+    whole = train(config, tmp_path / "whole", *plain)[0]
+    parts = train(config, tmp_path / "parts", *plain, "train.micro_batch=2")[0]
+    assert spawn(config, tmp_path / "ranks", *plain, ranks=2) == 0
+    for other in (parts, result(tmp_path / "ranks")[0]):
+        for name in whole:
+            torch.testing.assert_close(other[name], whole[name], rtol=1e-3, atol=2e-5)
+
+
+def test_the_frozen_backbone_stays_as_it_was(config, tmp_path, monkeypatch):
+    import i2v.train as program
+
+    models = []
+    create = program.create_model
+    monkeypatch.setattr(program, "create_model", lambda *a, **k: models.append(create(*a, **k)) or models[0])
+    train(config, tmp_path, "train.max_steps=2")
+    from i2v.weights import read_state_dict
+
+    clip = read_state_dict(load_config(config).model.weights)
+    for name, value in models[0].frozen_parameters().items():
+        assert torch.equal(value, clip[name.removeprefix("backbone.")])
+
+
+@pytest.mark.parametrize("change, text", [
+    ("train.lr=1e-3", "belongs to a run with train.lr = 0.003"),
+    ("model.options.adapter_width=8", "belongs to a run with model.options.adapter_width = 16"),
+    ("clips.stride=3", "belongs to a run with clips.stride = None"),
+])  # fmt: skip
+def test_a_run_is_not_continued_with_another_experiment(config, tmp_path, change, text):
+    train(config, tmp_path, "train.max_steps=1", "data.val=null")
+    with pytest.raises(ValueError, match=text):
+        train(config, tmp_path, "data.val=null", change)
+
+
+def test_a_run_is_not_continued_on_other_backbone_weights(config, tmp_path):
+    train(config, tmp_path, "train.max_steps=1", "data.val=null")
+    torch.manual_seed(1)
+    save_file(VisionTransformer(ViTSpec(**GEOMETRY)).state_dict(), tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="other backbone weights"):
+        train(config, tmp_path, "data.val=null", f"model.weights={tmp_path}/other.safetensors")
+
+
+def test_other_class_names_in_validation_are_refused(config, shapes, tmp_path):
+    manifest = json.loads((shapes / "vp9-val" / "manifest.json").read_text())
+    for path in (shapes / "vp9-val").iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"classes": manifest["classes"][::-1]}))
+    with pytest.raises(ValueError, match="same class names in the same order: make the second with --classes"):
+        train(config, tmp_path / "out", f"data.val={tmp_path}")
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_checkpoint(config, tmp_path):
+    with pytest.raises(FloatingPointError, match="lower train.lr"):
+        train(config, tmp_path, "train.lr=1e30", "train.warmup_epochs=0", "train.save_every=1")
+    tensors, meta = load_checkpoint(tmp_path / "last.safetensors")
+    assert meta["progress"]["step"] == 1
+
+
+@pytest.mark.parametrize("batch, micro, devices, expected", [
+    (256, None, 8, (32, 1)), (256, 64, 1, (64, 4)), (192, 50, 1, (48, 4)), (6, 4, 1, (3, 2)), (7, 2, 1, (1, 7)),
+])  # fmt: skip
+def test_the_batch_is_shared_exactly(batch, micro, devices, expected):
+    assert split_batch(batch, micro, devices) == expected
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(ValueError, match="cannot be shared by 3 devices: choose a multiple of 3"):
+        split_batch(256, None, 3)
+
+
+def test_errors_of_the_command_are_one_sentence(config):
+    command = [sys.executable, "-m", "i2v.train", "--config", str(config), "train.learning_rate=1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "unknown key train.learning_rate" in done.stderr and "Traceback" not in done.stderr
