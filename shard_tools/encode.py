@@ -85,9 +85,11 @@ class EncodeSettings:
                 "cpu-used": "6", "row-mt": "0", "b": "0", "crf": crf,
             }  # fmt: skip
         if self.codec == "h264":
+            # With its macroblock tree, x264 does not always give the same bytes for the same frames.
             return {"g": gop, "keyint_min": gop, "bf": "0", "sc_threshold": "0", "preset": "veryfast", "crf": crf,
-                    "x264-params": "open-gop=0"}  # fmt: skip
+                    "x264-params": "open-gop=0:mbtree=0:rc-lookahead=0:sync-lookahead=0"}  # fmt: skip
         if self.codec == "hevc":
+            # x265 does not always give the same bytes either, and no option was found that makes it.
             params = f"keyint={gop}:min-keyint={gop}:bframes=0:scenecut=0:open-gop=0"
             return {"preset": "veryfast", "crf": crf,
                     "x265-params": params + ":pools=none:frame-threads=1:info=0:log-level=none"}  # fmt: skip

@@ -34,14 +34,13 @@ what comes out, in DIR
   rejected.csv        path,label,reason of the videos that could not be used; can be given as SOURCE once they are fixed
 
 An interrupted run (Ctrl-C, kill, disk full) continues when the same command is given again. The same videos and options
-give the same bytes, whatever --workers is.
+give the same bytes, whatever --workers is (except with hevc, whose encoder does not repeat itself exactly).
 
 examples
   python shard_tools/make_shards.py videos/train --out shards/train
   python shard_tools/make_shards.py val.csv --root /data/k400 --out shards/val --classes shards/train/manifest.json
   python shard_tools/make_shards.py train.csv --out shards/ssv2 --gop 4            # sparse sampling of short videos
-  python shard_tools/make_shards.py train.csv --out shards/k400 --codec mjpeg      # three times the bytes, a fifth of the
-                                                                                   # CPU to decode
+  python shard_tools/make_shards.py train.csv --out shards/k400 --codec mjpeg      # 3 x the bytes, 1/5 of the decoding
 exit codes: 0 complete; 1 could not write, or no usable video; 2 wrong arguments, list or folder; 130 interrupted
 """
 
@@ -49,10 +48,10 @@ exit codes: 0 complete; 1 could not write, or no usable video; 2 wrong arguments
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="make_shards",
-        description="Re-encode videos once into shards that training reads: every clip upright, of one short side, "
+        description="Re-encode videos once into shards that training reads: every clip upright, of one short side,\n"
         "one codec, short closed groups of pictures, checked frame by frame.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=110),
     )
     crf = ", ".join(f"{codec} {value}" for codec, value in DEFAULT_CRF.items())
     add = parser.add_argument

@@ -19,6 +19,7 @@ import numpy as np
 
 CLASSES = ("right", "left", "down", "up", "growing", "shrinking", "clockwise", "counterclockwise")
 KINDS = ("house", "heart", "arrow", "half_moon", "triangle")
+STILL_POSES = ((-0.4, -0.4, np.log(0.15), -1.6), (0.4, 0.4, np.log(0.50), 1.6))  # lowest, highest, as in draw_poses
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _distance(kind, u, v):
     return np.minimum(lobes, np.maximum(0.71 * np.abs(u) - 0.71 * v - 0.68, 0.71 * np.abs(u) + 0.71 * v - 0.55))
 
 
-def render_clip(rng, name, frames=20, size=(48, 64)):
+def render_clip(rng, name, frames=16, size=(48, 64)):
     """One clip of class `name`: uint8 (T, H, W, 3). `rng`: a numpy Generator, or a seed."""
     rng = np.random.default_rng(rng)
     return render(draw_look(rng), draw_poses(rng, name, frames), size, rng)
@@ -115,12 +116,11 @@ def render_stills(rng, count, size=(32, 32)):
     Returns images uint8 (count, H, W, 3), poses float (count, 4) as in `draw_poses`, and the index in KINDS.
     """
     look = draw_look(rng)
-    low, high = [-0.4, -0.4, np.log(0.15), -1.6], [0.4, 0.4, np.log(0.50), 1.6]
-    poses = rng.uniform(low, high, (count, 4))
+    poses = rng.uniform(*STILL_POSES, (count, 4))
     return render(look, poses, size, rng), poses, KINDS.index(look.kind)
 
 
-def write_videos(folder, per_class, frames=20, size=(48, 64), seed=0, split="train", fps=12):
+def write_videos(folder, per_class, frames=16, size=(48, 64), seed=0, split="train", fps=12):
     """Writes folder/split/<class>/<number>.mp4 (H.264), `per_class` videos a class; returns the paths."""
     part = ("train", "val").index(split)
     paths = []
@@ -166,7 +166,7 @@ def main():
     parser.add_argument("out", type=Path)
     parser.add_argument("--train", type=int, default=60, metavar="N", help="training videos of each class")
     parser.add_argument("--val", type=int, default=20, metavar="M", help="validation videos of each class")
-    parser.add_argument("--frames", type=int, default=20)
+    parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--height", type=int, default=48)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)

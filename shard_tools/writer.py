@@ -51,7 +51,7 @@ def make_shards(
 
     shard_size: bytes at which a new shard is begun. workers, timeout (seconds): see encode_videos.
     on_progress: called with (videos done, videos rejected) at the start and after every video.
-    The result depends on videos, classes, settings, seed and shard_size only. Raises OutputError, and OSError (disk
+    The bytes depend on videos, classes, settings, seed and shard_size only (hevc: nearly, x265 is not exact). Raises OutputError, and OSError (disk
     full, no permission), after which the same call continues.
     """
     made_with = {

@@ -145,8 +145,8 @@ def test_what_trains_at_the_real_sizes(setting, backbone, frames, pooling, train
 
 def test_multiply_accumulates():
     with torch.device("meta"):
-        model = i2v.create_model("dist", "ViT-B-16", 16, 174, {"type": "text"}).eval()
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model = i2v.create_model("dist", "ViT-B-16", 16, 174, {"type": "text"}).requires_grad_(False)
+        with FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, 3, 16, 224, 224))
     # The authors' 162.81, less the patches of the frames that CLIP does not see and the dead integration2temporal net.
     assert abs(counter.get_total_flops() / 2e9 - (162.81 - 0.925 - 0.058)) < 0.02
@@ -206,10 +206,9 @@ def test_stem_equals_conv3d():
     torch.testing.assert_close(net.stem(clips), rearrange(expected, "b c t h w -> b t (h w) c"))
 
 
-@pytest.mark.parametrize("head", [{"type": "linear"}, {"type": "text", "text_features": torch.ones(5, 24)}])
-def test_compiles_without_graph_breaks(head):
-    model, clips = small(head).train(), torch.randn(2, 3, 6, 28, 28)
-    model.head.dropout = nn.Identity()
+def test_compiles_without_graph_breaks():
+    head = {"type": "text", "text_features": torch.randn(5, 24)}
+    model, clips = small(head, selected_layers=[0, 2], pooling_layers=1), torch.randn(2, 3, 6, 28, 28)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     expected, actual = model(clips), compiled(clips)
     torch.testing.assert_close(actual, expected)

@@ -3,6 +3,7 @@
 import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import signal
@@ -178,26 +179,23 @@ def test_killed_and_asked_to_stop_it_continues(source, whole, tmp_path):
 
 @pytest.mark.parametrize("room", [0, 3_000, 30_000, 70_000])
 def test_a_full_disk_is_one_sentence_and_the_state_is_kept(room, source, whole, tmp_path, monkeypatch, capsys):
-    left, write = room, os.write
-
     def full(descriptor, data):
-        nonlocal left
-        if left < len(data):
-            write(descriptor, bytes(data)[:left])
-            left = 0
+        nonlocal room
+        os.write(descriptor, data[:room])
+        if room < len(data):
+            room = 0
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        left -= len(data)
-        return write(descriptor, data)
+        room -= len(data)
 
-    monkeypatch.setattr(writer.os, "write", full)
-    # In this process, where the disk is full.
-    monkeypatch.setattr("shard_tools.make_shards.min", lambda workers, videos: 0, raising=False)
-    arguments = [str(source), "--out", str(tmp_path / "out"), *OPTIONS]
-    assert main(arguments) == 1
-    assert "No space left on device); what is done is kept" in capsys.readouterr().err
-    monkeypatch.setattr(writer.os, "write", write)
-    assert main(arguments) == 0
-    assert contents(tmp_path / "out") == contents(whole)
+    monkeypatch.setattr(writer, "_write", full)
+    if room:
+        with pytest.raises(OSError):
+            build(source, tmp_path / "out")
+    else:
+        assert main([str(source), "--out", str(tmp_path / "out"), *OPTIONS]) == 1
+        assert "(No space left on device); what is done is kept" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert contents(build(source, tmp_path / "out")) == contents(whole)
 
 
 def test_a_complete_folder_is_left_alone(source, whole, capsys):
@@ -345,8 +343,6 @@ def test_real_videos(tmp_path, capsys):
     ids = {shards.metadata(clip_id)["source"]: clip_id for clip_id in range(len(shards))}
     expected = {"flipping_a_pancake.mkv": 310, "nasa_13013.mp4": 390, "unordered.mov": 4, "h264_10bits.mp4": 30}
     assert {name: shards.clips[ids[name]]["frames"] for name in expected} == expected
-    import io
-
     flat, turned = (decode(io.BytesIO(shards.read_whole(ids[name]))) for name in ("video_0.mov", "video_90.mov"))
     assert (flat.shape, turned.shape) == ((3, 64, 112, 3), (3, 112, 64, 3))
     # The same scene, stored lying and turned when shown: turning it back gives the first.

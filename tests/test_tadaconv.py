@@ -71,17 +71,14 @@ def test_golden(case, dtype, tolerance):
 
 
 def naive_convolution(conv, x, alpha, alpha_bias):
-    """A kernel and a bias per clip and frame, one convolution each."""
-    clips = []
-    for clip, clip_alpha, clip_bias in zip(x, alpha, alpha_bias):
-        frames = []
-        for t in range(x.shape[2]):
-            factor = clip_alpha[:, t].view(-1, 1, 1)
-            factor = factor if conv.cal_dim == "cin" else factor[:, None]
-            bias = None if conv.bias is None else clip_bias[:, t].view(-1) * conv.bias[0, 0]
-            frames.append(F.conv2d(clip[:, t], factor * conv.weight[0, 0], bias, **conv.geometry))
-        clips.append(torch.stack(frames, dim=1))
-    return torch.stack(clips)
+    """A kernel and a bias for every frame of every clip, in one convolution with as many groups."""
+    b, _, t, h, w = x.shape
+    cout, frames = conv.weight.shape[2], rearrange(x, "b c t h w -> 1 (b t c) h w")
+    factor = "b c t 1 1 -> b t 1 c 1 1" if conv.cal_dim == "cin" else "b c t 1 1 -> b t c 1 1 1"
+    kernels = (rearrange(alpha, factor) * conv.weight).flatten(0, 2)
+    biases = None if conv.bias is None else (rearrange(alpha_bias, "b c t 1 1 -> b t c") * conv.bias).flatten()
+    y = F.conv2d(frames, kernels, biases, **conv.geometry | dict(groups=conv.geometry["groups"] * b * t))
+    return rearrange(y, "1 (b t c) h w -> b c t h w", b=b, t=t, c=cout)
 
 
 def naive_route(route, x):
@@ -98,6 +95,12 @@ def naive_route(route, x):
     return [route.offset + conv(y) for conv in (route.b, route.b_bias) if conv is not None]
 
 
+def naive_mean(y):
+    """The authors' average pool, whose zeros beyond the ends are counted; torch's own refuses fewer than 3 frames."""
+    zeros = torch.zeros_like(y[:, :, :1])
+    return F.avg_pool3d(torch.cat((zeros, y, zeros), dim=2), (3, 1, 1), 1)
+
+
 def randomise(module):
     """Every parameter and statistic random, so that nothing is hidden behind a zero."""
     for name, tensor in module.state_dict().items():
@@ -106,7 +109,7 @@ def randomise(module):
     return module.double().eval()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data(), batch=st.integers(1, 3), num_frames=st.integers(1, 6), channels=st.sampled_from([4, 8, 12]),
        cal_dim=st.sampled_from(["cin", "cout"]), bias=st.booleans(), aggregate=st.booleans())
 def test_v2_equals_a_kernel_per_frame(data, batch, num_frames, channels, cal_dim, bias, aggregate):
@@ -121,14 +124,14 @@ def test_v2_equals_a_kernel_per_frame(data, batch, num_frames, channels, cal_dim
     alpha, *alpha_bias = naive_route(conv.rf_func, x)
     y = naive_convolution(conv, x, alpha, alpha_bias[0] if bias else alpha)
     if aggregate:
-        y = conv.bn_a(y) + conv.bn_b(F.avg_pool3d(y, (3, 1, 1), 1, (1, 0, 0)))
+        y = conv.bn_a(y) + conv.bn_b(naive_mean(y))
     torch.testing.assert_close(conv(x), y)
-    torch.testing.assert_close(conv(x, [alpha, *alpha_bias]), y)
+    torch.testing.assert_close(conv(x, [alpha, *alpha_bias] if bias else alpha), y)
     by_frame = rearrange(x, "b c t h w -> b t h w c").contiguous()
     torch.testing.assert_close(conv(rearrange(by_frame, "b t h w c -> b c t h w")), y)  # channels-last tokens
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(cin=st.sampled_from([4, 6]), cout=st.sampled_from([4, 8]), cal_dim=st.sampled_from(["cin", "cout"]),
        bias=st.booleans(), size=st.sampled_from([1, 3]), num_frames=st.integers(1, 5))
 def test_v1_equals_a_kernel_per_frame(cin, cout, cal_dim, bias, size, num_frames):
@@ -152,11 +155,12 @@ def test_shifted_products_equal_conv3d(k, num_frames, bias):
 @pytest.mark.parametrize("num_frames", [1, 2, 5])
 def test_the_temporal_mean_counts_frames_beyond_the_ends_as_zeros(num_frames):
     x = torch.randn(2, 3, num_frames, 4, 5)
-    torch.testing.assert_close(mean_of_three_frames(x), F.avg_pool3d(x, (3, 1, 1), 1, (1, 0, 0)))
+    torch.testing.assert_close(mean_of_three_frames(x), naive_mean(x))
 
 
 def test_a_fresh_v1_is_its_convolution():
-    conv, route, x = TAdaConv2d(8, 6, (1, 3, 3), padding=(0, 1, 1)), RouteFuncMLP(8, 4, [3, 3]), torch.randn(2, 8, 3, 5, 5)
+    conv, route = TAdaConv2d(8, 6, (1, 3, 3), padding=(0, 1, 1)), RouteFuncMLP(8, 4, [3, 3])
+    x = torch.randn(2, 8, 3, 5, 5)
     alpha = route(x)
     assert torch.equal(alpha, torch.ones(2, 8, 3, 1, 1))
     plain = F.conv3d(x, conv.weight[0, 0][:, :, None], conv.bias[0, 0], padding=(0, 1, 1))
@@ -183,10 +187,9 @@ def test_batch_norms_use_the_batch_in_training_and_their_statistics_in_evaluatio
     assert not torch.allclose(evaluated, expected)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_compiles_without_graph_breaks(training):
-    conv = TAdaConv2dV2(8, 8, 3, padding=1, groups=8, cal_dim="cout", rf_r=2, head_dim=2).train(training)
-    x, expected = torch.randn(2, 8, 4, 5, 5), None
+def test_compiles_without_graph_breaks():
+    conv = TAdaConv2dV2(8, 8, 3, padding=1, groups=8, cal_dim="cout", rf_r=2, head_dim=2)
+    x = torch.randn(2, 8, 4, 5, 5)
     expected = conv(x)
     torch.testing.assert_close(torch.compile(conv, backend="aot_eager", fullgraph=True)(x), expected)
 

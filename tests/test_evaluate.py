@@ -1,0 +1,151 @@
+"""Evaluation and prediction: every video once, the same result on any number of ranks and for any batch size."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from i2v.checkpoint import load_checkpoint, save_checkpoint
+from i2v.metrics import evaluate
+from i2v.model import create_model
+from i2v.predict import find_videos
+from i2v.runtime import restore_model
+from i2v.vit import ViTSpec, VisionTransformer
+from i2v.weights import fingerprint, load_weights
+from pipelines.shards import ShardSet
+
+ROOT = Path(__file__).parent.parent
+GEOMETRY = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "heads": 4, "embed_dim": 32}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(shapes, tmp_path_factory):
+    """What a run would have left: a checkpoint of a model with random adapters."""
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    save_file(VisionTransformer(ViTSpec(**GEOMETRY)).state_dict(), folder / "clip.safetensors")
+    classes = ShardSet(shapes / "vp9").classes
+    model = create_model("st_adapter", GEOMETRY, 4, len(classes), adapter_width=16)
+    load_weights(model, folder / "clip.safetensors", "clip")
+    for parameter in model.trainable_parameters().values():
+        torch.nn.init.normal_(parameter, std=0.3)
+    meta = {
+        "model": model.config, "classes": classes, "clips": {"flip": 0, "clips": 2, "crops": 3},
+        "backbone": {"name": GEOMETRY, "weights": str(folder / "clip.safetensors"),
+                     "fingerprint": fingerprint(model.frozen_parameters())},
+        "stored": {"codec": "vp9", "gop": 8, "short_side": 48},
+        "config": {"data": {"val": str(shapes / "vp9-val")}}, "progress": {"step": 3},
+    }  # fmt: skip
+    save_checkpoint(folder / "best.safetensors", model.trainable_parameters(), meta)
+    return folder / "best.safetensors"
+
+
+def command(module, *arguments, ranks=1):
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    full = [sys.executable, *start, "-m", module, *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(full, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_two_ranks_and_another_batch_size_give_the_same_scores(checkpoint, tmp_path):
+    one = command("i2v.evaluate", "--checkpoint", checkpoint, "--json", tmp_path / "1.json")
+    assert one.returncode == 0 and "counted 16 of 16 videos" in one.stdout
+    two = command("i2v.evaluate", "--checkpoint", checkpoint, "--json", tmp_path / "2.json", "--batch-size", 3, ranks=2)
+    assert two.returncode == 0, two.stderr
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("1.json", "2.json"))
+    assert one == two and one["views"] == "2 clips x 3 crops"
+    assert sum(map(sum, one["confusion"])) == 16
+
+
+def test_predictions_are_what_evaluation_counts(checkpoint, shapes, tmp_path):
+    """Videos shard by shard or one by one: the same pixels, so the same confusion matrix."""
+    out = tmp_path / "answers.json"
+    done = command("i2v.predict", "--checkpoint", checkpoint, shapes / "val", "--top", 1, "--json", out)
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(out.read_text())
+    assert len(answers) == 16 and answers[0]["video"] in done.stdout
+    command("i2v.evaluate", "--checkpoint", checkpoint, "--json", tmp_path / "scores.json")
+    confusion = json.loads((tmp_path / "scores.json").read_text())["confusion"]
+    classes = ShardSet(shapes / "vp9").classes
+    predicted = [[0] * 8 for _ in range(8)]
+    for answer in answers:
+        label, guess = Path(answer["video"]).parent.name, answer["top"][0]["class"]
+        predicted[classes.index(label)][classes.index(guess)] += 1
+    assert predicted == confusion
+
+
+def test_a_broken_file_is_named_and_the_others_are_predicted(checkpoint, shapes, tmp_path):
+    (tmp_path / "broken.mp4").write_text("not a video")
+    good = next((shapes / "val" / "left").iterdir())
+    done = command("i2v.predict", "--checkpoint", checkpoint, tmp_path / "broken.mp4", good)
+    assert done.returncode == 1 and "cannot be read: it cannot be opened as a video" in done.stdout
+    assert done.stdout.count(" %  ") == 5 and "1 of 2 videos could not be read" in done.stderr
+
+
+def test_wrong_paths_are_one_sentence(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        find_videos([tmp_path / "none.mp4"])
+    with pytest.raises(ValueError, match="holds no video files"):
+        find_videos([tmp_path])
+    (tmp_path / "text.safetensors").write_text("no")
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+        load_checkpoint(tmp_path / "text.safetensors")
+    with pytest.raises(ValueError, match="does not exist: give a checkpoint"):
+        load_checkpoint(tmp_path / "none.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="was not written by i2v.train"):
+        load_checkpoint(tmp_path / "other.safetensors")
+
+
+def test_a_checkpoint_refuses_another_backbone_and_another_method(checkpoint, tmp_path):
+    tensors, meta = load_checkpoint(checkpoint)
+    torch.manual_seed(5)
+    save_file(VisionTransformer(ViTSpec(**GEOMETRY)).state_dict(), tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="was trained on another backbone"):
+        restore_model(tensors, meta, str(tmp_path / "other.safetensors"))
+    with pytest.raises(ValueError, match="does not fit the model as layout 'i2v'"):
+        restore_model(tensors, meta | {"model": meta["model"] | {"adapter_width": 8}})
+    with pytest.raises(ValueError, match="unexpected"):
+        load_weights(create_model("clip", GEOMETRY, 4, 8), tensors, "i2v")
+
+
+def batch(logits, labels, weights):
+    clips = torch.zeros(len(labels), 2, 3, 1, 1, 1)
+    return SimpleNamespace(clips=clips, labels=torch.tensor(labels), weights=torch.tensor(weights), logits=logits)
+
+
+class Fixed(torch.nn.Module):
+    """Gives the logits it was told to."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.logits = iter([b.logits for b in batches])
+
+    def forward(self, clips):
+        return next(self.logits)
+
+
+def scores_of(*batches):
+    from contextlib import nullcontext
+
+    return evaluate(Fixed(batches), batches, 3, 3, torch.device("cpu"), nullcontext)
+
+
+def test_views_are_averaged_as_probabilities_and_weight_0_is_not_counted():
+    # One video, two views: on average class 1, though one view is very sure of class 0.
+    views = torch.tensor([[2.0, 0.0, 0.0], [-20.0, 0.0, -20.0], [0.0, 5.0, 0.0], [0.0, 5.0, 0.0]])
+    scores = scores_of(batch(views, [1, 0], [1.0, 0.0]))
+    assert (scores.counted, scores.expected, scores.top1, scores.top5) == (1, 3, 1.0, 1.0)
+    assert scores.confusion.tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("logits, label", [(float("nan"), 0), (0.0, 3), (0.0, -1)])
+def test_outputs_that_are_no_numbers_and_labels_outside_the_classes_are_errors(logits, label):
+    with pytest.raises(ValueError, match="1 videos have a label outside the model's 3 classes, or an output"):
+        scores_of(batch(torch.full((2, 3), logits), [label], [1.0]))

@@ -1,0 +1,80 @@
+"""Who may import whom (DESIGN: the house), read from the source."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("i2v", "pipelines", "shard_tools")
+FILES = sorted(p.relative_to(ROOT) for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
+ENTRY_POINTS = {"i2v.train", "i2v.evaluate", "i2v.predict", "i2v.convert", "i2v.complexity", "shard_tools.make_shards"}
+
+
+def imports(path, top_level_only=False):
+    """Modules that a file imports, as dotted names."""
+    tree = ast.parse((ROOT / path).read_text())
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def ours(names):
+    return {name for name in names if name.split(".")[0] in PACKAGES}
+
+
+def others(names):
+    return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - set(PACKAGES)
+
+
+def module(path):
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_nobody_imports_an_entry_point(path):
+    assert not ENTRY_POINTS & set(imports(path))
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parts[0] == "pipelines"], ids=str)
+def test_pipelines_know_nothing_of_models_or_tools(path):
+    assert {name.split(".")[0] for name in ours(imports(path))} <= {"pipelines"}
+    if path.name != "graph.py":
+        assert "nvidia" not in others(imports(path))  # the only file that builds DALI nodes
+    assert "nvidia" not in others(imports(path, top_level_only=True))  # and lazily
+
+
+def test_the_plan_needs_numpy_only():
+    path = Path("pipelines/plan.py")
+    assert others(imports(path)) == {"numpy"} and not ours(imports(path))
+    assert others(imports(Path("pipelines/shards.py"))) == {"numpy"}
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parts[0] == "i2v"], ids=str)
+def test_inside_i2v_only_entry_points_import_the_data_side(path):
+    if module(path) not in ENTRY_POINTS:
+        assert not {name for name in ours(imports(path)) if not name.startswith("i2v")}
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parts[:2] == ("i2v", "methods") and p.name != "__init__.py"], ids=str)
+def test_methods_know_the_vit_and_not_each_other(path):
+    assert others(imports(path)) <= {"torch", "einops"}
+    allowed = ("i2v.vit", "i2v.tadaconv") if path.name == "tada.py" else ("i2v.vit",)
+    assert all(name.startswith(allowed) for name in ours(imports(path)))
+
+
+def test_the_vit_needs_torch_only():
+    path = Path("i2v/vit.py")
+    assert others(imports(path)) == {"torch"} and not ours(imports(path))
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parts[0] == "shard_tools"], ids=str)
+def test_shard_tools_know_the_format_only(path):
+    names = {name for name in ours(imports(path)) if not name.startswith("shard_tools")}
+    assert all(name.startswith("pipelines.shards") for name in names)
