@@ -11,26 +11,30 @@ batch over and over, `end to end` trains on the loader's clips. The smaller of t
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file: import from the repository
+
 import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.machine import write_result
 from i2v.config import ConfigError, load_config, to_dict
 from i2v.distributed import World, close_world, init_world, sum_over_ranks
 from i2v.model import create_model
 from i2v.optim import build_optimizer
 from i2v.runtime import autocast_for, choose_precision, compile_blocks, place
 from pipelines import Batch, ShardError, build_loader
+from shard_tools.encode import EncodeSettings
+from shard_tools.moving_shapes import write_videos
+from shard_tools.sources import load_sources
+from shard_tools.writer import make_shards
 
 TINY = Path(__file__).parent / "tiny.yaml"
 
@@ -153,25 +157,6 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def machine(device: torch.device) -> dict:
-    """What the figures were measured on."""
-    import nvidia.dali
-
-    cpu = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            cpu = line.split(":", 1)[1].strip()
-            break
-    return {
-        "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "torch": torch.__version__,
-        "dali": nvidia.dali.__version__,
-        "python": platform.python_version(),
-    }
-
-
 def table(result: dict) -> str:
     """The result as text."""
     lines = [f"{'':12} {'clips/s':>10} {'min':>10} {'max':>10}"]
@@ -191,10 +176,11 @@ def table(result: dict) -> str:
 
 
 def make_tiny_data(folder: Path) -> str:
-    """A few small moving shapes, sharded."""
-    from shard_tools.make_shards import make_shards  # noqa: F401
-
-    raise SystemExit
+    """A few small videos of moving shapes, sharded."""
+    write_videos(folder / "videos", 4, frames=32, size=(96, 128))
+    videos, classes = load_sources(folder / "videos" / "train")
+    make_shards(videos, classes, folder / "shards", EncodeSettings(short_side=96))
+    return str(folder / "shards")
 
 
 def main() -> None:
@@ -203,7 +189,7 @@ def main() -> None:
     what.add_argument("--config", help="an experiment; its weights are not needed")
     what.add_argument("--preset", choices=["tiny"], help="a small model on small videos that are made on the spot")
     parser.add_argument("--data", help="shards to read (default: data.train of the config)")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s (tiny: 3)")
     parser.add_argument("--seconds", type=float, default=5.0, help="about how long a round takes (tiny: 1)")
     parser.add_argument("--json", type=Path, help="write the result, the machine and the command here")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
@@ -213,7 +199,8 @@ def main() -> None:
         world = init_world(config.data.device)
         with tempfile.TemporaryDirectory() as folder:
             data = args.data or (make_tiny_data(Path(folder)) if args.preset else config.data.train)
-            result = measure(config, data, world, args.rounds, min(args.seconds, 1.0) if args.preset else args.seconds)
+            rounds, seconds = (min(args.rounds, 3), min(args.seconds, 1.0)) if args.preset else (args.rounds, args.seconds)
+            result = measure(config, data, world, rounds, seconds)
     except (ConfigError, ShardError, ValueError, TypeError, OSError) as error:
         sys.exit(f"throughput: {error}")
     finally:
@@ -223,9 +210,7 @@ def main() -> None:
     print(table(result))
     if args.json:
         command = "python benchmarks/throughput.py " + " ".join(sys.argv[1:])
-        content = {"command": command, "machine": machine(world.device), "devices": world.size} | result
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(content | {"config": to_dict(config)}, indent=1) + "\n")
+        write_result(args.json, command, {"devices": world.size} | result | {"config": to_dict(config)})
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ class LinearHead(nn.Module):
 
 
 class TextHead(nn.Module):
-    """exp(logit_scale) * cosine(features, class text): (B, D) -> (B, num_classes), as CLIP (Radford et al. 2021, fig. 3).
+    """exp(logit_scale) * cosine(features, class text), as in CLIP (Radford et al. 2021, fig. 3): (B, D) -> (B, K).
 
     Nothing here is trained, as in DiST's recipe. `proj` (CLIP's, frozen) brings features of CLIP's width into the joint
     image-text space, if the backbone does not. `text_features` (num_classes, embed_dim), of any norm, belongs to the
@@ -49,7 +49,7 @@ class TextHead(nn.Module):
 
     @torch.no_grad()
     def set_text_features(self, text_features):
-        """Copy (num_classes, embed_dim) class embeddings in. Raises ValueError on another shape or values not finite."""
+        """Copy (num_classes, embed_dim) class embeddings in; ValueError on another shape or values not finite."""
         if not isinstance(text_features, torch.Tensor) or text_features.shape != self.text_features.shape:
             shape = tuple(getattr(text_features, "shape", ())) or type(text_features).__name__
             raise ValueError(f"text_features is {shape} but the model takes a tensor {tuple(self.text_features.shape)} "
@@ -61,8 +61,8 @@ class TextHead(nn.Module):
 
     def forward(self, features):
         self._require_text_features()
-        # In bfloat16 a cosine times 100 would be off by some tenths.
-        with torch.autocast(features.device.type, enabled=False):
+        device = "cpu" if features.is_meta else features.device.type
+        with torch.autocast(device, enabled=False):  # in bfloat16 a cosine times 100 would be off by some tenths
             features = features.to(torch.promote_types(features.dtype, self.logit_scale.dtype))
             if self.proj is not None:
                 features = features @ self.proj

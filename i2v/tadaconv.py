@@ -65,11 +65,11 @@ class RouteFuncMLP(nn.Module):
         super().__init__()
         hidden = _routing_width(c_in, ratio, kernels)
         self.g = nn.Conv3d(c_in, c_in, 1)
-        self.a = _conv_of_frames(c_in, hidden, kernels[0])
+        self.a = _frame_conv(c_in, hidden, kernels[0])
         self.bn = nn.BatchNorm3d(hidden, eps=bn_eps, momentum=bn_mmt)
-        self.b = _conv_of_frames(hidden, c_in, kernels[1], bias=False)
+        self.b = _frame_conv(hidden, c_in, kernels[1], bias=False)
         nn.init.zeros_(self.b.weight)
-        self.b.skip_init = True  # says so to networks that initialise every convolution after making it
+        self.b.skip_init = True  # for networks that initialise every convolution after making it
 
     def forward(self, x):
         frames = rearrange(x.mean((3, 4)), "b c t -> b t c")
@@ -96,19 +96,21 @@ class RouteFuncwTransformer(nn.Module):
                              f"routing head_dim, got {head_dim!r}: choose one that divides {hidden}")
         self.head_dim = head_dim
         self.offset = 1 if zero_init_cal else 0
-        self.a = _conv_of_frames(c_in, hidden, kernels[0])
+        self.a = _frame_conv(c_in, hidden, kernels[0])
         self.norm = nn.LayerNorm(hidden, eps=1e-6)
         self.norm_transformer = nn.LayerNorm(hidden, eps=1e-6)
         self.qkv_proj = nn.Conv3d(hidden, 3 * hidden, 1)
         self.attn_out = nn.Conv3d(hidden, hidden, 1)
-        self.b = _conv_of_frames(hidden, c_in, kernels[1], bias=False)
-        self.b_bias = _conv_of_frames(hidden, c_in, kernels[1], bias=False) if with_bias_cal else None
+        self.b = _frame_conv(hidden, c_in, kernels[1], bias=False)
+        self.b_bias = _frame_conv(hidden, c_in, kernels[1], bias=False) if with_bias_cal else None
         for conv in (self.a, self.qkv_proj, self.attn_out):
             nn.init.trunc_normal_(conv.weight, std=0.02)
             nn.init.zeros_(conv.bias)
         for conv in filter(None, (self.b, self.b_bias)):
-            nn.init.zeros_(conv.weight) if zero_init_cal else nn.init.trunc_normal_(conv.weight, std=0.02)
-            conv.skip_init = zero_init_cal
+            nn.init.trunc_normal_(conv.weight, std=0.02)
+            if zero_init_cal:
+                nn.init.zeros_(conv.weight)
+                conv.skip_init = True
 
     def forward(self, x):
         y = self.norm(conv_over_frames(self.a, rearrange(x.mean((3, 4)), "b c t -> b t c")))
@@ -192,10 +194,11 @@ class TAdaConv2dV2(TAdaConv2d):
     y_t = alpha_t * conv(x_t) + alpha_bias_t * bias      (the first product as cal_dim says)
     output = bn_a(y) + bn_b(mean of the frames t-1, t, t+1 of y)
 
-    The batch norms see all frames of the batch; convert them with nn.SyncBatchNorm.convert_sync_batchnorm to train on
-    several GPUs. internal_rf_func=False leaves out the routing (pass alpha, or [alpha, alpha_bias], to forward),
-    internal_temp_aggr=False the batch norms. rf_r, rf_k and head_dim are RouteFuncwTransformer's ratio, kernels and
-    head_dim. Raises ValueError as TAdaConv2d and RouteFuncwTransformer do, and when routing inside with Cin != Cout.
+    Any T is fine; the authors' average pool needs three. The batch norms see all frames of the batch; convert them with
+    nn.SyncBatchNorm.convert_sync_batchnorm to train on several GPUs. internal_rf_func=False leaves out the routing
+    (pass alpha, or [alpha, alpha_bias], to forward), internal_temp_aggr=False the batch norms. rf_r, rf_k and head_dim
+    are RouteFuncwTransformer's ratio, kernels and head_dim. Raises ValueError as TAdaConv2d and RouteFuncwTransformer
+    do, and when routing inside with Cin != Cout.
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
@@ -228,7 +231,7 @@ class TAdaConv2dV2(TAdaConv2d):
         return y if self.bn_a is None else self.bn_a(y) + self.bn_b(mean_of_three_frames(y))
 
 
-def _conv_of_frames(c_in, c_out, k, bias=True):
+def _frame_conv(c_in, c_out, k, bias=True):
     return nn.Conv3d(c_in, c_out, (k, 1, 1), padding=(k // 2, 0, 0), bias=bias)
 
 

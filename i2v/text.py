@@ -20,7 +20,7 @@ def text_features(class_names: list[str], backbone: str | dict, weights: str | P
     """(K, embed_dim) float32: per class the mean of its prompts' unit embeddings, as a unit vector.
 
     backbone: as for create_model. weights: a CLIP checkpoint with its text tower (path or state dict), or an open_clip
-    tag for a backbone with a name. templates: prompts with one {} each. Raises ValueError if the file has no such tower.
+    tag for a backbone with a name. templates: prompts with one {} each. Raises ValueError if there is no such tower.
     """
     check_templates(list(templates))
     spec = backbone_spec(backbone)

@@ -123,8 +123,9 @@ def _own_names(model, target, layout):
 def _detect(model, target, state, where):
     """The plan with the fewest problems."""
     layouts = [x for x in LAYOUTS if x != "authors" or hasattr(method_module(model.method), "from_authors")]
-    plans = sorted((_plan(model, target, state, layout) for layout in layouts), key=lambda plan: plan.count)
-    if plans[0].count == plans[1].count:
+    plans = [_plan(model, target, state, layout) for layout in layouts]
+    plans.sort(key=lambda plan: (plan.count, plan.layout != "i2v"))
+    if plans[0].count == plans[1].count and plans[0].sources != plans[1].sources:  # same sources: same outcome
         raise ValueError(f"cannot tell which layout {where} has, as its names ({_first(list(state))}) fit "
                          f"{plans[0].layout} no better than {plans[1].layout}: pass one of {', '.join(layouts)}")
     return plans[0]

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 
 import av
@@ -34,7 +35,12 @@ LARGEST_SIDE = 4096  # of a stored clip: what every hardware decoder takes in ev
 MOVFLAGS = "frag_every_frame+empty_moov+default_base_moof+skip_trailer"
 
 MATRIX = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}  # AVColorSpace
-QUARTER_TURNS = {0: [], 1: [("transpose", "cclock")], 2: [("hflip", None), ("vflip", None)], 3: [("transpose", "clock")]}
+QUARTER_TURNS = {  # counter-clockwise
+    0: [],
+    1: [("transpose", "cclock")],
+    2: [("hflip", None), ("vflip", None)],
+    3: [("transpose", "clock")],
+}
 
 WINDOW = 4  # videos in flight or waiting for their turn, per worker
 START_SECONDS = 120  # a process may take this long to import what it needs
@@ -70,11 +76,10 @@ class EncodeSettings:
         if self.codec == "mjpeg" and self.gop != 1:
             raise ValueError(f"mjpeg has only keyframes, so gop {self.gop} is impossible: leave it out.")
         if self.short_side % 16 or not 16 <= self.short_side <= LARGEST_SIDE:
-            near = min(max(16, round(self.short_side / 16) * 16), LARGEST_SIDE)
-            raise ValueError(f"short side {self.short_side} is not a multiple of 16 from 16 to {LARGEST_SIDE}: try {near}.")
-        if not (self.codec == "mjpeg") <= self.crf <= LARGEST_CRF[self.codec]:
-            lowest = int(self.codec == "mjpeg")
-            raise ValueError(f"crf {self.crf} is not between {lowest} and {LARGEST_CRF[self.codec]}, as {self.codec} needs.")
+            raise ValueError(f"short side {self.short_side} is not a multiple of 16 from 16 to {LARGEST_SIDE}.")
+        lowest, highest = int(self.codec == "mjpeg"), LARGEST_CRF[self.codec]
+        if not lowest <= self.crf <= highest:
+            raise ValueError(f"crf {self.crf} is not between {lowest} and {highest}, as {self.codec} needs.")
 
     def encoder_options(self) -> dict[str, str]:
         """The encoder's options by FFmpeg's names: keyframes at exact multiples, no frame out of order, one thread."""
@@ -341,7 +346,9 @@ class _Worker:
         spawn = multiprocessing.get_context("spawn")
         self.connection, theirs = spawn.Pipe()
         self.process = spawn.Process(target=_work, args=(theirs, settings), daemon=True)
-        # The child inherits the mask: Ctrl-C reaches this process only, which then ends the children.
+        # The child inherits the mask: Ctrl-C reaches this process only, which then ends the children. Starting
+        # multiprocessing's own helper would lift the mask, so that comes first.
+        resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.process.start()

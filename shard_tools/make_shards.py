@@ -41,6 +41,7 @@ examples
   python shard_tools/make_shards.py val.csv --root /data/k400 --out shards/val --classes shards/train/manifest.json
   python shard_tools/make_shards.py train.csv --out shards/ssv2 --gop 4            # sparse sampling of short videos
   python shard_tools/make_shards.py train.csv --out shards/k400 --codec mjpeg      # 3 x the bytes, 1/5 of the decoding
+
 exit codes: 0 complete; 1 could not write, or no usable video; 2 wrong arguments, list or folder; 130 interrupted
 """
 
@@ -58,18 +59,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("source", metavar="SOURCE", help="folder of class folders, or CSV file")
     add("--out", metavar="DIR", required=True, help="folder to write; continued if it was left unfinished")
     add("--root", metavar="DIR", help="what the paths of a list are relative to (default: the list's folder)")
-    add("--classes", metavar="FILE", help="class names in order, one per line, or another data set's manifest.json "
-        "(default: the names that occur, sorted)")  # fmt: skip
-    add("--codec", default="vp9", choices=LIBRARY, help="vp9 decodes on every GPU and CPU; mjpeg too, fastest on a CPU; "
-        "h264 and hevc need a GPU (default: %(default)s)")  # fmt: skip
-    add("--gop", type=int, metavar="N", help="frames from keyframe to keyframe: 8 (default), 4 for sparse, 16 for dense "
-        "sampling; mjpeg: always 1")  # fmt: skip
-    add("--short-side", type=int, default=256, metavar="PX", help="a multiple of 16; 256 for 224-pixel models (default), "
-        "384 for 336-pixel ones")  # fmt: skip
+    add("--classes", metavar="FILE", help="class names in order, one per line, or another data set's manifest.json; "
+        "default: the names that occur, sorted")  # fmt: skip
+    add("--codec", default="vp9", choices=LIBRARY, help="vp9 (default) decodes on every GPU and CPU; mjpeg is fastest "
+        "on a CPU; h264 and hevc need a GPU")  # fmt: skip
+    add("--gop", type=int, metavar="N", help="frames from keyframe to keyframe: 8 (default), 4 for sparse, 16 for "
+        "dense sampling; mjpeg: always 1")  # fmt: skip
+    add("--short-side", type=int, default=256, metavar="PX", help="a multiple of 16; 256 for 224-pixel models "
+        "(default), 384 for 336-pixel ones")  # fmt: skip
     add("--crf", type=int, metavar="N", help=f"quality, smaller is better (default: {crf})")
     add("--shard-size", type=float, default=1e9, metavar="BYTES", help="of one tar (default: 1e9)")
     add("--workers", type=int, metavar="N", help="processes (default: all cores)")
-    add("--timeout", type=float, default=600, metavar="S", help="seconds after which a video is given up (default: 600)")
+    add("--timeout", type=float, default=600, metavar="S", help="seconds until a video is given up (default: 600)")
     add("--seed", type=int, default=0, metavar="N", help="of the order in the shards (default: 0)")
     arguments = parser.parse_args(argv)
     for name in ("workers", "shard_size", "timeout"):
@@ -151,7 +152,8 @@ class Progress:
         elif now - self.told >= self.EVERY:
             rate = (done - self.first) / (now - self.begun)
             left = _clock((self.total - done) / rate) if rate else "?"
-            print(f"{done:,}/{self.total:,} videos, {rate:.1f} videos/s, {left} left, {rejected:,} rejected", file=sys.stderr)
+            line = f"{done:,}/{self.total:,} videos, {rate:.1f} videos/s, {left} left, {rejected:,} rejected"
+            print(line, file=sys.stderr)
             self.told = now
 
 
@@ -163,7 +165,8 @@ def summary(manifest: dict, out: Path, seconds: float) -> str:
         f"{manifest['clips']:,} clips of {manifest['clips'] + manifest['rejected']:,} videos: "
         f"{manifest['hours']:.2f} h, {manifest['frames']:,} frames, classes: {len(manifest['classes']):,}; "
         f"this run took {_clock(seconds)}",
-        f"  bytes     {_bytes(manifest['source_bytes'])} of sources -> {_bytes(stored)} in shards ({len(manifest['shards']):,})",
+        f"  bytes     {_bytes(manifest['source_bytes'])} of sources -> {_bytes(stored)} of shards"
+        f" ({len(manifest['shards']):,})",
         f"  sizes     {', '.join(f'{size}: {count:,}' for size, count in sizes[:8])}"
         + (f" and {len(sizes) - 8} more" if len(sizes) > 8 else ""),
     ]

@@ -1,8 +1,8 @@
 """Which videos, and what they show: a folder of class folders, or a list.
 
     videos/abseiling/x.mp4      a folder: every subfolder is a class, its video files (at any depth) are the videos
-    path,label                  a list: one row per video, separated by commas, tabs or spaces; with or without a header;
-                                labels are class names or integers; without a label column the videos are unlabelled
+    path,label                  a list: one row per video, separated by commas, tabs or spaces, with or without a
+                                header; labels are names or integers; without a label column there are none
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 VIDEO_SUFFIXES = frozenset(
-    ".3g2 .3gp .asf .avi .divx .f4v .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogg .ogv .rm .rmvb .ts .vob"
-    " .webm .wmv .y4m".split()
+    ".3g2 .3gp .asf .avi .divx .f4v .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogg .ogv .rm .rmvb .ts"
+    " .vob .webm .wmv .y4m".split()
 )
 PATH_COLUMNS = {"path", "video", "video_path", "filepath", "file_path", "filename", "file"}
 LABEL_COLUMNS = {"label", "class", "class_name", "classname", "target", "category"}
@@ -79,11 +79,12 @@ def read_classes(path: str | os.PathLike) -> list[str]:
     """Class names in order: one per line, or the classes of another data set's manifest.json. Raises SourceError."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        names = json.loads(text)["classes"] if Path(path).suffix == ".json" else [line.strip() for line in text.splitlines()]
+        is_manifest = Path(path).suffix == ".json"
+        names = json.loads(text)["classes"] if is_manifest else [line.strip() for line in text.splitlines()]
     except OSError as error:
         raise SourceError(f"the class list {path} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"the class list {path} is neither text with one name per line nor a manifest.json.") from error
+        raise SourceError(f"the class list {path} is neither one name per line nor a manifest.json.") from error
     names = [name for name in names if name]
     if not names:
         raise SourceError(f"the class list {path} is empty.")
@@ -127,7 +128,8 @@ def _read_list(path: Path) -> list[tuple[str, str, str | None]]:
         path_column = next(i for i, cell in enumerate(header) if cell in PATH_COLUMNS)
         label_column = next((i for i, cell in enumerate(header) if cell in LABEL_COLUMNS), None)
     elif table and len(table[0][1]) > 2:
-        raise SourceError(f"{path} has {len(table[0][1])} columns and no header: name them in a first row, e.g. path,label.")
+        count = len(table[0][1])
+        raise SourceError(f"{path} has {count} columns and no header: name them in a first row, e.g. path,label.")
     if not table:
         raise SourceError(f"{path} has no rows: one video per row, path,label.")
 
@@ -188,8 +190,10 @@ def _resolve_labels(rows, names: list[str] | None, source: Path, classes) -> tup
                 f"{f' in {classes}' if classes else ''} (0 to {len(names) - 1})."
             )
         else:
-            near = difflib.get_close_matches(label, names, 1, 0) or names[:1]
-            raise SourceError(f"{where} of {source}: {label!r} is not in the class list {classes}; the nearest is {near[0]!r}.")
+            (near,) = difflib.get_close_matches(label, names, 1, 0) or names[:1]
+            raise SourceError(
+                f"{where} of {source}: {label!r} is not in the class list {classes}; the nearest name is {near!r}."
+            )
     return labels, names
 
 

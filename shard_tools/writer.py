@@ -51,8 +51,8 @@ def make_shards(
 
     shard_size: bytes at which a new shard is begun. workers, timeout (seconds): see encode_videos.
     on_progress: called with (videos done, videos rejected) at the start and after every video.
-    The bytes depend on videos, classes, settings, seed and shard_size only (hevc: nearly, x265 is not exact). Raises OutputError, and OSError (disk
-    full, no permission), after which the same call continues.
+    The bytes depend on videos, classes, settings, seed and shard_size only (hevc: nearly, x265 is not exact).
+    Raises OutputError, and OSError (disk full, no permission), after which the same call continues.
     """
     made_with = {
         "codec": settings.codec,
@@ -161,7 +161,10 @@ class ShardWriter:
         self.done += 1
 
     def finish(self, videos: list[Video], listed_at: np.ndarray, classes: list[str], settings: EncodeSettings) -> dict:
-        """Write index, rejected.csv and, last, the manifest. videos: in written order; listed_at: their listed order."""
+        """Write the index, rejected.csv and, last, the manifest.
+
+        videos: in the order of add(); listed_at: where in the source each of them was listed.
+        """
         if self.size:
             self._close_shard()
         clips = np.zeros(self.clips, CLIP)
@@ -219,7 +222,8 @@ class ShardWriter:
         try:
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise OutputError(f"another make_shards is writing to {self.out}: wait for it, or choose a new folder.") from None
+            message = f"another make_shards is writing to {self.out}: wait for it, or choose a new folder."
+            raise OutputError(message) from None
 
     def _resume(self) -> None:
         """Read the journal as far as it and the open shard agree, and cut both there."""

@@ -2,7 +2,7 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from shard_tools.moving_shapes import write_videos
 from shard_tools.sources import load_sources
 from shard_tools.writer import make_shards
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # small models on a shared machine: two threads would wait for each other
 
 
 def shard(folder, out, **settings):

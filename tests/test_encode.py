@@ -14,7 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.shards import needed_fragments
-from shard_tools.encode import LIBRARY, EncodedClip, EncodeSettings, RejectedVideo, encode_video, encode_videos, stored_size
+from shard_tools.encode import (
+    LIBRARY,
+    EncodedClip,
+    EncodeSettings,
+    RejectedVideo,
+    encode_video,
+    encode_videos,
+    stored_size,
+)
 from tests.videos import decode, moving, noise, solid, turn, write_audio, write_video
 
 SMALL = EncodeSettings(short_side=48)
@@ -138,7 +146,9 @@ def test_a_size_that_changes_on_the_way(height, width, tmp_path):
     assert np.abs(decode(io.BytesIO(clip.data))[-1].astype(int) - (200, 30, 40)).max() < 12  # covers, no border
 
 
-@pytest.mark.parametrize("codec, name", [("gif", "a.gif"), ("mpeg4", "a.avi"), ("ffv1", "a.mkv"), ("libx265", "a.mp4")])
+@pytest.mark.parametrize(
+    "codec, name", [("gif", "a.gif"), ("mpeg4", "a.avi"), ("ffv1", "a.mkv"), ("libx265", "a.mp4")]
+)
 def test_other_codecs_and_pixel_formats(codec, name, tmp_path):
     frames = solid((200, 30, 40), 5)
     if codec == "gif":
@@ -151,7 +161,8 @@ def test_other_codecs_and_pixel_formats(codec, name, tmp_path):
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
     else:
-        write_video(tmp_path / name, frames, codec, options={"x265-params": "log-level=none"} if "265" in codec else {})
+        quiet = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+        write_video(tmp_path / name, frames, codec, options=quiet)
     clip = encode_video(tmp_path / name, SMALL)
     assert clip.frames == 5
     assert np.abs(decode(io.BytesIO(clip.data)).astype(int) - (200, 30, 40)).mean() < 15
@@ -162,7 +173,7 @@ def test_faults_are_told(tmp_path):
     webm = write_video(tmp_path / "good.mkv", noise(30), "libvpx-vp9", options={"deadline": "realtime"}).read_bytes()
     faults = {
         "text.mp4": (b"hello, this is not a video\n" * 50, "cannot be opened as a video"),
-        "playlist.mp4": (b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://127.0.0.1:9/x.ts\n", "cannot be opened"),
+        "playlist.mp4": (b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://127.0.0.1:9/x\n", "cannot be opened"),
         "empty.mp4": (b"", "the file is empty"),
         "truncated.mp4": (good[: len(good) // 2], "cannot be opened as a video"),
         "zeroed.mp4": (good[: len(good) // 3] + bytes(400) + good[len(good) // 3 + 400 :], "decoding stopped|damaged"),
@@ -194,7 +205,7 @@ def test_faults_are_told(tmp_path):
         (dict(codec="av1"), "codec 'av1' is not one of"),
         (dict(gop=0), "gop 0"),
         (dict(codec="mjpeg", gop=8), "mjpeg has only keyframes"),
-        (dict(short_side=250), "250 is not a multiple of 16 from 16 to 4096: try 256"),
+        (dict(short_side=250), "250 is not a multiple of 16 from 16 to 4096"),
         (dict(crf=64), "crf 64 is not between 0 and 63"),
         (dict(codec="mjpeg", crf=0), "crf 0 is not between 1 and 31"),
     ],

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pkgutil
 
 import open_clip
 import pytest
@@ -14,7 +15,6 @@ import i2v
 from i2v import methods
 from i2v.heads import TEMPLATES
 from i2v.text import text_features
-from i2v.vit import VisionTransformer
 
 torch.set_num_threads(2)
 TINY = dict(image_size=16, patch_size=8, width=32, layers=2, heads=2, embed_dim=24)
@@ -22,7 +22,7 @@ OPTIONS = {  # sizes that fit TINY
     "clip": {}, "st_adapter": dict(adapter_width=8), "dist": dict(integration_dim=64, temporal_dim=8), "aim": {},
     "zeroi2v": {}, "tada": dict(route_head_dim=8),
 }  # fmt: skip
-METHODS = [m for m in OPTIONS if (methods.__path__ and __import__("pathlib").Path(methods.__path__[0], f"{m}.py").exists())]
+METHODS = [module.name for module in pkgutil.iter_modules(methods.__path__)]
 NAMES = ["bowling", "playing harp", "abseiling", "Pushing [something] off {a} table", "zumba"]
 
 
@@ -164,8 +164,9 @@ def test_text_features_from_every_kind_of_file(form, clip, tmp_path, monkeypatch
     else:
         save_file({k: v.clone() for k, v in state.items()}, path)
     if form == "tag":
-        monkeypatch.setattr("i2v.text.backbone_file", lambda name, tag, activation: {("ViT-B-32", "openai"): path}[name, tag])
-        monkeypatch.setattr("i2v.text.backbone_spec", lambda name: VisionTransformer(make().spec).spec)
+        known = {("ViT-B-32", "openai", "quick_gelu"): path}
+        monkeypatch.setattr("i2v.text.backbone_file", lambda *arguments: known[arguments])
+        monkeypatch.setattr("i2v.text.backbone_spec", lambda name: make().spec)
         backbone, weights = "ViT-B-32", "openai"
     tolerance = 2e-3 if form == "openai" else 1e-6
     torch.testing.assert_close(text_features(NAMES[:2], backbone, weights), expected, atol=tolerance, rtol=0)

@@ -24,7 +24,7 @@ def write_video(
     pixel_shape=None,
     options: dict | None = None,
 ) -> Path:
-    """frames: (T, H, W, 3) uint8 RGB, H and W even. The YUV matrix and range are exact, and written as tags if `tagged`."""
+    """frames: (T, H, W, 3) uint8 RGB, H and W even. YUV is of this matrix and range, and says so if `tagged`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:

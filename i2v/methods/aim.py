@@ -6,9 +6,9 @@ One frozen attention serves twice in a block, over the frames and over the token
     x = x + S(attn(ln_1(x)))            over the tokens of each frame
     x = x + mlp(y) + scale M(y)         y = ln_2(x)
 
-The adapters S and T_in add their input to their output, T and M do not; all start at zero, so a fresh model is CLIP with
-pooled frames. As in the authors' code every token gets its frame's temporal embedding before ln_pre, and ln_post is
-trained and applied to each frame before the mean. drop_path drops whole clips, as stochastic depth is meant; the
+The adapters S and T_in add their input to their output, T and M do not; all start at zero, so a fresh model is CLIP
+with pooled frames. As in the authors' code every token gets its frame's temporal embedding before ln_pre, and ln_post
+is trained and applied to each frame before the mean. drop_path drops whole clips, as stochastic depth is meant; the
 authors' code, whose first axis is the tokens, drops the same token positions in all clips of a batch instead.
 """
 
@@ -61,7 +61,7 @@ class DropPath(nn.Module):
 
 
 class AIMBlock(Block):
-    """A CLIP block with temporal, spatial and joint adaptation; drop_path is this layer's probability, None for none."""
+    """A CLIP block with temporal, spatial and joint adaptation; drop_path is its probability, or None."""
 
     def __init__(self, spec, layer, hidden, temporal_adapters, scale, drop_path):
         super().__init__(spec, layer)

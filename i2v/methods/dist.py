@@ -79,7 +79,8 @@ class IntegrationNet(nn.Module):
         self.ln, self.ln_temporal, self.gelu = nn.LayerNorm(dim), nn.LayerNorm(dim), QuickGELU()
         self.ffn = mlp(dim, ratio)
         self.temporal_ffn = nn.ModuleDict({
-            "c_fc1": time_conv(dim, hidden), "c_fc2": time_conv(hidden, hidden, kernel), "c_proj": time_conv(hidden, dim),
+            "c_fc1": time_conv(dim, hidden), "c_fc2": time_conv(hidden, hidden, kernel),
+            "c_proj": time_conv(hidden, dim),
         })
 
     def forward(self, u):

@@ -3,10 +3,10 @@
     x = x + A_out(attend(q, shift(k), shift(v)))        q, k, v = qkv(A_in(ln_1(x)))
     x = x + A_out(mlp(A_in(ln_2(x))))                   A(x) = x + scale fc2(fc1(x)), linear
 
-shift moves some channels of the keys and values by a few frames, so that some heads look at other frames at no cost; and
-as every adapter is linear and touches a linear layer of CLIP, merge() folds them all into it: what remains is CLIP's
-transformer with the shift. As in the authors' code every token gets its frame's temporal embedding before ln_pre, and
-ln_post is trained and applied to each frame before the mean.
+shift moves some channels of the keys and values by a few frames, so that some heads look at other frames at no cost;
+and as every adapter is linear and touches a linear layer of CLIP, merge() folds them all into it: what remains is
+CLIP's transformer with the shift. As in the authors' code every token gets its frame's temporal embedding before
+ln_pre, and ln_post is trained and applied to each frame before the mean.
 """
 
 import copy
@@ -59,6 +59,8 @@ def shift(x, shifts, num_frames):
 
 def _from_frame(x, frames):
     """(B, T, L, C) -> the same, frame t being frame t + frames where there is one, else itself."""
+    if frames == 0:
+        return x
     reach, inside = abs(frames), max(x.shape[1] - abs(frames), 0)  # `inside` frames have one to read
     if frames < 0:
         return torch.cat((x[:, :reach], x[:, :inside]), dim=1)

@@ -1,0 +1,96 @@
+"""The product in a few minutes on a laptop's CPU: from videos to a prediction, with the commands that users give.
+
+    python benchmarks/demo.py --out runs/demo
+
+Nothing is downloaded. Eight classes of made-up videos differ by motion only; the backbone has seen still pictures only
+and stays frozen, as CLIP does. So what is learnt here is motion, and the last line of the table is the proof: with the
+frames of every clip in random order, the same model is lost. A second run re-uses what the first one made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # run as a file: import from the repository
+
+from benchmarks.machine import write_result
+
+
+def call(title: str, *command: object, made: Path | None = None) -> float:
+    """Show and run a command in the repository; nothing to do if what it makes is there. Returns seconds."""
+    shown = " ".join(map(str, command))
+    print(f"\n=== {title}\n    python {shown}", flush=True)
+    if made is not None and made.exists():
+        print(f"    {made} is there already", flush=True)
+        return 0.0
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT)
+    if done.returncode:
+        sys.exit(f"demo: the command above failed with exit code {done.returncode}.")
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for all of it (default: %(default)s)")
+    parser.add_argument("--method", default="st_adapter", help="a file in configs/demo (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="write the table, the machine and the command here")
+    args = parser.parse_args()
+    config = Path("configs/demo") / f"{args.method}.yaml"
+    if not (ROOT / config).exists():
+        known = ", ".join(sorted(path.stem for path in (ROOT / "configs/demo").glob("*.yaml")))
+        sys.exit(f"demo: {config} does not exist: --method is one of {known}.")
+    out = args.out.resolve()
+    videos, shards, clip, run = out / "videos", out / "shards", out / "clip.safetensors", out / args.method
+    seconds = {}
+
+    seconds["videos"] = call(
+        "write videos of moving shapes", "-m", "shard_tools.moving_shapes", videos, "--train", 60, "--val", 40,
+        made=videos / "classes.png",
+    )  # fmt: skip
+    make = ("shard_tools/make_shards.py", "--short-side", 48)
+    seconds["shards"] = call("shard them", *make, videos / "train", "--out", shards / "train")
+    seconds["shards"] += call(
+        "shard the others, with the same classes", *make, videos / "val", "--out", shards / "val",
+        "--classes", shards / "train" / "manifest.json",
+    )  # fmt: skip
+    seconds["backbone"] = call(
+        "train the backbone on still pictures, in place of CLIP", "benchmarks/pretrain_stills.py", "--out", clip, made=clip
+    )
+    seconds["training"] = call(
+        f"train {args.method} on the frozen backbone", "-m", "i2v.train", "--config", config, f"data.train={shards / 'train'}",
+        f"data.val={shards / 'val'}", f"model.weights={clip}", f"out={run}",
+    )  # fmt: skip
+    last = run / "last.safetensors"
+    evaluate = ("-m", "i2v.evaluate", "--checkpoint", last, "--batch-size", 32)
+    seconds["evaluation"] = call("evaluate", *evaluate, "--json", run / "scores.json")
+    seconds["evaluation"] += call(
+        "a control: frames in random order", *evaluate, "--json", run / "scores_shuffled.json", "shuffle_frames=true"
+    )
+    one = sorted((videos / "val" / "clockwise").glob("*.mp4"))[0]
+    call("predict one video", "-m", "i2v.predict", "--checkpoint", last, one, "--top", 3)
+
+    scores, shuffled = (json.loads((run / name).read_text()) for name in ("scores.json", "scores_shuffled.json"))
+    print(f"\n=== {args.method}: {scores['counted']} validation videos, 8 classes")
+    print(f"top-1, frames in order          {100 * scores['top1']:5.1f} %")
+    print(f"top-1, frames in random order   {100 * shuffled['top1']:5.1f} %")
+    print(f"chance                          {100 / 8:5.1f} %")
+    print("\n" + "   ".join(f"{name} {spent:.0f} s" for name, spent in seconds.items()))
+    if args.json:
+        result = {"method": args.method, "top1": scores["top1"], "top1_shuffled": shuffled["top1"], "videos": scores["counted"]}
+        command = "python benchmarks/demo.py " + " ".join(sys.argv[1:])
+        write_result(args.json, command, result | {"seconds": {name: round(spent, 1) for name, spent in seconds.items()}})
+    print(f"what the classes look like   {videos / 'classes.png'}")
+    print(f"curves                       {run / 'curves.png'}")
+    print(f"log                          {run / 'log.jsonl'}")
+    print(f"run folder                   {run}")
+
+
+if __name__ == "__main__":
+    main()
