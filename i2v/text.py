@@ -73,7 +73,7 @@ def tokenise(prompts, tower, where):
     return tokenizer(prompts)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def encode(tower, tokens):
     """(N, context) -> (N, E), not normalised; 64 texts at a time, for memory."""
-    return torch.cat([tower(part) for part in tokens.split(64)]).clone()
+    return torch.cat([tower(part) for part in tokens.split(64)])

@@ -24,7 +24,8 @@ import av
 import numpy as np
 
 from pipelines.shards import CLIP, FORMAT, FRAGMENT, VERSION
-from shard_tools.encode import EncodedClip, EncodeSettings, RejectedVideo, encode_videos
+from shard_tools.encode import EncodedClip, EncodeSettings, RejectedVideo
+from shard_tools.pool import encode_videos
 from shard_tools.sources import Video, source_hash
 
 BLOCK = 512  # bytes; members of a tar start on multiples of it

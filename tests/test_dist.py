@@ -15,7 +15,6 @@ import i2v
 from i2v.methods.dist import OLD_NAMES, conv_frames, from_authors
 from i2v.text import encode, text_tower
 
-torch.set_num_threads(2)
 HERE = Path(__file__).parent
 SHARED = HERE.parents[1] / "shared" / "reference" / "golden"
 AUTHORS = "backbone.base_encoder."

@@ -20,9 +20,9 @@ from shard_tools.encode import (
     EncodeSettings,
     RejectedVideo,
     encode_video,
-    encode_videos,
     stored_size,
 )
+from shard_tools.pool import encode_videos
 from tests.videos import decode, moving, noise, solid, turn, write_audio, write_video
 
 SMALL = EncodeSettings(short_side=48)

@@ -16,7 +16,6 @@ from i2v import methods
 from i2v.heads import TEMPLATES
 from i2v.text import text_features
 
-torch.set_num_threads(2)
 TINY = dict(image_size=16, patch_size=8, width=32, layers=2, heads=2, embed_dim=24)
 OPTIONS = {  # sizes that fit TINY
     "clip": {}, "st_adapter": dict(adapter_width=8), "dist": dict(integration_dim=64, temporal_dim=8), "aim": {},

@@ -11,7 +11,6 @@ import i2v
 from i2v.model import backbone_spec
 from i2v.vit import Block, ViTSpec
 
-torch.set_num_threads(2)
 TINY = dict(image_size=16, patch_size=8, width=32, layers=2, heads=2, embed_dim=24)
 METHODS = {"clip": {}, "st_adapter": dict(adapter_width=8)}
 

@@ -13,7 +13,6 @@ import i2v
 from i2v.methods.st_adapter import Adapter
 from i2v.vit import ViTSpec
 
-torch.set_num_threads(2)
 HERE = Path(__file__).parent
 SHARED = HERE.parents[1] / "shared" / "reference" / "golden"
 TINY = dict(image_size=16, patch_size=8, width=32, layers=3, heads=2, embed_dim=24)

@@ -15,7 +15,6 @@ from torch import nn
 from i2v.tadaconv import (RouteFuncMLP, RouteFuncwTransformer, TAdaConv2d, TAdaConv2dV2, conv_over_frames,
                           mean_of_three_frames)
 
-torch.set_num_threads(2)
 HERE = Path(__file__).parent
 SHARED = HERE.parents[1] / "shared" / "reference" / "golden"
 

@@ -7,7 +7,6 @@ from einops import rearrange
 
 from i2v.vit import Block, ViTSpec, VisionTransformer
 
-torch.set_num_threads(2)
 GEOMETRY = dict(image_size=32, patch_size=8, width=64, layers=3, heads=4, embed_dim=48)
 
 

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 import i2v
 from i2v.weights import backbone_file, fingerprint, read_state_dict
 
-torch.set_num_threads(2)
 TINY = dict(image_size=16, patch_size=8, width=32, layers=2, heads=2, embed_dim=24)
 
 

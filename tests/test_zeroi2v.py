@@ -12,7 +12,6 @@ from i2v.methods.zeroi2v import channel_shifts, shift
 from i2v.vit import VisionTransformer
 from tests.test_st_adapter import golden
 
-torch.set_num_threads(2)
 TINY = dict(image_size=16, patch_size=8, width=32, layers=3, heads=2, embed_dim=24)
 BASE = dict(image_size=224, patch_size=16, width=768, layers=12, heads=12, embed_dim=512)
 LARGE = dict(image_size=224, patch_size=14, width=1024, layers=24, heads=16, embed_dim=768)

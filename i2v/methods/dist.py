@@ -280,13 +280,13 @@ def build(spec, num_frames, *, alpha=2, selected_layers=None, integration_dim=38
     for name, (ratio, dim) in ratios.items():
         if type(ratio) not in (int, float) or not 1 <= dim * ratio < float("inf"):
             raise ValueError(f"{name} must be a number that leaves at least one of {dim} channels, got {ratio!r}")
-    layers = list(range(spec.layers)) if selected_layers is None else selected_layers
-    ascending = isinstance(layers, (list, tuple)) and layers and all(type(i) is int for i in layers) and (
-        list(layers) == sorted(set(layers)) and layers[0] >= 0 and layers[-1] < spec.layers)  # fmt: skip
-    if not ascending:
-        raise ValueError(f"selected_layers must be None (all) or ascending layer numbers from 0 to {spec.layers - 1}, "
-                         f"got {selected_layers!r}")
-    return DiST(spec, num_frames, alpha, list(layers), **sizes, **{name: ratio for name, (ratio, _) in ratios.items()})
+    layers = list(range(spec.layers))
+    if selected_layers is not None:
+        layers = [i for i in layers if isinstance(selected_layers, (list, tuple)) and i in selected_layers]
+        if not layers or layers != list(selected_layers):
+            raise ValueError("selected_layers must be None (all) or ascending layer numbers from 0 to "
+                             f"{spec.layers - 1}, got {selected_layers!r}")
+    return DiST(spec, num_frames, alpha, layers, **sizes, **{name: ratio for name, (ratio, _) in ratios.items()})
 
 
 def from_authors(name):

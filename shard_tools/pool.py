@@ -1,0 +1,139 @@
+"""Many videos, each encoded in a process that may die: a crash or a hang costs one video, not the run."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from multiprocessing import resource_tracker
+from multiprocessing.connection import wait
+
+from shard_tools.encode import EncodedClip, EncodeSettings, RejectedVideo, describe, encode_video
+
+WINDOW = 4  # videos in flight or waiting for their turn, per worker
+START_SECONDS = 120  # a process may take this long to import what it needs
+WAITING_BYTES = 1 << 30  # of finished clips that wait for a slow one before them
+
+
+def encode_videos(
+    paths: Iterable[str], settings: EncodeSettings, workers: int = 0, timeout: float = 600
+) -> Iterator[EncodedClip | RejectedVideo]:
+    """The outcome of every path, in order.
+
+    workers: processes; a video that kills its process or takes longer than `timeout` seconds is rejected, the others
+    go on. 0: in this process, without that protection. What is in flight is bounded, however long the list.
+    """
+    if workers == 0:
+        yield from (_outcome(path, settings) for path in paths)
+        return
+    paths, started, finished, yielded = enumerate(paths), 0, {}, 0
+    pool = [_Worker(settings) for _ in range(workers)]
+    try:
+        while True:
+            waiting = sum(len(clip.data) for clip in finished.values() if isinstance(clip, EncodedClip))
+            for index, worker in enumerate(pool):
+                if worker.busy or started - yielded >= WINDOW * workers or waiting >= WAITING_BYTES:
+                    continue
+                if (task := next(paths, None)) is None:
+                    break
+                if not worker.process.is_alive():
+                    pool[index] = worker = _Worker(settings)
+                worker.start(*task, timeout)
+                started += 1
+            busy = [worker for worker in pool if worker.busy]
+            if not busy and not finished:
+                return
+            patience = max(0, min(worker.deadline for worker in busy) - time.monotonic()) if busy else 0
+            wait([worker.connection for worker in busy], patience)
+            for worker in busy:
+                outcome = worker.outcome(timeout)
+                if outcome is not None:
+                    finished[worker.task] = outcome
+            while yielded in finished:
+                yield finished.pop(yielded)
+                yielded += 1
+    finally:
+        for worker in pool:
+            worker.kill()
+
+
+class _Worker:
+    """A process that encodes one video after the other, and the pipe to it."""
+
+    def __init__(self, settings: EncodeSettings):
+        self.task, self.busy, self.ready, self.deadline = -1, False, False, 0.0
+        spawn = multiprocessing.get_context("spawn")
+        self.connection, theirs = spawn.Pipe()
+        self.process = spawn.Process(target=_work, args=(theirs, settings), daemon=True)
+        # The child inherits the mask: Ctrl-C reaches this process only, which then ends the children. Starting
+        # multiprocessing's own helper would lift the mask, so that comes first.
+        resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()  # so that the pipe ends when the child does
+
+    def start(self, task: int, path: str, timeout: float) -> None:
+        self.task, self.busy = task, True
+        self.deadline = time.monotonic() + timeout + (0 if self.ready else START_SECONDS)
+        try:
+            self.connection.send(path)
+        except OSError:
+            pass  # it is dead already: outcome() says so
+
+    def outcome(self, timeout: float) -> EncodedClip | RejectedVideo | None:
+        """What became of the task; None: not finished."""
+        try:
+            while self.connection.poll():
+                message = self.connection.recv()
+                if message is not None:
+                    self.busy = False
+                    return message
+                self.ready, self.deadline = True, time.monotonic() + timeout
+        except (EOFError, OSError):
+            self.process.join()
+            if not self.ready:
+                raise RuntimeError("a worker process died before its first video") from None
+            return self._lost(_cause_of_death(self.process.exitcode))
+        if time.monotonic() > self.deadline:
+            return self._lost(f"it took longer than {timeout:g} seconds")
+        return None
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+    def _lost(self, reason: str) -> RejectedVideo:
+        self.kill()
+        self.busy = False
+        return RejectedVideo(reason)
+
+
+def _work(connection, settings: EncodeSettings) -> None:
+    try:
+        connection.send(None)  # ready
+        while True:
+            connection.send(_outcome(connection.recv(), settings))
+    except (EOFError, OSError):
+        pass  # the parent is gone
+
+
+def _outcome(path: str, settings: EncodeSettings) -> EncodedClip | RejectedVideo:
+    try:
+        return encode_video(path, settings)
+    except RejectedVideo as rejected:
+        return RejectedVideo(rejected.reason)  # without the traceback, which would hold frames
+    except MemoryError:
+        return RejectedVideo("it needs more memory than there is")
+    except Exception as error:  # whatever a strange file makes a library do, the other videos go on
+        return RejectedVideo(f"it cannot be encoded ({type(error).__name__}: {describe(error)})")
+
+
+def _cause_of_death(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "the decoder was killed (signal 9), perhaps for lack of memory"
+    return f"the decoder crashed (signal {-code})" if code < 0 else f"the decoder exited with code {code}"
