@@ -15,6 +15,8 @@ from pathlib import Path
 
 import yaml
 
+from i2v.optim import SCHEDULES
+
 
 class ConfigError(ValueError):
     """What is wrong with a configuration, where, and what to do."""
@@ -46,10 +48,14 @@ class TrainConfig:
     lr: float
     micro_batch: int | None = None  # clips per device and forward pass; smaller means gradient accumulation
     weight_decay: float = 0.0
-    no_decay: list = field(default_factory=lambda: ["bias"])
+    no_decay: list = field(default_factory=lambda: ["bias"])  # parts of names, or "1-d" (i2v/optim.py)
+    lr_multipliers: dict = field(default_factory=dict)  # part of a name: factor on lr
+    layer_decay: float = 1.0  # factor on lr from each layer of the backbone to the one below
     betas: list = field(default_factory=lambda: [0.9, 0.999])
+    schedule: str = "after_warmup"  # after_warmup, through_warmup or per_epoch (i2v/optim.py)
     warmup_epochs: float = 0.0
-    warmup_start: float = 0.0  # the first learning rate, in units of lr
+    warmup_lr: float = 0.0  # where the warm-up begins
+    min_lr: float = 0.0  # where the cosine ends
     label_smoothing: float = 0.0
     precision: str = "auto"  # bf16, float32; auto: bf16 where the device has it
     compile: bool = True  # torch.compile, block by block
@@ -165,7 +171,14 @@ def _check_values(config: Config, path: str) -> None:
         "train.lr": (train.lr > 0, "more than 0"),
         "train.weight_decay": (train.weight_decay >= 0, "at least 0"),
         "train.warmup_epochs": (0 <= train.warmup_epochs <= train.epochs, "between 0 and train.epochs"),
-        "train.warmup_start": (0 <= train.warmup_start <= 1, "between 0 and 1"),
+        "train.warmup_lr": (0 <= train.warmup_lr <= train.lr, "between 0 and train.lr"),
+        "train.min_lr": (0 <= train.min_lr <= train.lr, "between 0 and train.lr"),
+        "train.schedule": (train.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
+        "train.layer_decay": (0 < train.layer_decay <= 1, "more than 0 and at most 1"),
+        "train.lr_multipliers": (
+            all(isinstance(factor, (int, float)) and factor >= 0 for factor in train.lr_multipliers.values()),
+            "factors, at least 0",
+        ),
         "train.label_smoothing": (0 <= train.label_smoothing < 1, "at least 0 and below 1"),
         "train.precision": (train.precision in ("auto", "bf16", "float32"), "auto, bf16 or float32"),
         "train.seed": (0 <= train.seed < 2**63, "at least 0"),

@@ -27,6 +27,8 @@ def init_world(device: str = "auto") -> World:
     local = int(os.environ.get("LOCAL_RANK", 0))
     use_gpu = device == "gpu" or (device == "auto" and torch.cuda.is_available())
     if use_gpu:
+        if not torch.cuda.is_available():
+            raise ValueError("The device is gpu, but torch finds no CUDA device here: use cpu or auto.")
         if local >= torch.cuda.device_count():
             raise ValueError(
                 f"Process {local} of this machine has no GPU of its own ({torch.cuda.device_count()} found): "

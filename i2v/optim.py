@@ -3,42 +3,69 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
-
-def learning_rate(epoch: float, *, lr: float, epochs: float, warmup_epochs: float, warmup_start: float = 0.0) -> float:
-    """The learning rate at a fractional epoch: linear from warmup_start * lr to lr, then half a cosine to 0."""
-    if epoch < warmup_epochs:
-        return lr * (warmup_start + (1 - warmup_start) * epoch / warmup_epochs)
-    if epochs <= warmup_epochs:
-        return lr
-    progress = min((epoch - warmup_epochs) / (epochs - warmup_epochs), 1.0)
-    return lr * 0.5 * (1 + math.cos(math.pi * progress))
+SCHEDULES = ("after_warmup", "through_warmup", "per_epoch")
 
 
-def parameter_groups(parameters: dict[str, torch.nn.Parameter], weight_decay: float, no_decay: list[str]) -> list[dict]:
-    """Two groups: with weight decay, and without.
+def learning_rate(epoch: float, config) -> float:
+    """The learning rate at a fractional epoch; config: TrainConfig. All are half a cosine from lr down to min_lr.
 
-    no_decay: parts of names, between dots. A parameter one of whose parts is listed is not decayed:
-    ["bias"] spares head.fc.bias, ["ln_post"] both backbone.ln_post.weight and backbone.ln_post.bias.
-    Raises ValueError for an entry that spares nothing.
+    after_warmup    linear from warmup_lr to lr, then the cosine over the rest (ST-Adapter, TAdaFormer)
+    through_warmup  the cosine spans all epochs; linear from warmup_lr to where it is at the end of the warm-up (DiST)
+    per_epoch       the cosine spans all epochs and moves once an epoch; while warming up it is multiplied by a factor
+                    that grows linearly from warmup_lr / lr to 1 (AIM and ZeroI2V, as mmcv and mmengine compute it)
     """
-    parts = {name: set(name.split(".")) for name in parameters}
-    for entry in no_decay:
-        if not any(entry in names for names in parts.values()):
-            raise ValueError(f"train.no_decay has {entry!r}, which is part of no trained parameter's name.")
-    spared = [name for name in parameters if parts[name] & set(no_decay)]
-    decayed = [name for name in parameters if name not in set(spared)]
-    return [
-        {"params": [parameters[name] for name in names], "names": names, "weight_decay": decay}
-        for names, decay in ((decayed, weight_decay), (spared, 0.0))
-        if names
-    ]
+    warmup, warming = config.warmup_epochs, epoch < config.warmup_epochs
+    if config.schedule == "per_epoch":
+        first = config.warmup_lr / config.lr
+        return _cosine(math.floor(epoch), 0, config) * (first + (1 - first) * epoch / warmup if warming else 1)
+    begin = warmup if config.schedule == "after_warmup" else 0
+    if warming:
+        return config.warmup_lr + (_cosine(warmup, begin, config) - config.warmup_lr) * epoch / warmup
+    return _cosine(epoch, begin, config)
 
 
-def build_optimizer(parameters: dict[str, torch.nn.Parameter], config) -> torch.optim.AdamW:
-    """AdamW over exactly the given parameters, with the groups of the recipe (config: TrainConfig)."""
-    groups = parameter_groups(parameters, config.weight_decay, config.no_decay)
+def _cosine(epoch: float, begin: float, config) -> float:
+    progress = min((epoch - begin) / (config.epochs - begin), 1.0) if config.epochs > begin else 0.0
+    return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * progress))
+
+
+def parameter_groups(
+    parameters: dict[str, torch.nn.Parameter], config, layer_of: Callable[[str], int] | None = None
+) -> list[dict]:
+    """AdamW's groups, each with weight_decay and lr_scale (of the schedule's learning rate); config: TrainConfig.
+
+    Entries of no_decay and lr_multipliers are parts of names, between dots: "bias" means head.fc.bias, "ln_post" both
+    backbone.ln_post.weight and backbone.ln_post.bias; "1-d" means every one-dimensional parameter.
+    layer_of: the layer of a parameter's name, 0 for the stem to layers + 1 for the head; for layer_decay.
+    Raises ValueError for an entry that fits nothing, and for layer_decay without layer_of.
+    """
+    traits = {name: set(name.split(".")) | ({"1-d"} if p.ndim == 1 else set()) for name, p in parameters.items()}
+    for key, entries in (("no_decay", config.no_decay), ("lr_multipliers", config.lr_multipliers)):
+        for entry in entries:
+            if not any(entry in trait for trait in traits.values()):
+                raise ValueError(f"train.{key} has {entry!r}, which is part of no trained parameter's name.")
+    if config.layer_decay != 1 and layer_of is None:
+        raise ValueError("train.layer_decay is set, but this method trains no layers of the backbone: remove it.")
+    groups: dict[tuple[float, float], dict] = {}
+    for name, parameter in parameters.items():
+        decay = 0.0 if traits[name] & set(config.no_decay) else config.weight_decay
+        scale = math.prod(factor for entry, factor in config.lr_multipliers.items() if entry in traits[name])
+        if layer_of is not None and config.layer_decay != 1:
+            top = max(map(layer_of, parameters))
+            scale *= config.layer_decay ** (top - layer_of(name))
+        new = {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale}
+        group = groups.setdefault((decay, scale), new)
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def build_optimizer(parameters: dict[str, torch.nn.Parameter], config, layer_of=None) -> torch.optim.AdamW:
+    """AdamW over exactly the given parameters, with the groups of the recipe; see parameter_groups."""
+    groups = parameter_groups(parameters, config, layer_of)
     fused = next(iter(parameters.values())).is_cuda
     return torch.optim.AdamW(groups, lr=config.lr, betas=tuple(config.betas), eps=1e-8, fused=fused)

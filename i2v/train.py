@@ -27,7 +27,7 @@ from i2v.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer
 from i2v.config import Config, load_config, to_dict
 from i2v.distributed import StopSignal, World, close_world, init_world, sum_over_ranks
 from i2v.metrics import evaluate
-from i2v.model import backbone_spec, create_model
+from i2v.model import backbone_spec, create_model, method_module
 from i2v.optim import build_optimizer, learning_rate
 from i2v.runlog import RunLog
 from i2v.runtime import autocast_for, choose_precision, compile_blocks, load_backbone, place
@@ -93,7 +93,7 @@ def run(config: Config, world: World) -> None:
     dtype = choose_precision(train.precision, world.device)
     autocast = autocast_for(world.device, dtype)
     place(model, world.device, dtype)
-    optimizer = build_optimizer(parameters, train)
+    optimizer = build_optimizer(parameters, train, getattr(method_module(model_config.method), "layer_of", None))
     if meta:
         restore_optimizer(optimizer, saved)
     if train.compile:
@@ -124,11 +124,9 @@ def run(config: Config, world: World) -> None:
     model.train()
     while progress.step < last_step:
         epoch = progress.samples / clips_per_epoch
-        lr = learning_rate(
-            epoch, lr=train.lr, epochs=train.epochs, warmup_epochs=train.warmup_epochs, warmup_start=train.warmup_start
-        )
+        lr = learning_rate(epoch, train)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
 
         totals = torch.zeros(2, device=world.device)  # sums of weights and of weighted losses, over the whole batch
         for micro in range(accumulate):

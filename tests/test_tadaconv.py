@@ -166,6 +166,16 @@ def test_a_fresh_v1_is_its_convolution():
     torch.testing.assert_close(conv(x, alpha), plain, atol=1e-5, rtol=0)
 
 
+def test_the_examples_of_the_docstring():
+    x = torch.randn(2, 64, 4, 5, 5)
+    conv = TAdaConv2dV2(64, 64, kernel_size=3, padding=1, head_dim=16)
+    assert (x + conv(x)).shape == x.shape
+    route, conv = RouteFuncMLP(64, ratio=4, kernels=(3, 3)), TAdaConv2d(64, 64, kernel_size=3, padding=1, bias=False)
+    assert conv(x, route(x)).shape == x.shape
+    with torch.no_grad():  # from a pre-trained 2-D convolution
+        conv.load_state_dict({"weight": nn.Conv2d(64, 64, 3).weight[None, None]})
+
+
 def test_a_fresh_transformer_route_is_one_where_asked():
     x = torch.randn(2, 8, 3, 5, 5)
     for alpha in RouteFuncwTransformer(8, 2, (3, 3), with_bias_cal=True, zero_init_cal=True, head_dim=2)(x):

@@ -1,0 +1,86 @@
+"""The demo's videos: only the order of the frames may tell the class."""
+
+import av
+import numpy as np
+import pytest
+
+from shard_tools.moving_shapes import CLASSES, STILL_POSES, draw_poses, render_clip, render_stills, write_videos
+
+PAIRS = list(zip(CLASSES[::2], CLASSES[1::2]))
+CLIPS, FRAMES = 400, 16
+
+
+def poses_of(name, first_seed=0):
+    """(CLIPS, FRAMES, 4), from other seeds than another class's when first_seed differs."""
+    return np.stack([draw_poses(np.random.default_rng(first_seed + i), name, FRAMES) for i in range(CLIPS)])
+
+
+@pytest.mark.parametrize("forth, back", PAIRS)
+def test_a_pair_is_the_same_clip_backwards(forth, back):
+    poses = draw_poses(np.random.default_rng(7), forth, FRAMES)
+    np.testing.assert_array_equal(draw_poses(np.random.default_rng(7), back, FRAMES), poses[::-1])
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_each_property_takes_the_same_values_in_every_class(name):
+    expected = np.sort(draw_poses(np.random.default_rng(7), "right", FRAMES), axis=0)
+    np.testing.assert_allclose(np.sort(draw_poses(np.random.default_rng(7), name, FRAMES), axis=0), expected)
+
+
+@pytest.mark.parametrize("frame", [0, 5, FRAMES - 1])
+def test_a_single_frame_has_the_same_distribution_in_every_class(frame):
+    """A steady shape is at one of its ends in the first frame, so each is compared with its pair: all signs are taken."""
+    for forth, back in PAIRS:
+        one, other = poses_of(forth), poses_of(back, first_seed=CLIPS)
+        pooled = np.concatenate([one[:, frame], other[:, FRAMES - 1 - frame]])
+        apart = np.abs(one[:, frame].mean(0) - other[:, FRAMES - 1 - frame].mean(0)) / pooled.std(0)
+        assert (apart < 4 * (2 / CLIPS) ** 0.5).all(), (forth, back, apart)  # 4 standard errors
+
+
+def test_pictures_of_all_classes_look_the_same():
+    """Statistics of a frame drawn at random: brightness, spread, and where the light is, do not tell the class."""
+    features = []
+    for label, name in enumerate(CLASSES):
+        clips = [render_clip([label, i], name, FRAMES, (16, 16)) for i in range(100)]
+        shown = np.stack([clip[np.random.default_rng([label, i]).integers(FRAMES)] for i, clip in enumerate(clips)]) / 255
+        light = shown.mean(-1)
+        x = (light * np.arange(16)).sum((1, 2)) / light.sum((1, 2))
+        y = (light * np.arange(16)[:, None]).sum((1, 2)) / light.sum((1, 2))
+        features.append(np.stack([light.mean((1, 2)), light.std((1, 2)), x, y], 1))
+    features = np.stack(features)  # (classes, clips, statistics)
+    error = features.std((0, 1)) / features.shape[1] ** 0.5
+    assert (np.abs(features.mean(1) - features.mean((0, 1))) < 4 * error).all()
+
+
+@pytest.mark.parametrize("label, name", enumerate(CLASSES))
+def test_only_the_class_goes_from_end_to_end(label, name):
+    poses = poses_of(name)
+    ends, span = poses[:, -1] - poses[:, 0], np.ptp(poses, axis=1)
+    steady, sign = label // 2, 1 - 2 * (label % 2)
+    np.testing.assert_allclose(ends[:, steady], sign * span[:, steady])
+    others = np.delete(ends / span, steady, axis=1)
+    assert np.abs(others).max() < 0.2 and np.abs(others.mean()) < 0.02
+
+
+def test_the_same_seed_gives_the_same_pixels():
+    first, again, other = (render_clip(seed, "left", 4, (16, 24)) for seed in (3, 3, 4))
+    assert first.shape == (4, 16, 24, 3) and first.dtype == np.uint8
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_stills_cover_the_poses_of_the_videos():
+    images, poses, kind = render_stills(np.random.default_rng(0), 8, (16, 16))
+    assert images.shape == (8, 16, 16, 3) and poses.shape == (8, 4) and isinstance(kind, int)
+    videos = np.concatenate([poses_of(name).reshape(-1, 4) for name in CLASSES])
+    assert (videos.min(0) > np.array(STILL_POSES[0]) - 0.2).all() and (videos.max(0) < np.array(STILL_POSES[1]) + 0.2).all()
+
+
+def test_written_videos_decode_to_what_was_drawn(tmp_path):
+    paths = write_videos(tmp_path, 1, frames=6, size=(32, 48), seed=5, split="val")
+    assert sorted(p.parent.name for p in paths) == sorted(CLASSES) and paths[0].parts[-3] == "val"
+    with av.open(str(paths[1])) as file:
+        decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+    drawn = render_clip([5, 1, 1, 0], CLASSES[1], 6, (32, 48))
+    assert decoded.shape == drawn.shape
+    assert np.abs(decoded.astype(float) - drawn).mean() < 12
