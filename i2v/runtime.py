@@ -9,9 +9,30 @@ import torch
 from torch import nn
 
 from i2v.checkpoint import OPTIMIZER
+from i2v.config import ModelConfig
 from i2v.model import VideoClassifier, create_model
+from i2v.text import text_features
 from i2v.vit import Attention
 from i2v.weights import backbone_file, fingerprint, load_weights
+
+
+def build_model(config: ModelConfig, classes: list[str]) -> tuple[VideoClassifier, str]:
+    """The model of an experiment with CLIP's weights, adapters fresh, and where the weights came from.
+
+    A text head gets its class names, and their embeddings from the text tower of the same CLIP, unless they are given.
+    """
+    head = dict(config.head)
+    is_text = head.get("type") == "text"
+    if is_text:
+        head.setdefault("class_names", classes)
+    model = create_model(config.method, config.backbone, config.num_frames, len(classes), head, **config.options)
+    source = load_backbone(model, config.backbone, config.weights)
+    if is_text:
+        if source == "random":
+            raise ValueError("model.weights is random, but a text head needs CLIP's text tower: give CLIP's weights.")
+        names, templates = head["class_names"], model.config["head"]["templates"]
+        model.head.set_text_features(text_features(names, config.backbone, source, templates))
+    return model, source
 
 
 def load_backbone(model: VideoClassifier, name: str | dict, weights: str) -> str:
@@ -49,6 +70,12 @@ def restore_model(tensors: dict[str, torch.Tensor], meta: dict, weights: str | N
     return model
 
 
+def own_tensors(model: VideoClassifier) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds: all that the backbone's weights do not tell."""
+    frozen = model.frozen_parameters()
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+
+
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     """The dtype of matrix products: bf16 where the device has it in hardware, else float32."""
     if precision == "auto":
@@ -65,7 +92,8 @@ def place(model: VideoClassifier, device: torch.device, dtype: torch.dtype) -> N
             for parameter in module.parameters(recurse=False):
                 if not parameter.requires_grad:
                     parameter.data = parameter.data.to(dtype)
-    model.backbone.conv1.to(memory_format=torch.channels_last)
+    patches = model.trunk.conv1
+    patches.to(memory_format=torch.channels_last if patches.weight.ndim == 4 else torch.channels_last_3d)
 
 
 def autocast_for(device: torch.device, dtype: torch.dtype):
@@ -77,5 +105,5 @@ def autocast_for(device: torch.device, dtype: torch.dtype):
 
 def compile_blocks(model: VideoClassifier) -> None:
     """torch.compile, block by block: identical blocks are compiled once, and parameter names stay as they are."""
-    for block in model.backbone.transformer.resblocks:
+    for block in model.trunk.transformer.resblocks:
         block.compile(dynamic=False)

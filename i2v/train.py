@@ -16,6 +16,7 @@ import math
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,14 +24,14 @@ import torch.nn.functional as F
 import yaml
 from torch.nn.parallel import DistributedDataParallel
 
-from i2v.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from i2v.checkpoint import OPTIMIZER, load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from i2v.config import Config, load_config, to_dict
 from i2v.distributed import StopSignal, World, close_world, init_world, sum_over_ranks
 from i2v.metrics import evaluate
-from i2v.model import backbone_spec, create_model, method_module
+from i2v.model import backbone_spec, method_module
 from i2v.optim import build_optimizer, learning_rate
 from i2v.runlog import RunLog
-from i2v.runtime import autocast_for, choose_precision, compile_blocks, load_backbone, place
+from i2v.runtime import autocast_for, build_model, choose_precision, compile_blocks, own_tensors, place
 from i2v.weights import fingerprint, load_weights
 from pipelines import ShardError, build_loader
 
@@ -70,16 +71,11 @@ def run(config: Config, world: World) -> None:
 
     # Model
     torch.manual_seed(train.seed)
-    model_config = config.model
-    model = create_model(
-        model_config.method, model_config.backbone, model_config.num_frames, len(classes), model_config.head,
-        **model_config.options,
-    )  # fmt: skip
-    source = load_backbone(model, model_config.backbone, model_config.weights)
+    model, source = build_model(config.model, classes)
     identity = {
         "model": model.config,
         "backbone": {
-            "name": model_config.backbone, "weights": source, "fingerprint": fingerprint(model.frozen_parameters()),
+            "name": config.model.backbone, "weights": source, "fingerprint": fingerprint(model.frozen_parameters()),
         },
         "classes": classes,
         "stored": {key: loader.shards.manifest[key] for key in ("codec", "gop", "short_side")},
@@ -87,19 +83,23 @@ def run(config: Config, world: World) -> None:
         "config": to_dict(config),
     }  # fmt: skip
     parameters = model.trainable_parameters()
+    if not parameters:
+        raise ValueError(f"{config.model.method} with a {config.model.head['type']} head trains nothing: use i2v.evaluate.")
     if meta:
         check_continuation(identity, meta, last)
-        load_weights(model, {name: saved[name] for name in parameters}, layout="i2v")
+        load_weights(model, {name: tensor for name, tensor in saved.items() if not name.startswith(OPTIMIZER)}, "i2v")
     dtype = choose_precision(train.precision, world.device)
     autocast = autocast_for(world.device, dtype)
     place(model, world.device, dtype)
-    optimizer = build_optimizer(parameters, train, getattr(method_module(model_config.method), "layer_of", None))
+    optimizer = build_optimizer(parameters, train, layers_of(model))
     if meta:
         restore_optimizer(optimizer, saved)
     if train.compile:
         compile_blocks(model)
     replica = model
     if world.size > 1:
+        if world.device.type == "cuda":
+            model = replica = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
         replica = DistributedDataParallel(model, gradient_as_bucket_view=True)
 
     # Loop
@@ -166,9 +166,9 @@ def run(config: Config, world: World) -> None:
             log.test(progress.step, epoch, scores)
             if scores.top1 > progress.best:
                 progress.best = scores.top1
-                save("best.safetensors", parameters, scores=scores.summary())
+                save("best.safetensors", own_tensors(model), scores=scores.summary())
         if stopping or finished or progress.step % train.save_every == 0:
-            save("last.safetensors", parameters | optimizer_tensors(optimizer))
+            save("last.safetensors", own_tensors(model) | optimizer_tensors(optimizer))
         if stopping:
             log.say(f"stopped after step {progress.step}: the same command continues from there")
             break
@@ -210,6 +210,12 @@ def split_batch(batch_size: int, micro_batch: int | None, devices: int) -> tuple
     while per_device % passes:
         passes += 1
     return per_device // passes, passes
+
+
+def layers_of(model):
+    """The method's layer_of(name) for this model's depth, if it trains layers of the backbone."""
+    layer_of = getattr(method_module(model.method), "layer_of", None)
+    return layer_of and partial(layer_of, layers=model.spec.layers)
 
 
 def check_labels(loader, val_loader) -> None:

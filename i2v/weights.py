@@ -8,7 +8,8 @@ A layout says how the names of a file become ours and what the file may lack:
     i2v      our own names
     auto     the one of these that fits best; an error when two fit equally
 
-Files of the last two must hold everything that is trained, and of the frozen trunk all or nothing.
+Files of the last two must hold everything that is trained, and of the frozen trunk all or nothing. A text head takes
+`proj` and, where the file has it, `logit_scale` from CLIP; its text_features no file must hold (see MAY_LACK).
 """
 
 import hashlib
@@ -28,6 +29,7 @@ from i2v.vit import VisionTransformer
 LAYOUTS = ("clip", "authors", "i2v")
 WRAPPERS = ("state_dict", "model_state", "model")  # where open_clip and mmcv, DiST, and ST-Adapter put the state dict
 NOT_IMAGE = ("logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size")
+MAY_LACK = {"head.text_features"}  # computed from the class names; the head refuses to run without
 TEXT_TOWER = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection", "text.")
 
 
@@ -58,7 +60,8 @@ def load_weights(model: VideoClassifier, source: str | Path | Mapping, layout: s
     with torch.no_grad():
         for name, tensor in plan.values.items():
             target[name].copy_(tensor)
-    return LoadReport(sorted(plan.sources), sorted(set(target) - set(plan.sources)), sorted(plan.ignored))
+    missing = set(target) - set(plan.sources) - (MAY_LACK if getattr(model.head, "filled", False) else set())
+    return LoadReport(sorted(plan.sources), sorted(missing), sorted(plan.ignored))
 
 
 @dataclass
@@ -83,7 +86,7 @@ def _plan(model, target, state, layout):
     if frozen & set(sources):  # a part of the frozen trunk is there, so all of it must be
         required = known
 
-    missing = sorted(required - set(sources))
+    missing = sorted(required - set(sources) - MAY_LACK)
     unexpected = sorted(name for ours, name in sources.items() if ours not in known)
     differing = [f"{name} {_shape(state[name])} for the model's {_shape(target[ours])}"
                  for ours, name in sources.items() if ours in known and _shape(values[ours]) != _shape(target[ours])]
@@ -99,17 +102,20 @@ def _clip_names(model, state):
     with torch.device("meta"):
         clip = VisionTransformer(trunk.spec, project=trunk.proj is not None)
     full_clip = any(name.startswith("visual.") for name in state)
+    text_head = {name for name in ("proj", "logit_scale") if getattr(model.head, name, None) is not None}
 
     def rename(name):
         inner = name.removeprefix("visual.")
+        if inner in text_head:
+            return f"head.{inner}"
         if name in NOT_IMAGE or (inner == "proj" and trunk.proj is None):
             return None
         if full_clip and inner == name:  # beside the image tower: the text tower, or something unexpected
             return None if name.startswith(TEXT_TOWER) else name
         return f"{prefix}.{inner}"
 
-    names = {f"{prefix}.{name}" for name in clip.state_dict()}
-    return rename, names, names
+    names = {f"{prefix}.{name}" for name in clip.state_dict()} | {f"head.{name}" for name in text_head}
+    return rename, names, names - {"head.logit_scale"}
 
 
 def _own_names(model, target, layout):

@@ -4,9 +4,12 @@
 
 Every clip shows all four motions: the shape shifts sideways, shifts vertically, changes size and turns. The class is the
 one that goes steadily from one end to the other; the other three swing through the very same values there and back. Shape,
-texture, colours, background, places, sizes, angles and speeds come from distributions that do not know the class, and each
-class of a pair (left and right ...) is the other one played backwards: no single frame and no unordered set of frames
-tells the class.
+texture, colours and background do not know the class, each of place, size and angle takes the same values in every class,
+and each class of a pair (left and right ...) is the other one played backwards. So a frame taken at random does not tell
+the class, and frames without their order do not tell a class from its pair.
+
+What does tell something is a frame known to be the first, the last or the middle one: what moves right starts on the left.
+No steady motion in a bounded picture avoids that. From the true pose of the first frame alone 65 % can be guessed right.
 """
 
 import argparse

@@ -12,6 +12,8 @@ from i2v.model import create_model
 from i2v.optim import build_optimizer, learning_rate, parameter_groups
 
 GOLDEN = Path(__file__).parent.parent.parent / "shared" / "reference" / "golden"
+DIST_NO_DECAY = ["bias", "1-d", "in_proj_bias", "aggregated_cls_token", "aggregated_spatial_cls_token", "cls_token",
+                 "positional_embedding"]  # fmt: skip
 golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the authors' numbers, ../shared/reference/golden, are not here")
 TINY = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 3, "heads": 2, "embed_dim": 16}
 
@@ -86,3 +88,40 @@ def test_layer_decay_counts_from_the_top():
 def test_entries_that_fit_nothing_are_refused(changes, text):
     with pytest.raises(ValueError, match=text):
         parameter_groups(create_model("st_adapter", TINY, 4, 5).trainable_parameters(), schedule(**changes))
+
+
+@golden
+@pytest.mark.parametrize("size, data, decay", [("b16", "k400", 0.7), ("l14", "ssv2", 0.85)])
+def test_tadaformer_groups_are_the_authors(size, data, decay):
+    """Weight decay and learning-rate factor of every parameter, at the real size."""
+    from i2v.methods.tada import from_authors
+    from i2v.train import layers_of
+
+    backbone = {"b16": "ViT-B-16", "l14": "ViT-L-14"}[size]
+    ssv2 = {"temporal_enhance": True, "double": True} if data == "ssv2" else {}
+    with torch.device("meta"):
+        model = create_model("tada", backbone, 16, 400 if data == "k400" else 174, **ssv2)
+    config = schedule(
+        weight_decay=0.05, no_decay=["bias", "1-d"], layer_decay=decay, lr_multipliers={"tada": 10, "tada2": 10, "head": 10}
+        if ssv2 else {"tada": 10, "head": 10},
+    )  # fmt: skip
+    groups = parameter_groups(model.trainable_parameters(), config, layers_of(model))
+    ours = {name: (group["weight_decay"], group["lr_scale"]) for group in groups for name in group["names"]}
+    authors = json.loads((GOLDEN / "param_groups_tada.json").read_text())[f"tadaformer/tadaformer_{size}_{data}_16f"]
+    named = {from_authors(name): tuple(value) for name, value in authors.items()}
+    assert ours.keys() == named.keys()
+    for name, (wd, scale) in named.items():
+        assert ours[name] == (wd, pytest.approx(scale, rel=1e-9)), name
+
+
+@golden
+def test_dist_groups_are_the_authors():
+    from i2v.methods.dist import from_authors
+
+    with torch.device("meta"):
+        model = create_model("dist", "ViT-B-16", 16, 174, head={"type": "text"}, pooling_layers=2)
+    config = schedule(weight_decay=1e-4, no_decay=DIST_NO_DECAY)
+    groups = parameter_groups(model.trainable_parameters(), config)
+    ours = {name: group["weight_decay"] for group in groups for name in group["names"]}
+    authors = json.loads((GOLDEN / "param_groups_dist.json").read_text())["dist/ssv2/vit-b16-8+16f"]
+    assert ours == {from_authors(name): decay for name, (decay, scale) in authors.items()}

@@ -136,8 +136,8 @@ def test_the_frozen_backbone_stays_as_it_was(config, tmp_path, monkeypatch):
     import i2v.train as program
 
     models = []
-    create = program.create_model
-    monkeypatch.setattr(program, "create_model", lambda *a, **k: models.append(create(*a, **k)) or models[0])
+    build = program.build_model
+    monkeypatch.setattr(program, "build_model", lambda *a: models.append(build(*a)[0]) or (models[0], "clip"))
     train(config, tmp_path, "train.max_steps=2")
     from i2v.weights import read_state_dict
 
