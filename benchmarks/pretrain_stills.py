@@ -33,7 +33,8 @@ PER_LOOK = 8
 def draw_stills(count, size, seed):
     """images uint8 (N, size, size, 3), poses float (N, 4) scaled to mean 0 and variance 1, kinds (N,); N >= count."""
     rng = np.random.default_rng([seed, 2])  # 0 and 1 are the videos' (shard_tools.moving_shapes.write_videos)
-    images, poses, kinds = zip(*(render_stills(rng, PER_LOOK, (size, size)) for _ in range(math.ceil(count / PER_LOOK))))
+    looks = range(math.ceil(count / PER_LOOK))
+    images, poses, kinds = zip(*(render_stills(rng, PER_LOOK, (size, size)) for _ in looks))
     low, high = np.array(STILL_POSES)
     poses = (np.concatenate(poses) - (low + high) / 2) / ((high - low) / 12**0.5)  # of a uniform distribution
     kinds = torch.tensor(kinds).repeat_interleave(PER_LOOK)
@@ -52,7 +53,7 @@ def predict(model, head, images):
 
 
 def still_loss(model, head, images, poses, kinds):
-    """The patch tokens learn the pose too: as in CLIP they know of the whole picture, and it is them that adapters see."""
+    """The patch tokens learn the pose too: as in CLIP they know of the whole picture, and adapters see only them."""
     pose, kind = predict(model, head, images)
     every_token = poses[:, None].expand_as(pose)
     loss = F.smooth_l1_loss(pose[:, 0], every_token[:, 0]) + F.smooth_l1_loss(pose[:, 1:], every_token[:, 1:])
@@ -119,7 +120,8 @@ def main():
     model, head = pretrain(spec, stills, args.steps, args.batch, args.lr, args.seed)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     save_file(model.state_dict(), args.out)
-    print(f"{args.out}: {report(model, head, *(part[-HELD_OUT:] for part in stills))}; {time.perf_counter() - start:.0f} s")
+    line = report(model, head, *(part[-HELD_OUT:] for part in stills))
+    print(f"{args.out}: {line}; {time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":

@@ -73,7 +73,8 @@ def build_loader(
     if not 0 <= rank < world_size:
         raise ValueError(f"rank is {rank}: it must be between 0 and {world_size - 1}.")
     shards = ShardSet(manifest)
-    plan = Plan(shards.clips["frames"], shards.clips["width"], shards.clips["height"], clip_options, split, seed)
+    facts = (shards.clips[name] for name in ("frames", "width", "height", "fps"))
+    plan = Plan(*facts, clip_options, split, seed)
     device = _choose_device(device)
     graph = GraphOptions(**{**_pick(GraphOptions, given), "size": clip_options.size, "crops": plan.crops})
     decode = choose_decoder(shards.codec, device, decode)

@@ -18,6 +18,7 @@ import numpy as np
 ORDER, FRAMES, CROP, FLIP, SHUFFLE = range(5)
 
 RESIZED_CROP_TRIES = 10  # as torchvision
+VARIANTS = ("st_adapter", "aim", "zeroi2v", "tada")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class ClipOptions:
     num_frames: int = 8
     sampling: str = "segments"  # segments (TSN): one frame of each of num_frames equal parts; stride: every n-th frame
     stride: int = 16  # for sampling: stride
+    variant: str = "st_adapter"  # whose formulas: st_adapter, aim, zeroi2v or tada (DiST's too); see the end of this file
     size: int = 224  # height and width of what the model sees
     # Training
     crop: str = "random_resized"  # random_resized: a box of random area and aspect; short_side: random scale, square box
@@ -49,6 +51,7 @@ class ClipOptions:
         for name in ("num_frames", "stride", "size", "clips"):
             _require(_is_int(getattr(self, name)) and getattr(self, name) >= 1, name, self, "a whole number, at least 1")
         _require(self.sampling in ("segments", "stride"), "sampling", self, "segments or stride")
+        _require(self.variant in VARIANTS, "variant", self, f"one of {', '.join(VARIANTS)}")
         _require(self.crop in ("random_resized", "short_side"), "crop", self, "random_resized or short_side")
         _require(self.crops in (1, 3), "crops", self, "1 or 3")
         _require(self.area[1] <= 1, "area", self, "at most the whole picture, [low, 1]")
@@ -74,16 +77,16 @@ class ClipSpec:
 class Plan:
     """The stream of samples of a data set.
 
-    frames, widths, heights: (n,) what the videos are like. split: "train" (endless, random), "val" (in order, each
+    frames, widths, heights, fps: (n,) what the videos are like. split: "train" (endless, random), "val" (in order, each
     once, one centre view) or "test" (in order, each once, clips x crops views).
     """
 
-    def __init__(self, frames, widths, heights, options: ClipOptions, split: str = "train", seed: int = 0):
+    def __init__(self, frames, widths, heights, fps, options: ClipOptions, split: str = "train", seed: int = 0):
         if split not in ("train", "val", "test"):
             raise ValueError(f"split is {split!r}: it must be train, val or test.")
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed is {seed}: it must be a whole number between 0 and 2**63 - 1.")
-        self.frames, self.widths, self.heights = frames, widths, heights
+        self.frames, self.widths, self.heights, self.fps = frames, widths, heights, fps
         self.options, self.split, self.seed = options, split, seed
         self.clips, self.crops = (options.clips, options.crops) if split == "test" else (1, 1)
         # Two epochs: batches and ranks straddle the border.
@@ -102,17 +105,17 @@ class Plan:
     def __getitem__(self, position: int) -> ClipSpec:
         epoch, sample, weight = self.locate(position)
         count, width, height = int(self.frames[sample]), int(self.widths[sample]), int(self.heights[sample])
-        options, flip = self.options, False
+        options, fps, flip = self.options, float(self.fps[sample]), False
 
         def draw(stream: int, numbers: int) -> np.ndarray:
             return uniforms(self.seed, stream, epoch, sample, numbers)
 
         if self.split == "train":
-            frames = train_frames(count, options, draw(FRAMES, options.num_frames))
+            frames = train_frames(count, fps, options, draw(FRAMES, options.num_frames))
             boxes = train_box(width, height, options, draw)[None]
             flip = bool(draw(FLIP, 1)[0] < options.flip)
         else:
-            frames = test_frames(count, options, self.clips)
+            frames = test_frames(count, fps, options, self.clips)
             boxes = test_boxes(width, height, options, self.crops)
         if options.shuffle_frames:
             order = np.argsort(draw(SHUFFLE, self.clips * options.num_frames).reshape(self.clips, -1), axis=1)
@@ -137,50 +140,92 @@ def _philox(seed: int, stream: int, epoch: int, sample: int) -> np.random.Philox
 
 
 # ---- frames ----------------------------------------------------------------------------------------------------------
+#
+# n frames in the video, T wanted, K views. The authors of the five methods compute the same two ideas differently:
+#
+#              segments                                         stride s
+# st_adapter   parts round((n-1)/T i) .. round((n-1)/T (i+1)),  starts 0 .. n-s(T-1)-1; views from the first to the last
+#              ends included; views at (k+1)/(K+1) of them      start; too short: the last reachable frame again
+# aim          as st_adapter                                    starts 0 .. n-sT; view k at (k+1/2)/K of them;
+#                                                               too short: begin again at frame 0
+# zeroi2v      views at int((n-1)/T (k+1)/(K+1)) into them      training as aim; views as st_adapter; begin again
+# tada (DiST)  parts n/T wide, in real numbers, then rounded;   s at 30 fps: T frames over T s fps/30 - 1; view k at
+#              view k at (k+1)/K of them, one at 1/2            k/K of the starts, one at 1/2; too short: the last frame
 
 
-def train_frames(count: int, options: ClipOptions, u: np.ndarray) -> np.ndarray:
-    """(1, T) frame indices of a random clip of a video of `count` frames; u: (T,) uniform numbers.
-
-    segments: one random frame of each of T equal parts, both ends included. stride: a random start; a video that is
-    too short gives its last reachable frame again. Both as the ST-Adapter authors' code.
-    """
-    t = options.num_frames
+def train_frames(count: int, fps: float, options: ClipOptions, u: np.ndarray) -> np.ndarray:
+    """(1, T) frame indices of a random clip of a video of `count` frames; u: (T,) uniform numbers."""
+    t, stride, variant = options.num_frames, options.stride, options.variant
     if options.sampling == "segments":
-        first, last = _segments(count, t)
+        if variant == "tada":
+            bounds = _linspace(0, count, t + 1)
+            return _rounded(bounds[:-1] + (bounds[1:] - bounds[:-1]) * u, count)[None]
+        first, last = _parts(count, t)
         return (first + np.floor(u * (last - first + 1)).astype(np.int64))[None]
-    starts = count - options.stride * (t - 1)
+    if variant == "tada":
+        return _at_30_fps(np.array([u[0]]), count, fps, options)
+    starts = count - stride * (t - 1) if variant == "st_adapter" else count - stride * t + 1
     start = math.floor(u[0] * starts) if starts > 0 else 0
     return _strided(np.array([start]), count, options)
 
 
-def test_frames(count: int, options: ClipOptions, clips: int) -> np.ndarray:
-    """(clips, T) frame indices of the evaluation views.
-
-    segments: the k-th of K views takes the frame (k + 1) / (K + 1) into each part, so one view takes the middle.
-    stride: K starts spread evenly from the first possible one to the last, so one view takes the middle.
-    With 1 view (segments) and 3 views (stride) these are the ST-Adapter authors' indices.
-    """
+def test_frames(count: int, fps: float, options: ClipOptions, clips: int) -> np.ndarray:
+    """(clips, T) frame indices of the evaluation views."""
+    t, stride, variant = options.num_frames, options.stride, options.variant
+    k = np.arange(clips)[:, None]
     if options.sampling == "segments":
-        first, last = _segments(count, options.num_frames)
-        k = np.arange(1, clips + 1)[:, None]
-        return first + (last - first) * k // (clips + 1)
-    slack = max(count - ((options.num_frames - 1) * options.stride + 1), 0)
-    starts = np.rint(slack / (clips - 1) * np.arange(clips)) if clips > 1 else np.rint([slack / 2])
+        if variant == "tada":
+            bounds, place = _linspace(0, count, t + 1), (k + 1) / clips if clips > 1 else np.array([[0.5]])
+            return _rounded(bounds[:-1] + (bounds[1:] - bounds[:-1]) * place, count)
+        first, last = _parts(count, t)
+        if variant == "zeroi2v":
+            return first + ((count - 1) / t / (clips + 1) * (k + 1)).astype(np.int64)
+        return first + (last - first) * (k + 1) // (clips + 1)
+    k = k[:, 0]
+    if variant == "tada":
+        return _at_30_fps(k / clips if clips > 1 else np.array([0.5]), count, fps, options)
+    if variant == "aim":
+        starts = np.floor((k + 0.5) * max(count - stride * t + 1, 0) / clips)
+    else:
+        slack = max(count - ((t - 1) * stride + 1), 0)
+        starts = np.rint(slack / (clips - 1) * k) if clips > 1 else np.rint([slack / 2])
     return _strided(starts.astype(np.int64), count, options)
 
 
-def _segments(count: int, t: int) -> tuple[np.ndarray, np.ndarray]:
+def _parts(count: int, t: int) -> tuple[np.ndarray, np.ndarray]:
     """First and last frame of each of t equal parts, (t,) each."""
     bounds = np.rint((count - 1) / t * np.arange(t + 1)).astype(np.int64)
     return bounds[:-1], bounds[1:]
 
 
 def _strided(starts: np.ndarray, count: int, options: ClipOptions) -> np.ndarray:
-    """(K,) starts -> (K, T) indices; what lies beyond the video becomes the last frame of the grid inside it."""
+    """(K,) starts -> (K, T) indices, inside the video by the variant's rule."""
     steps = np.arange(options.num_frames)[None, :]
+    if options.variant != "st_adapter":
+        return (starts[:, None] + steps * options.stride) % count
     reachable = (count - 1 - starts[:, None]) // options.stride
     return starts[:, None] + np.minimum(steps, reachable) * options.stride
+
+
+def _at_30_fps(place: np.ndarray, count: int, fps: float, options: ClipOptions) -> np.ndarray:
+    """(K,) places of the start, 0 to 1 -> (K, T) indices of a clip that is as long as T strides at 30 frames per second."""
+    length = max(options.num_frames * options.stride * fps / 30, 1.0)
+    starts = place * max(count - length, 0)
+    rows = [_linspace(start, start + length - 1, options.num_frames) for start in starts]
+    return np.clip(np.stack(rows), 0, count - 1).astype(np.int64)
+
+
+def _rounded(positions: np.ndarray, count: int) -> np.ndarray:
+    return np.rint(np.clip(positions, 0, count - 1)).astype(np.int64)
+
+
+def _linspace(first: float, last: float, numbers: int) -> np.ndarray:
+    """As torch.linspace in float32, to the bit: where the authors round, half a unit decides."""
+    if numbers == 1:
+        return np.array([first], dtype=np.float32)
+    first, last = np.float32(first), np.float32(last)
+    step, i = (last - first) / np.float32(numbers - 1), np.arange(numbers, dtype=np.float32)
+    return np.where(i < numbers // 2, first + step * i, last - step * (np.float32(numbers - 1) - i))
 
 
 # ---- boxes -----------------------------------------------------------------------------------------------------------

@@ -2,14 +2,15 @@
 
     python -m shard_tools.moving_shapes OUT --train 60 --val 20      # OUT/train/<class>/*.mp4, OUT/val/<class>/*.mp4
 
-Every clip shows all four motions: the shape shifts sideways, shifts vertically, changes size and turns. The class is the
-one that goes steadily from one end to the other; the other three swing through the very same values there and back. Shape,
-texture, colours and background do not know the class, each of place, size and angle takes the same values in every class,
-and each class of a pair (left and right ...) is the other one played backwards. So a frame taken at random does not tell
-the class, and frames without their order do not tell a class from its pair.
+Every clip shows all four motions: the shape shifts sideways, shifts vertically, changes size and turns. The class is
+the one that goes steadily from one end to the other; the other three swing through the very same values there and
+back. Shape, texture, colours and background do not know the class, each of place, size and angle takes the same
+values in every class, and each class of a pair (left and right ...) is the other one played backwards. So a frame
+taken at random does not tell the class, and frames without their order do not tell a class from its pair.
 
-What does tell something is a frame known to be the first, the last or the middle one: what moves right starts on the left.
-No steady motion in a bounded picture avoids that. From the true pose of the first frame alone 65 % can be guessed right.
+What does tell something is a frame known to be the first, the last or the middle one: what moves right starts on the
+left. No steady motion in a bounded picture avoids that. From the true pose of the first frame alone 65 % can be
+guessed right.
 """
 
 import argparse
@@ -49,8 +50,8 @@ def draw_look(rng):
 def draw_poses(rng, name, frames):
     """Where the shape is in every frame of a clip of class `name`.
 
-    Returns (frames, 4): x and y of the centre (frame heights, from the middle of the frame, y down), natural logarithm of
-    the radius (frame heights) and angle (radians, clockwise). The random numbers used do not depend on `name`.
+    Returns (frames, 4): x and y of the centre (frame heights, from the middle of the frame, y down), natural logarithm
+    of the radius (frame heights) and angle (radians, clockwise). The random numbers used do not depend on `name`.
     """
     middle = rng.uniform([-0.08, -0.08, np.log(0.24), -0.3], [0.08, 0.08, np.log(0.30), 0.3])
     reach = rng.uniform([0.17, 0.17, 0.25, 0.8], [0.27, 0.27, 0.40, 1.2])  # half of the way from end to end
@@ -177,7 +178,8 @@ def main():
     size = (args.height, args.width)
     for split, per_class in (("train", args.train), ("val", args.val)):
         paths = write_videos(args.out, per_class, args.frames, size, args.seed, split)
-        print(f"{args.out / split}: {len(paths)} videos of {len(CLASSES)} classes, {args.frames} frames {size[1]}x{size[0]}")
+        shape = f"{args.frames} frames of {args.width}x{args.height}"
+        print(f"{args.out / split}: {len(paths)} videos, {len(CLASSES)} classes, {shape}")
     write_sheet(args.out / "classes.png", seed=args.seed)
     print(f"{args.out / 'classes.png'}: what the classes look like")
 

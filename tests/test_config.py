@@ -82,6 +82,6 @@ def test_every_shipped_config_is_complete_and_plans_a_clip(path):
     assert set(config.clips) - set(known) <= {"interpolation", "antialias"}
     options = ClipOptions(num_frames=config.model.num_frames, size=size, **known)
     for split in ("train", "test"):
-        spec = Plan([300], [340], [256], options, split)[0]
+        spec = Plan([300], [340], [256], [30.0], options, split)[0]
         views = options.clips if split == "test" else 1
         assert len(spec.frames) == views * config.model.num_frames

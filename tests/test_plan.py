@@ -1,6 +1,7 @@
 """The plan: every sample once, the same stream for every world size, boxes and frames inside the video."""
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.plan import ClipOptions, Plan, permutation, random_resized_box, test_boxes, test_frames, train_frames
+from pipelines.plan import VARIANTS, ClipOptions, Plan, permutation, random_resized_box, test_boxes, test_frames, train_frames
 
+SAMPLING = Path(__file__).parent.parent.parent / "shared" / "reference" / "golden" / "sampling.json"
 test_boxes.__test__ = test_frames.__test__ = False  # pytest: these are not tests
 
 
-def plan_of(n, split="train", seed=0, frames=40, width=340, height=256, **options):
-    return Plan(np.full(n, frames), np.full(n, width), np.full(n, height), ClipOptions(**options), split, seed)
+def plan_of(n, split="train", seed=0, frames=40, width=340, height=256, fps=30.0, **options):
+    facts = (np.full(n, value) for value in (frames, width, height, fps))
+    return Plan(*facts, ClipOptions(**options), split, seed)
 
 
 @given(n=st.integers(1, 97), first=st.integers(0, 500), seed=st.integers(0, 2**63 - 1))
@@ -50,14 +53,17 @@ def test_random_numbers_are_pinned():
 
 
 @given(count=st.integers(1, 400), t=st.integers(1, 33), stride=st.integers(1, 20), position=st.integers(0, 1000),
-       sampling=st.sampled_from(["segments", "stride"]), clips=st.integers(1, 10), split=st.sampled_from(["train", "test"]))
+       sampling=st.sampled_from(["segments", "stride"]), clips=st.integers(1, 10), split=st.sampled_from(["train", "test"]),
+       variant=st.sampled_from(VARIANTS), fps=st.floats(1, 120))
 @settings(deadline=None)
-def test_frames_lie_in_the_video_in_order(count, t, stride, position, sampling, clips, split):
-    plan = plan_of(7, split, frames=count, num_frames=t, stride=stride, sampling=sampling, clips=clips)
+def test_frames_lie_in_the_video_in_order(count, t, stride, position, sampling, clips, split, variant, fps):
+    options = {"num_frames": t, "stride": stride, "sampling": sampling, "clips": clips, "variant": variant}
+    plan = plan_of(7, split, frames=count, fps=fps, **options)
     frames = plan[position].frames.reshape(-1, t)
     assert frames.shape[0] == (clips if split == "test" else 1)
     assert frames.min() >= 0 and frames.max() < count
-    assert (np.diff(frames, axis=1) >= 0).all()
+    if sampling == "segments" or variant in ("st_adapter", "tada") or t * stride <= count:  # the others begin again
+        assert (np.diff(frames, axis=1) >= 0).all()
 
 
 @given(width=st.integers(16, 900), height=st.integers(16, 900), position=st.integers(0, 1000), crops=st.sampled_from([1, 3]),
@@ -78,19 +84,51 @@ def test_segments_are_the_st_adapter_authors_formula():
     options = ClipOptions(num_frames=8, sampling="segments")
     for count in (3, 8, 37, 300):
         bounds = [round((count - 1) / 8 * i) for i in range(9)]
-        assert test_frames(count, options, 1)[0].tolist() == [(a + b) // 2 for a, b in zip(bounds, bounds[1:])]
+        assert test_frames(count, 30, options, 1)[0].tolist() == [(a + b) // 2 for a, b in zip(bounds, bounds[1:])]
         for u, ends in ((0.0, bounds[:-1]), (0.9999999, bounds[1:])):  # both ends of a segment can be drawn
-            assert train_frames(count, options, np.full(8, u))[0].tolist() == ends
+            assert train_frames(count, 30, options, np.full(8, u))[0].tolist() == ends
 
 
 def test_stride_is_the_st_adapter_authors_formula():
     options = ClipOptions(num_frames=8, sampling="stride", stride=16)
     slack = 300 - (7 * 16 + 1)
     expected = [[round(slack / 2 * i) + 16 * k for k in range(8)] for i in range(3)]
-    assert test_frames(300, options, 3).tolist() == expected
-    assert test_frames(40, options, 3).tolist() == [[0, 16, 32, 32, 32, 32, 32, 32]] * 3  # too short: the last reachable
-    assert train_frames(300, options, np.full(8, 0.9999999))[0, 0] == 300 - 16 * 7 - 1
-    assert train_frames(40, options, np.full(8, 0.5))[0].tolist() == [0, 16, 32, 32, 32, 32, 32, 32]
+    assert test_frames(300, 30, options, 3).tolist() == expected
+    assert test_frames(40, 30, options, 3).tolist() == [[0, 16, 32, 32, 32, 32, 32, 32]] * 3  # too short: the last reachable
+    assert train_frames(300, 30, options, np.full(8, 0.9999999))[0, 0] == 300 - 16 * 7 - 1
+    assert train_frames(40, 30, options, np.full(8, 0.5))[0].tolist() == [0, 16, 32, 32, 32, 32, 32, 32]
+
+
+def test_aim_and_zeroi2v_are_their_authors_formulas():
+    aim = ClipOptions(num_frames=8, sampling="stride", stride=16, variant="aim")
+    starts = [int((i + 0.5) * (300 - 8 * 16 + 1) / 3) for i in range(3)]
+    assert test_frames(300, 30, aim, 3).tolist() == [[start + 16 * k for k in range(8)] for start in starts]
+    assert test_frames(50, 30, aim, 3).tolist() == [[16 * k % 50 for k in range(8)]] * 3
+    assert train_frames(300, 30, aim, np.full(8, 0.9999999))[0, 0] == 300 - 8 * 16
+    zero = ClipOptions(num_frames=16, sampling="stride", stride=8, variant="zeroi2v")
+    starts = [round(i * (300 - (15 * 8 + 1)) / 2) for i in range(3)]
+    assert test_frames(300, 30, zero, 3).tolist() == [[start + 8 * k for k in range(16)] for start in starts]
+    zero = ClipOptions(num_frames=8, variant="zeroi2v")
+    for count, clips in ((300, 1), (300, 2), (37, 1), (5, 2)):
+        part = (count - 1) / 8
+        expected = [[round(part * i) + int(part / (clips + 1) * (k + 1)) for i in range(8)] for k in range(clips)]
+        assert test_frames(count, 30, zero, clips).tolist() == expected
+
+
+@pytest.mark.skipif(not SAMPLING.exists(), reason="the authors' indices, ../shared/reference/golden/sampling.json, are not here")
+def test_dist_and_tada_are_their_authors_indices():
+    cases = json.loads(SAMPLING.read_text())
+    assert len(cases) == 618
+    for case in cases:
+        sampling = {"segment": "segments", "interval": "stride"}[case["mode"]]
+        options = ClipOptions(num_frames=case["num_frames"], sampling=sampling, stride=case.get("interval", 1), variant="tada")
+        count, fps = case["vid_length"], case.get("fps", 30)
+        if case["split"] == "train":
+            draw = random.Random(case["python_random_seed"])
+            frames = train_frames(count, fps, options, np.array([draw.random() for _ in range(case["num_frames"])]))[0]
+        else:
+            frames = test_frames(count, fps, options, case["num_clips"])[max(case["clip_idx"], 0)]
+        assert frames.tolist() == case["index"], case
 
 
 def test_three_crops_are_both_ends_and_the_centre():
