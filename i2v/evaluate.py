@@ -1,7 +1,9 @@
-"""Score a checkpoint on a sharded data set: every video exactly once, all its views averaged, on any number of ranks.
+"""Score a model on a sharded data set: every video exactly once, all its views averaged, on any number of ranks.
 
     python -m i2v.evaluate --checkpoint runs/st_adapter/k400_vit-b16_8f/best.safetensors
     torchrun --nproc-per-node 8 -m i2v.evaluate --checkpoint ... --data /data/ssv2/val clips=2 crops=3
+
+    python -m i2v.evaluate --config configs/clip/k400_vit-b16_8f.yaml         # zero-shot: nothing was trained
 
 Views and sampling are those of the run's configuration; name=value replaces them. shuffle_frames=true shows each
 clip's frames in random order: what is lost is what the model had learnt from time.
@@ -17,19 +19,17 @@ from pathlib import Path
 import yaml
 
 from i2v.checkpoint import load_checkpoint
+from i2v.config import load_config
 from i2v.distributed import World, close_world, init_world
 from i2v.metrics import Scores, evaluate
-from i2v.runtime import autocast_for, choose_precision, place, restore_model
+from i2v.runtime import autocast_for, build_model, choose_precision, place, restore_model
 from pipelines import ShardError, build_loader
+from pipelines.shards import ShardSet
 
 
 def score(args, world: World) -> tuple[Scores, list[str], dict]:
     """Scores, class names, and how they came about."""
-    tensors, meta = load_checkpoint(args.checkpoint)
-    data = args.data or meta["config"]["data"]["val"]
-    if data is None:
-        raise ValueError("The run had no data.val: say with --data which shards to score on.")
-    model = restore_model(tensors, meta, args.weights)
+    model, meta, data = open_checkpoint(args) if args.checkpoint else open_config(args)
     options = meta["clips"] | {"num_frames": model.num_frames, "size": model.spec.image_size}
     options |= dict(map(parse_option, args.options))
     loader = build_loader(
@@ -52,8 +52,31 @@ def score(args, world: World) -> tuple[Scores, list[str], dict]:
         model, batches, len(meta["classes"]), len(loader.plan), world.device, autocast_for(world.device, dtype)
     )
     views = f"{loader.plan.clips} clips x {loader.plan.crops} crops"
-    how = {"checkpoint": str(args.checkpoint), "data": str(data), "views": views, "options": options}
+    how = {"model": str(args.checkpoint or args.config), "data": str(data), "views": views, "options": options}
     return scores, meta["classes"], how | {"step": meta["progress"]["step"], "precision": str(dtype).removeprefix("torch.")}
+
+
+def open_checkpoint(args):
+    """(model, meta, where the data is) of a trained model."""
+    tensors, meta = load_checkpoint(args.checkpoint)
+    return restore_model(tensors, meta, args.weights), meta, require_data(args.data or meta["config"]["data"]["val"])
+
+
+def open_config(args):
+    """(model, meta, where the data is) of a model that needs no training, such as CLIP with a text head."""
+    config = load_config(args.config, [f"model.weights={args.weights}"] if args.weights else [])
+    data = require_data(args.data or config.data.val)
+    classes = ShardSet(data).classes
+    model, _ = build_model(config.model, classes)
+    if model.trainable_parameters():
+        raise ValueError(f"{args.config} is a model that must be trained first: give its run's --checkpoint.")
+    return model, {"classes": classes, "clips": config.clips, "progress": {"step": 0}}, data
+
+
+def require_data(data: str | None) -> str:
+    if data is None:
+        raise ValueError("The run had no data.val: say with --data which shards to score on.")
+    return data
 
 
 def parse_option(text: str) -> tuple[str, object]:
@@ -90,7 +113,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="i2v.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", required=True, type=Path, help="best.safetensors or last.safetensors of a run")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--checkpoint", type=Path, help="best.safetensors or last.safetensors of a run")
+    what.add_argument("--config", help="an experiment that needs no training: CLIP's zero-shot classification")
     parser.add_argument("--data", help="shards to score on (default: data.val of the run)")
     parser.add_argument("--weights", help="the backbone's file or tag, if it is not where the run had it")
     parser.add_argument("--batch-size", type=int, default=8, help="videos per device; a video is clips x crops views")

@@ -53,20 +53,28 @@ def load_backbone(model: VideoClassifier, name: str | dict, weights: str) -> str
     return str(path)
 
 
+def describe_backbone(model: VideoClassifier, config: ModelConfig, source: str) -> dict:
+    """Which frozen weights a checkpoint belongs to. Call it before the model is placed."""
+    return {"name": config.backbone, "weights": source, "fingerprint": fingerprint(model.frozen_parameters())}
+
+
 def restore_model(tensors: dict[str, torch.Tensor], meta: dict, weights: str | None = None) -> VideoClassifier:
     """The model of a checkpoint, complete: its own weights and those of its backbone.
 
     weights: where the backbone is, if not where the run had it. Raises ValueError if it is another backbone.
     """
     model = create_model(**meta["model"])
-    load_backbone(model, meta["backbone"]["name"], weights or meta["backbone"]["weights"])
-    found = fingerprint(model.frozen_parameters())
-    if meta["backbone"]["weights"] != "random" and found != meta["backbone"]["fingerprint"]:
-        raise ValueError(
-            f"This checkpoint was trained on another backbone than {weights or meta['backbone']['weights']} "
-            f"(fingerprint {meta['backbone']['fingerprint']}, found {found}): give the one it was trained on."
-        )
-    load_weights(model, {k: v for k, v in tensors.items() if not k.startswith(OPTIMIZER)}, layout="i2v")
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(OPTIMIZER)}
+    where = weights or meta["backbone"]["weights"]
+    if where != "included":  # a merged checkpoint holds all of it
+        load_backbone(model, meta["backbone"]["name"], where)
+        found = fingerprint(model.frozen_parameters())
+        if where != "random" and found != meta["backbone"]["fingerprint"]:
+            raise ValueError(
+                f"This checkpoint was trained on another backbone than {where} "
+                f"(fingerprint {meta['backbone']['fingerprint']}, found {found}): give the one it was trained on."
+            )
+    load_weights(model, own, layout="i2v")
     return model
 
 

@@ -31,8 +31,8 @@ from i2v.metrics import evaluate
 from i2v.model import backbone_spec, method_module
 from i2v.optim import build_optimizer, learning_rate
 from i2v.runlog import RunLog
-from i2v.runtime import autocast_for, build_model, choose_precision, compile_blocks, own_tensors, place
-from i2v.weights import fingerprint, load_weights
+from i2v.runtime import autocast_for, build_model, choose_precision, compile_blocks, describe_backbone, own_tensors, place
+from i2v.weights import load_weights
 from pipelines import ShardError, build_loader
 
 # What may differ between a run and its continuation; everything else decides what is computed.
@@ -74,9 +74,7 @@ def run(config: Config, world: World) -> None:
     model, source = build_model(config.model, classes)
     identity = {
         "model": model.config,
-        "backbone": {
-            "name": config.model.backbone, "weights": source, "fingerprint": fingerprint(model.frozen_parameters()),
-        },
+        "backbone": describe_backbone(model, config.model, source),
         "classes": classes,
         "stored": {key: loader.shards.manifest[key] for key in ("codec", "gop", "short_side")},
         "clips": config.clips,

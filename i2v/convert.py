@@ -1,0 +1,141 @@
+"""Turn other people's checkpoints into ours, and adapters into plain weights.
+
+    # the authors' released weights -> a checkpoint for i2v.evaluate and i2v.predict
+    python -m i2v.convert --config configs/st_adapter/k400_vit-b16_8f.yaml --source released.pth --classes shards/val \\
+        --out k400.safetensors
+
+    # ZeroI2V without its adapters: a plain CLIP transformer with the temporal shift, the same logits
+    python -m i2v.convert --checkpoint runs/zeroi2v/k400_vit-b16_8f/best.safetensors --merge --out merged.safetensors \\
+        --data shards/val
+
+A merge is verified before anything is written: on random clips the logits must agree, and with --data both models are
+scored, too. What comes out of --merge holds every weight, under CLIP's names (load_weights reads the trunk with
+layout="clip"): it needs no other file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from i2v.checkpoint import load_checkpoint, save_checkpoint
+from i2v.config import load_config, to_dict
+from i2v.metrics import evaluate
+from i2v.model import merge_adapters
+from i2v.runtime import autocast_for, build_model, describe_backbone, own_tensors, restore_model
+from i2v.weights import load_weights
+from pipelines import ShardError, build_loader
+from pipelines.shards import ShardSet
+
+MERGE_TOLERANCE = 1e-4  # of the largest logit, in float32
+
+
+def import_weights(config_path: str, overrides: list[str], source: Path, classes_from: str, layout: str) -> tuple[dict, dict]:
+    """(tensors, meta) of a checkpoint with the weights of `source` in the model of a configuration."""
+    config = load_config(config_path, overrides)
+    classes = read_classes(classes_from)
+    model, backbone = build_model(config.model, classes)
+    report = load_weights(model, source, layout)
+    print(f"loaded {len(report.loaded)} tensors of {source}")
+    for title, names in (("not in the file", report.missing), ("not used", report.ignored)):
+        print(f"{title}: {len(names)}" + (f" ({', '.join(names[:6])}{', ...' if len(names) > 6 else ''})" if names else ""))
+    meta = {
+        "model": model.config,
+        "backbone": describe_backbone(model, config.model, backbone),
+        "classes": classes,
+        "stored": {"codec": "vp9", "gop": 8, "short_side": 256},
+        "clips": config.clips,
+        "config": to_dict(config),
+        "progress": {"step": 0},
+        "imported_from": str(source),
+    }
+    return own_tensors(model), meta
+
+
+def read_classes(path: str) -> list[str]:
+    """Class names in order: of a data set's folder or manifest, or a text file with one name per line."""
+    if Path(path).is_dir() or Path(path).suffix == ".json":
+        return ShardSet(path).classes
+    names = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+    if not names:
+        raise ValueError(f"{path} holds no class names.")
+    return names
+
+
+def merge_checkpoint(path: Path, weights: str | None, data: str | None) -> tuple[dict, dict]:
+    """(tensors, meta) of the merged model of a checkpoint. Raises ValueError if the two disagree."""
+    tensors, meta = load_checkpoint(path)
+    model = restore_model(tensors, meta, weights).eval()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, merged = model.to(device), merge_adapters(model).eval().to(device)
+    verify_merge(model, merged)
+    if data is not None:
+        before, after = (score(each, meta, data, device) for each in (model, merged))
+        print(f"top-1 on {data}: {100 * before:.2f} % before, {100 * after:.2f} % after merging")
+        if abs(before - after) > 0.001:
+            raise ValueError("Merging changes the accuracy by more than 0.1 points: nothing is written.")
+    backbone = meta["backbone"] | {"weights": "included", "fingerprint": None}
+    return dict(merged.cpu().state_dict()), meta | {"model": merged.config, "backbone": backbone}
+
+
+@torch.no_grad()
+def verify_merge(model, merged, clips: int = 4) -> None:
+    """Raises ValueError unless both models give the same logits on random clips."""
+    size = model.spec.image_size
+    batch = torch.randn(clips, 3, model.num_frames, size, size, generator=torch.Generator().manual_seed(0))
+    batch = batch.to(next(model.parameters()).device)
+    expected, found = model(batch), merged(batch)
+    difference = ((expected - found).abs().max() / expected.abs().max()).item()
+    if not difference <= MERGE_TOLERANCE:
+        raise ValueError(
+            f"The merged model's logits differ by {difference:.1e} of the largest, more than {MERGE_TOLERANCE:.0e}: "
+            "nothing is written."
+        )
+    print(f"largest difference of the logits on {clips} random clips: {difference:.1e} of the largest")
+
+
+def score(model, meta: dict, data: str, device: torch.device) -> float:
+    """Top-1 on a data set, with the views of the run."""
+    options = meta["clips"] | {"num_frames": model.num_frames, "size": model.spec.image_size}
+    loader = build_loader(data, "test", options, 8, "gpu" if device.type == "cuda" else "cpu")
+    scores = evaluate(model, loader, len(meta["classes"]), len(loader.plan), device, autocast_for(device, torch.float32))
+    return scores.top1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="i2v.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", help="the experiment whose model takes the weights of --source")
+    what.add_argument("--checkpoint", type=Path, help="a checkpoint of ours, to --merge")
+    parser.add_argument("--source", type=Path, help="released weights: .pt .pth .pyth .safetensors")
+    parser.add_argument("--layout", default="authors", choices=("authors", "i2v", "auto"), help="names in --source")
+    parser.add_argument("--classes", help="class names: shards, a manifest.json, or a text file with a name per line")
+    parser.add_argument("--merge", action="store_true", help="fold the adapters into the backbone")
+    parser.add_argument("--weights", help="the backbone's file or tag, if it is not where the run had it")
+    parser.add_argument("--data", help="shards on which the accuracy before and after --merge is compared")
+    parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="with --config: replace its values")
+    args = parser.parse_args()
+    try:
+        if args.config:
+            if not args.source or not args.classes:
+                raise ValueError("--config needs --source, the weights to import, and --classes, their class names.")
+            tensors, meta = import_weights(args.config, args.overrides, args.source, args.classes, args.layout)
+        else:
+            if not args.merge:
+                raise ValueError("--checkpoint needs --merge: there is nothing else to do with it.")
+            tensors, meta = merge_checkpoint(args.checkpoint, args.weights, args.data)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(args.out, tensors, meta)
+    except (ValueError, TypeError, OSError, ShardError) as error:
+        sys.exit(f"i2v.convert: {error}")
+    print(f"wrote {args.out}, {args.out.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

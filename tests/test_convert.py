@@ -1,0 +1,106 @@
+"""Importing released weights and merging adapters, from file to file."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import i2v.convert as program
+from i2v.checkpoint import load_checkpoint, save_checkpoint
+from i2v.model import create_model
+from i2v.runtime import own_tensors, restore_model
+from i2v.vit import ViTSpec, VisionTransformer
+from i2v.weights import fingerprint, load_weights
+
+ROOT = Path(__file__).parent.parent
+GEOMETRY = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "heads": 4, "embed_dim": 32}
+
+
+def convert(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["convert", *map(str, arguments)])
+    program.main()
+
+
+def test_released_weights_become_a_checkpoint_with_the_same_logits(tmp_path, monkeypatch):
+    """The golden file's weights, without its trunk: what the ST-Adapter authors released."""
+    with safe_open(ROOT / "tests" / "golden" / "st_adapter-1.safetensors", "pt") as file:
+        golden = {name: file.get_tensor(name) for name in file.keys()}
+        facts = json.loads(file.metadata()["config"])
+    weights = {name.removeprefix("weight/"): t for name, t in golden.items() if name.startswith("weight/")}
+    released = {name: t for name, t in weights.items() if ".adapter_" in name or name.startswith("fc.")}
+    torch.save({"model": released, "epoch": 3}, tmp_path / "released.pth")
+    save_file({n: t for n, t in weights.items() if n not in released}, tmp_path / "clip.safetensors")
+    classes = golden["logits"].shape[1]
+    (tmp_path / "classes.txt").write_text("\n".join(f"class {i}" for i in range(classes)))
+    width = released["transformer.resblocks.0.adapter_pre_mlp.fc1.weight"].shape[0]
+    geometry = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 3, "heads": 4, "embed_dim": 32}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({
+        "model": {"method": "st_adapter", "backbone": geometry, "weights": str(tmp_path / "clip.safetensors"),
+                  "options": {"adapter_width": width}},
+        "data": {"train": "none"}, "train": {"epochs": 1, "batch_size": 1, "lr": 1.0},
+    }))  # fmt: skip
+    assert facts
+    convert(monkeypatch, "--config", tmp_path / "run.yaml", "--source", tmp_path / "released.pth", "--classes",
+            tmp_path / "classes.txt", "--out", tmp_path / "out.safetensors")  # fmt: skip
+    model = restore_model(*load_checkpoint(tmp_path / "out.safetensors")).eval()
+    assert torch.allclose(model(golden["input"]), golden["logits"], atol=1e-5)
+
+
+@pytest.fixture
+def zeroi2v(tmp_path, shapes):
+    """A checkpoint of a ZeroI2V model with random adapters."""
+    torch.manual_seed(0)
+    save_file(VisionTransformer(ViTSpec(**GEOMETRY)).state_dict(), tmp_path / "clip.safetensors")
+    model = create_model("zeroi2v", GEOMETRY, 4, 8, shift_div=4)
+    load_weights(model, tmp_path / "clip.safetensors", "clip")
+    for parameter in model.trainable_parameters().values():
+        torch.nn.init.normal_(parameter, std=0.1)
+    manifest = json.loads((shapes / "vp9-val" / "manifest.json").read_text())
+    meta = {
+        "model": model.config, "classes": manifest["classes"], "clips": {}, "progress": {"step": 1}, "config": {},
+        "backbone": {"name": GEOMETRY, "weights": str(tmp_path / "clip.safetensors"),
+                     "fingerprint": fingerprint(model.frozen_parameters())},
+    }  # fmt: skip
+    save_checkpoint(tmp_path / "best.safetensors", own_tensors(model), meta)
+    return tmp_path / "best.safetensors"
+
+
+def test_a_merged_checkpoint_needs_no_other_file(zeroi2v, shapes, monkeypatch, capsys):
+    out = zeroi2v.with_name("merged.safetensors")
+    convert(monkeypatch, "--checkpoint", zeroi2v, "--merge", "--out", out, "--data", shapes / "vp9-val")
+    assert "before" in capsys.readouterr().out
+    before = restore_model(*load_checkpoint(zeroi2v)).eval()
+    zeroi2v.with_name("clip.safetensors").unlink()
+    tensors, meta = load_checkpoint(out)
+    after = restore_model(tensors, meta).eval()
+    clips = torch.randn(2, 3, 4, 32, 32)
+    assert torch.allclose(before(clips), after(clips), atol=1e-4)
+    plain = {f"backbone.{name}" for name in VisionTransformer(ViTSpec(**GEOMETRY)).state_dict()}
+    assert tensors.keys() == plain | {"backbone.temporal_embedding", "head.fc.weight", "head.fc.bias"}
+
+
+def test_a_merge_that_changes_the_logits_is_refused_and_nothing_is_written(zeroi2v, monkeypatch):
+    merge = program.merge_adapters
+
+    def wrong(model):
+        merged = merge(model)
+        with torch.no_grad():
+            merged.backbone.transformer.resblocks[0].attn.out_proj.weight *= 1.01
+        return merged
+
+    monkeypatch.setattr(program, "merge_adapters", wrong)
+    with pytest.raises(SystemExit, match="merged model's logits differ .* nothing is written"):
+        convert(monkeypatch, "--checkpoint", zeroi2v, "--merge", "--out", zeroi2v.with_name("merged.safetensors"))
+    assert not zeroi2v.with_name("merged.safetensors").exists()
+
+
+def test_a_method_without_a_merge_says_so(tmp_path, monkeypatch):
+    model = create_model("st_adapter", GEOMETRY, 4, 8, adapter_width=8)
+    meta = {"model": model.config, "backbone": {"name": GEOMETRY, "weights": "random", "fingerprint": ""}, "classes": []}
+    save_checkpoint(tmp_path / "a.safetensors", own_tensors(model), meta)
+    with pytest.raises(SystemExit, match="'st_adapter' model cannot be merged"):
+        convert(monkeypatch, "--checkpoint", tmp_path / "a.safetensors", "--merge", "--out", tmp_path / "b.safetensors")
