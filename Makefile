@@ -1,15 +1,16 @@
-# make demo: the whole path, from videos to a prediction, in a few minutes on a laptop's CPU
+# make demo: the whole path, from videos to a prediction, in a few minutes on a laptop CPU (METHOD=aim: another method)
 # make test: all tests
 # Both set up a virtual environment in .venv first, and use it again afterwards.
 
 PYTHON ?= python3
+METHOD ?= st_adapter
 VENV := .venv
 INSTALLED := $(VENV)/installed
 
 .PHONY: demo test clean
 
 demo: $(INSTALLED)
-	$(VENV)/bin/python benchmarks/demo.py --out runs/demo
+	$(VENV)/bin/python benchmarks/demo.py --out runs/demo --method $(METHOD)
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest

@@ -53,6 +53,13 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def share_buffers(model: torch.nn.Module) -> None:
+    """Give all ranks rank 0's buffers (BatchNorm's running statistics), so that they evaluate the same model."""
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
 class StopSignal:
     """SIGTERM or Ctrl-C, agreed upon: all ranks see it after the same step, although it reaches them at different times.
 

@@ -50,13 +50,13 @@ def parameter_groups(
                 raise ValueError(f"train.{key} has {entry!r}, which is part of no trained parameter's name.")
     if config.layer_decay != 1 and layer_of is None:
         raise ValueError("train.layer_decay is set, but this method trains no layers of the backbone: remove it.")
+    layers = {name: layer_of(name) for name in parameters} if config.layer_decay != 1 else {}
+    top = max(layers.values(), default=0)
     groups: dict[tuple[float, float], dict] = {}
     for name, parameter in parameters.items():
         decay = 0.0 if traits[name] & set(config.no_decay) else config.weight_decay
         scale = math.prod(factor for entry, factor in config.lr_multipliers.items() if entry in traits[name])
-        if layer_of is not None and config.layer_decay != 1:
-            top = max(map(layer_of, parameters))
-            scale *= config.layer_decay ** (top - layer_of(name))
+        scale *= config.layer_decay ** (top - layers.get(name, top))
         new = {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale}
         group = groups.setdefault((decay, scale), new)
         group["params"].append(parameter)

@@ -112,6 +112,13 @@ def autocast_for(device: torch.device, dtype: torch.dtype):
 
 
 def compile_blocks(model: VideoClassifier) -> None:
-    """torch.compile, block by block: identical blocks are compiled once, and parameter names stay as they are."""
+    """torch.compile, block by block: identical blocks are compiled once, and parameter names stay as they are.
+
+    A backbone that owns its trunk (DiST) has a side network as well, which is compiled as a whole.
+    """
     for block in model.trunk.transformer.resblocks:
         block.compile(dynamic=False)
+    if model.trunk is not model.backbone:
+        for part in model.backbone.children():
+            if part is not model.trunk:
+                part.compile(dynamic=False)

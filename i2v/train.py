@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from i2v.checkpoint import OPTIMIZER, load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from i2v.config import Config, load_config, to_dict
-from i2v.distributed import StopSignal, World, close_world, init_world, sum_over_ranks
+from i2v.distributed import StopSignal, World, close_world, init_world, share_buffers, sum_over_ranks
 from i2v.metrics import evaluate
 from i2v.model import backbone_spec, method_module
 from i2v.optim import build_optimizer, learning_rate
@@ -159,6 +159,7 @@ def run(config: Config, world: World) -> None:
         if progress.step % train.log_every == 0 or finished:
             log.train(progress.step, progress.samples, epoch, lr, train.batch_size)
         if val_loader and (finished or crosses(before, progress.samples, train.eval_every * clips_per_epoch)):
+            share_buffers(model)
             with log.pausing():
                 scores = evaluate(model, val_loader, len(classes), len(val_loader.plan), world.device, autocast)
             log.test(progress.step, epoch, scores)

@@ -108,7 +108,7 @@ def _distance(kind, u, v):
     return np.minimum(lobes, np.maximum(0.71 * np.abs(u) - 0.71 * v - 0.68, 0.71 * np.abs(u) + 0.71 * v - 0.55))
 
 
-def render_clip(rng, name, frames=16, size=(48, 64)):
+def render_clip(rng, name, frames=32, size=(48, 64)):
     """One clip of class `name`: uint8 (T, H, W, 3). `rng`: a numpy Generator, or a seed."""
     rng = np.random.default_rng(rng)
     return render(draw_look(rng), draw_poses(rng, name, frames), size, rng)
@@ -124,7 +124,7 @@ def render_stills(rng, count, size=(32, 32)):
     return render(look, poses, size, rng), poses, KINDS.index(look.kind)
 
 
-def write_videos(folder, per_class, frames=16, size=(48, 64), seed=0, split="train", fps=12):
+def write_videos(folder, per_class, frames=32, size=(48, 64), seed=0, split="train", fps=12):
     """Writes folder/split/<class>/<number>.mp4 (H.264), `per_class` videos a class; returns the paths."""
     part = ("train", "val").index(split)
     paths = []
@@ -170,7 +170,7 @@ def main():
     parser.add_argument("out", type=Path)
     parser.add_argument("--train", type=int, default=60, metavar="N", help="training videos of each class")
     parser.add_argument("--val", type=int, default=20, metavar="M", help="validation videos of each class")
-    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--frames", type=int, default=32)
     parser.add_argument("--height", type=int, default=48)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)

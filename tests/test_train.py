@@ -132,6 +132,19 @@ def test_ranks_and_accumulation_do_not_change_the_batches(config, tmp_path):
             torch.testing.assert_close(other[name], whole[name], rtol=1e-3, atol=2e-5)
 
 
+def test_batchnorm_statistics_are_those_of_the_checkpoint_on_every_rank(config, tmp_path):
+    """What two ranks scored while training is what one process finds in their checkpoint."""
+    from tests.test_evaluate import command
+
+    options = ["model.method=tada", "model.options={route_head_dim: 16, tubelet_stride: 1}", "train.no_decay=[1-d]"]
+    assert spawn(config, tmp_path, *options, "train.max_steps=3", ranks=2) == 0
+    log = result(tmp_path)[1]
+    scored = command("i2v.evaluate", "--checkpoint", tmp_path / "last.safetensors", "--json", tmp_path / "scores.json")
+    assert scored.returncode == 0, scored.stderr
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert [(r["top1"], r["top5"]) for r in log if "top1" in r] == [(scores["top1"], scores["top5"])]
+
+
 def test_the_frozen_backbone_stays_as_it_was(config, tmp_path, monkeypatch):
     import i2v.train as program
 

@@ -1,0 +1,81 @@
+"""bf16 agrees with float32, and training moves what the recipe trains and nothing else: every method."""
+
+import copy
+
+import pytest
+import torch
+
+from i2v.config import load_config
+from i2v.distributed import World
+from i2v.model import create_model
+from i2v.runtime import autocast_for, compile_blocks, place
+from i2v.train import run
+from i2v.weights import read_state_dict
+from tests.test_train import CPU, config, result  # noqa: F401
+
+GEOMETRY = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 3, "heads": 4, "embed_dim": 32}
+METHODS = {
+    "st_adapter": {"adapter_width": 16},
+    "aim": {},
+    "zeroi2v": {"shift_div": 4},
+    "dist": {"integration_dim": 64, "temporal_dim": 32},
+    "tada": {"route_head_dim": 16, "tubelet_stride": 1, "train": "adapters"},
+}
+
+
+def model_of(method):
+    torch.manual_seed(0)
+    model = create_model(method, GEOMETRY, 4, 8, {"type": "linear", "dropout": 0}, **METHODS[method])
+    for parameter in model.trainable_parameters().values():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    return model
+
+
+@pytest.mark.parametrize("method", METHODS)
+@torch.no_grad()
+def test_bf16_names_the_same_class_on_99_of_100_random_clips(method):
+    full = model_of(method).eval()
+    half = copy.deepcopy(full)
+    place(half, CPU.device, torch.bfloat16)
+    assert half.trunk.transformer.resblocks[0].mlp.c_fc.weight.dtype == torch.bfloat16
+    assert all(p.dtype == torch.float32 for p in half.trainable_parameters().values())
+    clips = torch.randn(300, 3, 4, 32, 32)
+    with autocast_for(CPU.device, torch.bfloat16)():
+        guesses = half(clips).argmax(1)
+    assert (guesses == full(clips).argmax(1)).float().mean() >= 0.99
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_in_bf16_follows_float32_and_leaves_the_trunk_alone(config, tmp_path, monkeypatch, method):  # noqa: F811
+    import i2v.train as program
+
+    models, build = [], program.build_model
+    monkeypatch.setattr(program, "build_model", lambda *a: models.append(build(*a)) or models[-1])
+    losses = []
+    for precision in ("float32", "bf16"):
+        overrides = [f"model.method={method}", f"model.options={METHODS[method]}", "model.head={type: linear, dropout: 0}",
+                     f"train.precision={precision}", "data.val=null", "train.log_every=1", f"out={tmp_path}/{precision}"]
+        if method == "zeroi2v":
+            overrides[1] = "model.options={shift_div: 4, adapter_dropout: 0}"
+        run(load_config(config, overrides), World(0, 1, torch.device("cpu")))
+        losses.append([r["loss"] for r in result(tmp_path / precision)[1]])
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+    clip = read_state_dict(load_config(config).model.weights)
+    model = models[0][0]
+    trunk = next(name for name, module in model.named_modules() if module is model.trunk)
+    frozen = {name.removeprefix(f"{trunk}."): p for name, p in model.frozen_parameters().items()}
+    assert len(frozen) > 20
+    for name, parameter in frozen.items():
+        if name != "conv1.weight" or parameter.ndim == 4:  # TAda's stem is CLIP's, with a time axis
+            assert torch.equal(parameter, clip[name]), name
+
+
+@pytest.mark.parametrize("method", ["st_adapter", "dist"])
+def test_compiled_blocks_keep_their_names_and_outputs(method):
+    model = model_of(method).eval()
+    clips = torch.randn(2, 3, 4, 32, 32)
+    expected, names = model(clips), list(model.state_dict())
+    compile_blocks(model)
+    assert list(model.state_dict()) == names
+    torch.testing.assert_close(model(clips), expected, rtol=1e-4, atol=1e-4)
