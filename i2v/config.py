@@ -57,6 +57,8 @@ class TrainConfig:
     warmup_lr: float = 0.0  # where the warm-up begins
     min_lr: float = 0.0  # where the cosine ends
     label_smoothing: float = 0.0
+    mixup: float = 0.0  # parameter of the Beta distribution; 0: off
+    cutmix: float = 0.0
     precision: str = "auto"  # bf16, float32; auto: bf16 where the device has it
     compile: bool = True  # torch.compile, block by block
     seed: int = 0
@@ -180,6 +182,8 @@ def _check_values(config: Config, path: str) -> None:
             "factors, at least 0",
         ),
         "train.label_smoothing": (0 <= train.label_smoothing < 1, "at least 0 and below 1"),
+        "train.mixup": (train.mixup >= 0, "at least 0"),
+        "train.cutmix": (train.cutmix >= 0, "at least 0"),
         "train.precision": (train.precision in ("auto", "bf16", "float32"), "auto, bf16 or float32"),
         "train.seed": (0 <= train.seed < 2**63, "at least 0"),
         "train.eval_every": (train.eval_every > 0, "more than 0"),

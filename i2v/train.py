@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
+import random
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from i2v.checkpoint import OPTIMIZER, load_checkpoint, optimizer_tensors, restor
 from i2v.config import Config, load_config, to_dict
 from i2v.distributed import StopSignal, World, close_world, init_world, share_buffers, sum_over_ranks
 from i2v.metrics import evaluate
+from i2v.mixing import mix
 from i2v.model import backbone_spec, method_module
 from i2v.optim import build_optimizer, learning_rate
 from i2v.runlog import RunLog
@@ -130,18 +132,21 @@ def run(config: Config, world: World) -> None:
         for micro in range(accumulate):
             with log.waiting():
                 batch = next(batches)
-            seed_dropout(train.seed, progress.samples, micro, world.rank)
+            clips, targets, weights = batch.clips, batch.labels, batch.weights
+            if train.mixup or train.cutmix:
+                draw = random.Random(f"mix {train.seed} {progress.samples} {micro}")
+                clips, targets = mix(clips, targets, len(classes), train.mixup, train.cutmix, draw)
+                weights = weights * weights.flip(0)  # a clip that counts for nothing spoils its partner
+            torch.manual_seed(step_seed(train.seed, progress.samples, micro, world.rank))  # dropout
             last_micro = micro == accumulate - 1
             with nullcontext() if last_micro or world.size == 1 else replica.no_sync():
                 with autocast():
-                    logits = replica(batch.clips)
-                losses = F.cross_entropy(
-                    logits.float(), batch.labels, reduction="none", label_smoothing=train.label_smoothing
-                )
-                loss = (losses * batch.weights).sum()
+                    logits = replica(clips)
+                losses = F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=train.label_smoothing)
+                loss = (losses * weights).sum()
                 # DDP takes the mean over devices; with this factor it becomes the mean over the batch
                 (loss * (world.size / train.batch_size)).backward()
-            totals += torch.stack((batch.weights.sum(), loss.detach()))
+            totals += torch.stack((weights.sum(), loss.detach()))
         sum_over_ranks(totals)
         counted = totals[0].clamp(min=1)
         # Clips in quarantine have weight 0: the mean is over the others. Usually this multiplies by exactly 1.
@@ -256,10 +261,9 @@ def flatten(section: dict, prefix: str = "") -> dict:
     return flat
 
 
-def seed_dropout(seed: int, samples: int, micro: int, rank: int) -> None:
-    """Make the random numbers of a step a function of where the run is."""
-    digest = hashlib.blake2b(repr((seed, samples, micro, rank)).encode(), digest_size=8).digest()
-    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+def step_seed(*where: int) -> int:
+    """A seed that is a function of where the run is."""
+    return int.from_bytes(hashlib.blake2b(repr(where).encode(), digest_size=8).digest(), "little") >> 1
 
 
 def crosses(before: int, after: int, every: float) -> bool:

@@ -95,6 +95,7 @@ class Loader:
         self.quarantine = quarantine
         self.bad: dict[int, str] = _read_quarantine(quarantine)  # clip id -> reason
         self._labels = np.array(shards.clips["label"], dtype=np.int64)
+        self._mirrored = _swapped(self._labels, plan.options.flip_labels, len(shards.classes))
 
     def __len__(self) -> int:
         """Batches of one evaluation; training has no end."""
@@ -191,12 +192,12 @@ class Loader:
         pixels = torch.from_dlpack(output.as_tensor())  # (B, crops, clips * T, H, W, 3)
         views = self.plan.crops * self.plan.clips
         pixels = pixels.view(len(specs), views, -1, *pixels.shape[3:]).permute(0, 1, 5, 2, 3, 4)  # (B, V, 3, T, H, W)
-        ids = torch.tensor([spec.id for spec in specs])
+        labels = [(self._mirrored if spec.flip else self._labels)[spec.id] for spec in specs]
         return Batch(
             clips=pixels[:, 0] if views == 1 else pixels,
-            labels=self._to_device(torch.from_numpy(self._labels[ids.numpy()])),
+            labels=self._to_device(torch.tensor(labels)),
             weights=self._to_device(torch.tensor([spec.weight for spec in specs])),
-            ids=ids,
+            ids=torch.tensor([spec.id for spec in specs]),
             samples_seen=prepared.samples_seen,
         )
 
@@ -280,6 +281,17 @@ def _refuse_unknown(given: dict) -> None:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}."
             raise TypeError(f"Unknown clip option {name!r}: {hint}")
+
+
+def _swapped(labels: np.ndarray, pairs, classes: int) -> np.ndarray:
+    """The labels of mirrored videos."""
+    outside = [label for pair in pairs for label in pair if label >= classes]
+    if outside:
+        raise ValueError(f"flip_labels has {outside[0]}, but there are {classes} classes: labels run from 0 to {classes - 1}.")
+    swapped = labels.copy()
+    for a, b in pairs:
+        swapped[labels == a], swapped[labels == b] = b, a
+    return swapped
 
 
 def _choose_device(device: str) -> str:

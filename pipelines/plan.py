@@ -39,6 +39,7 @@ class ClipOptions:
     aspect: tuple[float, float] = (3 / 4, 4 / 3)  # random_resized: width / height of the box
     scale: tuple[float, float] = (1.0, 1.15)  # short_side: the short side in units of `size`
     flip: float = 0.5  # probability of mirroring
+    flip_labels: tuple = ()  # pairs of labels that change places when mirrored, such as left and right
     # Evaluation
     clips: int = 1  # temporal views
     crops: int = 1  # spatial views: 1 (centre) or 3 (along the long side)
@@ -57,6 +58,7 @@ class ClipOptions:
         _require(self.area[1] <= 1, "area", self, "at most the whole picture, [low, 1]")
         _require(self.scale[0] >= 1, "scale", self, "at least 1: a smaller picture does not fill the crop")
         _require(_is_number(self.flip) and 0 <= self.flip <= 1, "flip", self, "a probability")
+        object.__setattr__(self, "flip_labels", _pairs(self.flip_labels))
         short = self.test_short_side
         _require(
             short is None or (_is_int(short) and short >= self.size), "test_short_side", self, "at least as large as size"
@@ -296,6 +298,15 @@ def _interval(name: str, value) -> tuple[float, float]:
     if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(map(_is_number, value)) or not 0 < value[0] <= value[1]:
         raise ValueError(f"{name} is {value!r}: it must be two positive numbers, [low, high].")
     return float(value[0]), float(value[1])
+
+
+def _pairs(value) -> tuple[tuple[int, int], ...]:
+    """Pairs of labels, each label in one pair only."""
+    fine = isinstance(value, (list, tuple)) and all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in value)
+    flat = [label for pair in value for label in pair] if fine else []
+    if not fine or not all(_is_int(label) and label >= 0 for label in flat) or len(set(flat)) < len(flat):
+        raise ValueError(f"flip_labels is {value!r}: it must be pairs of different labels, such as [[86, 87], [93, 94]].")
+    return tuple((int(a), int(b)) for a, b in value)
 
 
 def _is_int(value) -> bool:

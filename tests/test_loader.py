@@ -102,6 +102,21 @@ def test_mirrored_clips_are_mirrored(shapes):
     assert not torch.allclose(plain.clips, mirrored.clips, atol=0.1)
 
 
+def test_mirrored_clips_swap_the_labels_of_the_named_pairs(shapes):
+    plain = batches(shapes / "vp9", 5, flip=0)
+    half = batches(shapes / "vp9", 5, flip=0.5, flip_labels=[[2, 3], [0, 1]])
+    loader = build_loader(shapes / "vp9", batch_size=5, flip=0.5, **OPTIONS)
+    swap = {0: 1, 1: 0, 2: 3, 3: 2}
+    mirrored = 0
+    for step, (a, b) in enumerate(zip(plain, half)):
+        for position, before, after in zip(loader.positions(step), a.labels.tolist(), b.labels.tolist()):
+            assert after == (swap.get(before, before) if loader.plan[position].flip else before)
+            mirrored += after != before
+    assert mirrored > 0
+    with pytest.raises(ValueError, match="flip_labels has 8, but there are 8 classes"):
+        batches(shapes / "vp9", 1, flip_labels=[[8, 1]])
+
+
 def damage(folder, clip_id, decoder_only=False):
     """Overwrite a clip's coded frames; decoder_only: mend the checksums, so that only the decoder can notice."""
     shards = ShardSet(folder)
