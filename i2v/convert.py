@@ -9,8 +9,9 @@
         --data shards/val
 
 A merge is verified before anything is written: on random clips the logits must agree, and with --data both models are
-scored, too. What comes out of --merge holds every weight, under CLIP's names (load_weights reads the trunk with
-layout="clip"): it needs no other file.
+scored, too. What comes out of --merge holds every weight and needs no other file. With --plain it is not a checkpoint
+of ours but a bare state dict with CLIP's names (conv1.weight, transformer.resblocks.0...., and what CLIP does not have:
+temporal_embedding, head.fc.*), for other programs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from i2v.checkpoint import load_checkpoint, save_checkpoint
 from i2v.config import load_config, to_dict
@@ -116,6 +118,7 @@ def main() -> None:
     parser.add_argument("--layout", default="authors", choices=("authors", "i2v", "auto"), help="names in --source")
     parser.add_argument("--classes", help="class names: shards, a manifest.json, or a text file with a name per line")
     parser.add_argument("--merge", action="store_true", help="fold the adapters into the backbone")
+    parser.add_argument("--plain", action="store_true", help="with --merge: write a bare state dict with CLIP's names")
     parser.add_argument("--weights", help="the backbone's file or tag, if it is not where the run had it")
     parser.add_argument("--data", help="shards on which the accuracy before and after --merge is compared")
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
@@ -125,13 +128,18 @@ def main() -> None:
         if args.config:
             if not args.source or not args.classes:
                 raise ValueError("--config needs --source, the weights to import, and --classes, their class names.")
+            if args.merge or args.plain:
+                raise ValueError("--merge and --plain go with --checkpoint: import first, then merge what came out.")
             tensors, meta = import_weights(args.config, args.overrides, args.source, args.classes, args.layout)
         else:
             if not args.merge:
                 raise ValueError("--checkpoint needs --merge: there is nothing else to do with it.")
             tensors, meta = merge_checkpoint(args.checkpoint, args.weights, args.data)
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(args.out, tensors, meta)
+        if args.plain:
+            save_file({name.removeprefix("backbone."): tensor.contiguous() for name, tensor in tensors.items()}, args.out)
+        else:
+            save_checkpoint(args.out, tensors, meta)
     except (ValueError, TypeError, OSError, ShardError) as error:
         sys.exit(f"i2v.convert: {error}")
     print(f"wrote {args.out}, {args.out.stat().st_size / 1e6:.1f} MB")

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 
 import i2v.convert as program
 from i2v.checkpoint import load_checkpoint, save_checkpoint
-from i2v.model import create_model
+from i2v.model import create_model, merge_adapters
 from i2v.runtime import own_tensors, restore_model
 from i2v.vit import ViTSpec, VisionTransformer
-from i2v.weights import fingerprint, load_weights
+from i2v.weights import fingerprint, load_weights, read_state_dict
 
 ROOT = Path(__file__).parent.parent
 GEOMETRY = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "heads": 4, "embed_dim": 32}
@@ -81,6 +81,18 @@ def test_a_merged_checkpoint_needs_no_other_file(zeroi2v, shapes, monkeypatch, c
     assert torch.allclose(before(clips), after(clips), atol=1e-4)
     plain = {f"backbone.{name}" for name in VisionTransformer(ViTSpec(**GEOMETRY)).state_dict()}
     assert tensors.keys() == plain | {"backbone.temporal_embedding", "head.fc.weight", "head.fc.bias"}
+
+
+def test_a_merged_model_goes_back_to_clip_names(zeroi2v, monkeypatch):
+    out = zeroi2v.with_name("plain.safetensors")
+    convert(monkeypatch, "--checkpoint", zeroi2v, "--merge", "--plain", "--out", out)
+    state = read_state_dict(out)
+    merged = merge_adapters(restore_model(*load_checkpoint(zeroi2v)))
+    clip = VisionTransformer(ViTSpec(**GEOMETRY))
+    clip.load_state_dict({name: state[name] for name in clip.state_dict()})
+    for name, tensor in clip.state_dict().items():
+        assert torch.equal(tensor, merged.state_dict()[f"backbone.{name}"])
+    assert state.keys() - clip.state_dict().keys() == {"temporal_embedding", "head.fc.weight", "head.fc.bias"}
 
 
 def test_a_merge_that_changes_the_logits_is_refused_and_nothing_is_written(zeroi2v, monkeypatch):
