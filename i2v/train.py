@@ -128,25 +128,7 @@ def run(config: Config, world: World) -> None:
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
 
-        totals = torch.zeros(2, device=world.device)  # sums of weights and of weighted losses, over the whole batch
-        for micro in range(accumulate):
-            with log.waiting():
-                batch = next(batches)
-            clips, targets, weights = batch.clips, batch.labels, batch.weights
-            if train.mixup or train.cutmix:
-                draw = random.Random(f"mix {train.seed} {progress.samples} {micro}")
-                clips, targets = mix(clips, targets, len(classes), train.mixup, train.cutmix, draw)
-                weights = weights * weights.flip(0)  # a clip that counts for nothing spoils its partner
-            torch.manual_seed(step_seed(train.seed, progress.samples, micro, world.rank))  # dropout
-            last_micro = micro == accumulate - 1
-            with nullcontext() if last_micro or world.size == 1 else replica.no_sync():
-                with autocast():
-                    logits = replica(clips)
-                losses = F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=train.label_smoothing)
-                loss = (losses * weights).sum()
-                # DDP takes the mean over devices; with this factor it becomes the mean over the batch
-                (loss * (world.size / train.batch_size)).backward()
-            totals += torch.stack((weights.sum(), loss.detach()))
+        totals = add_gradients(replica, batches, accumulate, progress.samples, len(classes), train, world, autocast, log)
         sum_over_ranks(totals)
         counted = totals[0].clamp(min=1)
         # Clips in quarantine have weight 0: the mean is over the others. Usually this multiplies by exactly 1.
@@ -181,6 +163,33 @@ def run(config: Config, world: World) -> None:
     batches.close()
     stop.close()
     log.close()
+
+
+def add_gradients(replica, batches, passes: int, samples: int, classes: int, train, world: World, autocast, log):
+    """Forward and backward of one step, `passes` micro-batches long. Gradients are left in the parameters.
+
+    Returns (2,) sums over this device's clips: of the weights, and of the weighted losses.
+    """
+    totals = torch.zeros(2, device=world.device)
+    for micro in range(passes):
+        with log.waiting():
+            batch = next(batches)
+        clips, targets, weights = batch.clips, batch.labels, batch.weights
+        if train.mixup or train.cutmix:
+            draw = random.Random(f"mix {train.seed} {samples} {micro}")
+            clips, targets = mix(clips, targets, classes, train.mixup, train.cutmix, draw)
+            weights = weights * weights.flip(0)  # a clip that counts for nothing spoils its partner
+        torch.manual_seed(step_seed(train.seed, samples, micro, world.rank))  # dropout
+        synchronise = micro == passes - 1 or world.size == 1
+        with nullcontext() if synchronise else replica.no_sync():
+            with autocast():
+                logits = replica(clips)
+            losses = F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=train.label_smoothing)
+            loss = (losses * weights).sum()
+            # DDP takes the mean over devices; with this factor it becomes the mean over the batch
+            (loss * (world.size / train.batch_size)).backward()
+        totals += torch.stack((weights.sum(), loss.detach()))
+    return totals
 
 
 def open_loader(config: Config, world: World, split: str, manifest: str, batch_size: int, start: int = 0):
