@@ -94,6 +94,24 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+class DropPath(nn.Module):
+    """(B*T, L, C) -> the same, in training with whole clips at zero with `probability` and the others scaled up.
+
+    The probability is a tensor because a float would make torch.compile build every layer's block anew.
+    """
+
+    def __init__(self, probability):
+        super().__init__()
+        self.register_buffer("keep", torch.tensor(1.0 - probability), persistent=False)
+
+    def forward(self, x, num_frames):
+        if not self.training:
+            return x
+        kept = torch.rand(len(x) // num_frames, device=x.device) < self.keep  # (B,)
+        factor = (kept / self.keep).to(x.dtype).repeat_interleave(num_frames)  # (B*T,)
+        return x * factor[:, None, None]
+
+
 class VisionTransformer(nn.Module):
     """CLIP's image tower: (N, 3, H, W) -> (N, D), with D = embed_dim if `project` else width.
 

@@ -18,7 +18,7 @@ import torch
 from einops import rearrange, reduce
 from torch import nn
 
-from i2v.vit import Block, VisionTransformer
+from i2v.vit import Block, DropPath, VisionTransformer
 
 
 class Adapter(nn.Module):
@@ -40,24 +40,6 @@ class Adapter(nn.Module):
     def forward(self, x):
         delta = self.D_fc2(self.act(self.D_fc1(x)))
         return x + delta if self.skip else delta
-
-
-class DropPath(nn.Module):
-    """(B*T, L, C) -> the same, in training with whole clips at zero with `probability` and the others scaled up.
-
-    The probability is a tensor because a float would make torch.compile build every layer's block anew.
-    """
-
-    def __init__(self, probability):
-        super().__init__()
-        self.register_buffer("keep", torch.tensor(1.0 - probability), persistent=False)
-
-    def forward(self, x, num_frames):
-        if not self.training:
-            return x
-        kept = torch.rand(len(x) // num_frames, device=x.device) < self.keep  # (B,)
-        factor = (kept / self.keep).to(x.dtype).repeat_interleave(num_frames)  # (B*T,)
-        return x * factor[:, None, None]
 
 
 class AIMBlock(Block):

@@ -22,7 +22,7 @@ from einops import rearrange, reduce
 from torch import nn
 
 from i2v.tadaconv import TAdaConv2dV2, conv_over_frames
-from i2v.vit import Block, QuickGELU, VisionTransformer
+from i2v.vit import Block, DropPath, QuickGELU, VisionTransformer
 
 
 class TAdaBlock(nn.Module):
@@ -58,24 +58,6 @@ class TAdaBlock(nn.Module):
     def project(self, layer, x):
         """(B, T, L, C) -> (B, T, L, C')."""
         return conv_over_frames(layer, x) if self.temporal_enhance else layer(x)
-
-
-class DropPath(nn.Module):
-    """(B*T, L, C) -> the same, in training with whole clips at zero with `probability` and the others scaled up.
-
-    The probability is a tensor because a float would make torch.compile build every layer's block anew.
-    """
-
-    def __init__(self, probability):
-        super().__init__()
-        self.register_buffer("keep", torch.tensor(1.0 - probability), persistent=False)
-
-    def forward(self, x, num_frames):
-        if not self.training:
-            return x
-        kept = torch.rand(len(x) // num_frames, device=x.device) < self.keep  # (B,)
-        factor = (kept / self.keep).to(x.dtype).repeat_interleave(num_frames)  # (B*T,)
-        return x * factor[:, None, None]
 
 
 class TAdaFormerBlock(Block):
