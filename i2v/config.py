@@ -167,7 +167,9 @@ def _number(value):
 def _check_values(config: Config, path: str) -> None:
     train = config.train
     rules = {
-        "train.epochs": (train.epochs > 0, "more than 0"),
+        "train.epochs": (0 < train.epochs < float("inf"), "a number, more than 0"),
+        "train.max_steps": (train.max_steps is None or train.max_steps >= 1, "at least 1"),
+        "train.eval_batch": (train.eval_batch is None or train.eval_batch >= 1, "at least 1"),
         "train.batch_size": (train.batch_size >= 1, "at least 1"),
         "train.micro_batch": (train.micro_batch is None or train.micro_batch >= 1, "at least 1"),
         "train.lr": (train.lr > 0, "more than 0"),
@@ -201,7 +203,7 @@ def _check_values(config: Config, path: str) -> None:
         section, name = key.split(".")
         if not fine:
             raise ConfigError(f"{path}: {key} is {getattr(getattr(config, section), name)!r}: it must be {rule}.")
-    for key in ("num_frames", "size"):
+    for key in ("num_frames", "size", "dtype"):
         if key in config.clips:
             raise ConfigError(f"{path}: clips.{key} is decided by the model: remove it (model.num_frames, model.backbone).")
 

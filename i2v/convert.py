@@ -27,8 +27,8 @@ from i2v.checkpoint import load_checkpoint, save_checkpoint
 from i2v.config import load_config, to_dict
 from i2v.metrics import evaluate
 from i2v.model import merge_adapters
-from i2v.runtime import autocast_for, build_model, describe_backbone, own_tensors, restore_model
-from i2v.weights import load_weights
+from i2v.runtime import INCLUDED, autocast_for, build_model, describe_backbone, own_tensors, restore_model
+from i2v.weights import fingerprint, load_weights
 from pipelines import ShardError, build_loader
 from pipelines.shards import ShardSet
 
@@ -40,13 +40,18 @@ def import_weights(config_path: str, overrides: list[str], source: Path, classes
     config = load_config(config_path, overrides)
     classes = read_classes(classes_from)
     model, backbone = build_model(config.model, classes)
+    before = fingerprint(model.frozen_parameters())
     report = load_weights(model, source, layout)
     print(f"loaded {len(report.loaded)} tensors of {source}")
     for title, names in (("not in the file", report.missing), ("not used", report.ignored)):
         print(f"{title}: {len(names)}" + (f" ({', '.join(names[:6])}{', ...' if len(names) > 6 else ''})" if names else ""))
+    described = describe_backbone(model, config.model, backbone)
+    if described["fingerprint"] != before:
+        print("the file has a backbone of its own, which is not that of the configuration: the checkpoint includes it")
+        described["weights"] = INCLUDED
     meta = {
         "model": model.config,
-        "backbone": describe_backbone(model, config.model, backbone),
+        "backbone": described,
         "classes": classes,
         "stored": {"codec": "vp9", "gop": 8, "short_side": 256},
         "clips": config.clips,
@@ -54,7 +59,7 @@ def import_weights(config_path: str, overrides: list[str], source: Path, classes
         "progress": {"step": 0},
         "imported_from": str(source),
     }
-    return own_tensors(model), meta
+    return own_tensors(model, described), meta
 
 
 def read_classes(path: str) -> list[str]:
@@ -79,7 +84,7 @@ def merge_checkpoint(path: Path, weights: str | None, data: str | None) -> tuple
         print(f"top-1 on {data}: {100 * before:.2f} % before, {100 * after:.2f} % after merging")
         if abs(before - after) > 0.001:
             raise ValueError("Merging changes the accuracy by more than 0.1 points: nothing is written.")
-    backbone = meta["backbone"] | {"weights": "included", "fingerprint": None}
+    backbone = meta["backbone"] | {"weights": INCLUDED, "fingerprint": None}
     return dict(merged.cpu().state_dict()), meta | {"model": merged.config, "backbone": backbone}
 
 

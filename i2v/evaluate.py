@@ -83,7 +83,10 @@ def parse_option(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"{text!r} is not an option: write name=value, for example crops=3.")
-    return name, yaml.safe_load(value)
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r} is not valid YAML: {' '.join(str(error).split())}.") from error
 
 
 def report(scores: Scores, classes: list[str], how: dict) -> str:
@@ -127,6 +130,8 @@ def main() -> None:
     parser.add_argument("options", nargs="*", metavar="name=value", help="how clips are cut: clips, crops, stride, ...")
     args = parser.parse_args()
     try:
+        if args.json and not args.json.parent.is_dir():
+            raise ValueError(f"{args.json.parent} does not exist: --json needs a folder that does.")
         world = init_world(args.device)
         scores, classes, how = score(args, world)
     except (ValueError, TypeError, OSError, ShardError) as error:

@@ -86,7 +86,8 @@ def create_model(method: str, backbone: str | dict = "ViT-B-16", num_frames: int
 def _head_options(head, method):
     """(type, options completed with their defaults) of create_model's `head`."""
     head = {} if head is None else head
-    kind = head.get("type", "linear") if isinstance(head, dict) else None
+    implied = "text" if isinstance(head, dict) and {"class_names", "text_features"} & set(head) else "linear"
+    kind = head.get("type", implied) if isinstance(head, dict) else None
     if kind not in ("linear", "text"):
         raise ValueError(f"head {head!r} is unknown: use a dict such as {{'type': 'linear', 'dropout': 0.5}} or "
                          "{'type': 'text', 'class_names': [...]}")

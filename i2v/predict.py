@@ -3,8 +3,8 @@
     python -m i2v.predict --checkpoint runs/st_adapter/k400_vit-b16_8f/best.safetensors video.mp4 folder/ --top 5
 
 Each video is stored as training stored its videos, cut and looked at from the views of the run's evaluation, and named
-with the classes in the checkpoint: the prediction is the one that an evaluation of that video would count. Needs the
-checkpoint and the backbone's weights, nothing else.
+with the classes in the checkpoint: the prediction is the one that an evaluation of that video would count (but shards of
+H.264 or HEVC are imitated with VP9). Needs the checkpoint and the backbone's weights, nothing else.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def predict(model, meta: dict, videos: list[Path], device: torch.device, autocas
     """For every video a (K,) tensor of probabilities, or the reason, as text, why it could not be read."""
     stored = dict(meta["stored"])
     if stored["codec"] not in CPU_CODECS:
-        stored["codec"] = "vp9"
+        stored |= {"codec": "vp9", "crf": None}
     options = meta["clips"] | {"num_frames": model.num_frames, "size": model.spec.image_size}
     found: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -87,6 +87,10 @@ def main() -> None:
     try:
         if args.top < 1:
             raise ValueError(f"--top is {args.top}: it must be at least 1.")
+        if args.workers < 0:
+            raise ValueError(f"--workers is {args.workers}: it must be at least 0.")
+        if args.json and not args.json.parent.is_dir():
+            raise ValueError(f"{args.json.parent} does not exist: --json needs a folder that does.")
         videos = find_videos(args.videos)
         tensors, meta = load_checkpoint(args.checkpoint)
         device = init_world(args.device).device

@@ -16,6 +16,9 @@ from i2v.vit import Attention
 from i2v.weights import backbone_file, fingerprint, load_weights
 
 
+INCLUDED = "included"  # where a backbone is that no other file holds: in the checkpoint
+
+
 def build_model(config: ModelConfig, classes: list[str]) -> tuple[VideoClassifier, str]:
     """The model of an experiment with CLIP's weights, adapters fresh, and where the weights came from.
 
@@ -24,7 +27,9 @@ def build_model(config: ModelConfig, classes: list[str]) -> tuple[VideoClassifie
     head = dict(config.head)
     is_text = head.get("type") == "text"
     if is_text:
-        head.setdefault("class_names", classes)
+        names = head.setdefault("class_names", classes)
+        if names != classes and set(names) == set(classes):
+            raise ValueError("model.head.class_names has the classes of the data in another order: leave it out.")
     model = create_model(config.method, config.backbone, config.num_frames, len(classes), head, **config.options)
     source = load_backbone(model, config.backbone, config.weights)
     if is_text:
@@ -54,8 +59,12 @@ def load_backbone(model: VideoClassifier, name: str | dict, weights: str) -> str
 
 
 def describe_backbone(model: VideoClassifier, config: ModelConfig, source: str) -> dict:
-    """Which frozen weights a checkpoint belongs to. Call it before the model is placed."""
-    return {"name": config.backbone, "weights": source, "fingerprint": fingerprint(model.frozen_parameters())}
+    """Which frozen weights a checkpoint belongs to; a random trunk is in no file, so the checkpoint includes it.
+
+    Call it before the model is placed.
+    """
+    where = INCLUDED if source == "random" else source
+    return {"name": config.backbone, "weights": where, "fingerprint": fingerprint(model.frozen_parameters())}
 
 
 def restore_model(tensors: dict[str, torch.Tensor], meta: dict, weights: str | None = None) -> VideoClassifier:
@@ -66,10 +75,10 @@ def restore_model(tensors: dict[str, torch.Tensor], meta: dict, weights: str | N
     model = create_model(**meta["model"])
     own = {name: tensor for name, tensor in tensors.items() if not name.startswith(OPTIMIZER)}
     where = weights or meta["backbone"]["weights"]
-    if where != "included":  # a merged checkpoint holds all of it
+    if where != INCLUDED:
         load_backbone(model, meta["backbone"]["name"], where)
         found = fingerprint(model.frozen_parameters())
-        if where != "random" and found != meta["backbone"]["fingerprint"]:
+        if found != meta["backbone"]["fingerprint"]:
             raise ValueError(
                 f"This checkpoint was trained on another backbone than {where} "
                 f"(fingerprint {meta['backbone']['fingerprint']}, found {found}): give the one it was trained on."
@@ -78,9 +87,9 @@ def restore_model(tensors: dict[str, torch.Tensor], meta: dict, weights: str | N
     return model
 
 
-def own_tensors(model: VideoClassifier) -> dict[str, torch.Tensor]:
-    """What a checkpoint holds: all that the backbone's weights do not tell."""
-    frozen = model.frozen_parameters()
+def own_tensors(model: VideoClassifier, backbone: dict) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds: all that the backbone's file does not tell (backbone: see describe_backbone)."""
+    frozen = {} if backbone["weights"] == INCLUDED else model.frozen_parameters()
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 

@@ -78,7 +78,7 @@ def run(config: Config, world: World) -> None:
         "model": model.config,
         "backbone": describe_backbone(model, config.model, source),
         "classes": classes,
-        "stored": {key: loader.shards.manifest[key] for key in ("codec", "gop", "short_side")},
+        "stored": how_stored(loader.shards.manifest),
         "clips": config.clips,
         "config": to_dict(config),
     }  # fmt: skip
@@ -152,14 +152,15 @@ def run(config: Config, world: World) -> None:
             log.test(progress.step, epoch, scores)
             if scores.top1 > progress.best:
                 progress.best = scores.top1
-                save("best.safetensors", own_tensors(model), scores=scores.summary())
+                save("best.safetensors", own_tensors(model, identity["backbone"]), scores=scores.summary())
         if stopping or finished or progress.step % train.save_every == 0:
-            save("last.safetensors", own_tensors(model) | optimizer_tensors(optimizer))
+            save("last.safetensors", own_tensors(model, identity["backbone"]) | optimizer_tensors(optimizer))
         if stopping:
             log.say(f"stopped after step {progress.step}: the same command continues from there")
             break
     else:
-        log.say(f"done: {out} has best.safetensors, last.safetensors, log.jsonl and curves.png")
+        made = [name for name in ("best.safetensors", "last.safetensors", "log.jsonl", "curves.png") if (out / name).exists()]
+        log.say(f"done: {out} has {', '.join(made)}")
     batches.close()
     stop.close()
     log.close()
@@ -229,6 +230,11 @@ def layers_of(model):
     """The method's layer_of(name) for this model's depth, if it trains layers of the backbone."""
     layer_of = getattr(method_module(model.method), "layer_of", None)
     return layer_of and partial(layer_of, layers=model.spec.layers)
+
+
+def how_stored(manifest: dict) -> dict:
+    """How videos were stored, so that i2v.predict can store others alike."""
+    return {key: manifest[key] for key in ("codec", "gop", "short_side")} | {"crf": manifest["made_with"]["crf"]}
 
 
 def check_labels(loader, val_loader) -> None:

@@ -64,7 +64,11 @@ def build_loader(
     which bad clips are written, and which is honoured when it exists.
     Raises TypeError for unknown options, ValueError for wrong values, ShardError for a data set that cannot be used.
     """
-    given = _as_dict(options) | more_options
+    given = _as_dict(options)
+    twice = given.keys() & more_options.keys()
+    if twice:
+        raise TypeError(f"Clip option {min(twice)!r} is given twice: in options and as a keyword.")
+    given |= more_options
     clip_options = ClipOptions(**_pick(ClipOptions, given))
     _refuse_unknown(given)
     for name, value, least in (("batch_size", batch_size, 1), ("world_size", world_size, 1), ("start", start, 0)):
@@ -93,7 +97,7 @@ class Loader:
         self.rank, self.world_size, self.start = rank, world_size, start
         self.threads = threads
         self.quarantine = quarantine
-        self.bad: dict[int, str] = _read_quarantine(quarantine)  # clip id -> reason
+        self.bad: dict[int, str] = _read_quarantine(quarantine, shards)  # clip id -> reason
         self._labels = np.array(shards.clips["label"], dtype=np.int64)
         self._mirrored = _swapped(self._labels, plan.options.flip_labels, len(shards.classes))
 
@@ -226,7 +230,8 @@ class Loader:
     def _add_bad(self, clip_id: int, reason: str) -> None:
         self.bad[clip_id] = reason
         if self.quarantine is not None:
-            _append_quarantine(self.quarantine, clip_id, self.shards.key(clip_id), reason)
+            _append_quarantine(self.quarantine, clip_id, self.shards, reason)
+            self.bad |= _read_quarantine(self.quarantine, self.shards)  # what other ranks found counts as well
         allowed = max(BAD_CLIPS, int(BAD_FRACTION * len(self.shards)))
         if len(self.bad) > allowed:
             names = "; ".join(f"{self.shards.key(i)}: {why}" for i, why in list(self.bad.items())[:10])
@@ -309,17 +314,20 @@ def _cores() -> int:
 # ---- quarantine file -------------------------------------------------------------------------------------------------
 
 
-def _read_quarantine(path: Path | None) -> dict[int, str]:
+def _read_quarantine(path: Path | None, shards: ShardSet) -> dict[int, str]:
+    """Clip id -> reason. Rows of another data set, told by the checksum of the clip's header, do not count."""
     if path is None or not path.exists():
         return {}
     with open(path, newline="") as file:
-        return {int(row[0]): row[2] for row in csv.reader(file) if len(row) == 3 and row[0].isdigit()}
+        rows = [row for row in csv.reader(file) if len(row) == 4 and row[0].isdigit() and int(row[0]) < len(shards)]
+    return {int(row[0]): row[3] for row in rows if row[2] == str(shards.clips["header_crc"][int(row[0])])}
 
 
-def _append_quarantine(path: Path, clip_id: int, key: str, reason: str) -> None:
+def _append_quarantine(path: Path, clip_id: int, shards: ShardSet, reason: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
     with open(path, "a", newline="") as file:  # one short append per clip: safe when several ranks share the file
         writer = csv.writer(file)
         if new:
-            writer.writerow(["id", "key", "reason"])
-        writer.writerow([clip_id, key, reason])
+            writer.writerow(["id", "key", "header_crc", "reason"])
+        writer.writerow([clip_id, shards.key(clip_id), shards.clips["header_crc"][clip_id], reason])

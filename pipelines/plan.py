@@ -58,6 +58,7 @@ class ClipOptions:
         _require(self.area[1] <= 1, "area", self, "at most the whole picture, [low, 1]")
         _require(self.scale[0] >= 1, "scale", self, "at least 1: a smaller picture does not fill the crop")
         _require(_is_number(self.flip) and 0 <= self.flip <= 1, "flip", self, "a probability")
+        _require(isinstance(self.shuffle_frames, bool), "shuffle_frames", self, "true or false")
         object.__setattr__(self, "flip_labels", _pairs(self.flip_labels))
         short = self.test_short_side
         _require(

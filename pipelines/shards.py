@@ -70,6 +70,7 @@ class ShardSet:
         self.manifest = _read_manifest(path)
         self.clips = _map_index(self.root / "clips.npy", CLIP, self.manifest["clips"])
         self.fragments = _map_index(self.root / "fragments.npy", FRAGMENT, self.manifest["frames"])
+        _check_index(self.clips, self.manifest, path)
         self._files: OrderedDict[int, object] = OrderedDict()
         self._lock = threading.Lock()
         self.sound_clip = None  # a clip whose first frame is surely readable
@@ -123,7 +124,7 @@ class ShardSet:
                 end += length
         except FileNotFoundError as error:
             raise ShardError(f"{error.filename} has disappeared: restore it; the same command continues.") from error
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise ClipError(clip_id, f"{self._where(clip_id)} cannot be read: {error}") from error
 
         if zlib.crc32(view[:header_size]) != clip["header_crc"]:
@@ -244,14 +245,36 @@ def _read_manifest(path: Path) -> dict:
         raise ShardError(f"{path} cannot be read as a manifest: {error}.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ShardError(f"{path} is not a manifest that make_shards wrote.")
-    if manifest["version"] != VERSION:
+    if manifest.get("version") != VERSION:
         raise ShardError(
-            f"{path} is of version {manifest['version']}, this program reads version {VERSION}: "
+            f"{path} is of version {manifest.get('version')}, this program reads version {VERSION}: "
             "run make_shards again, or install the release that wrote it."
         )
+    kinds = {"codec": str, "gop": int, "clips": int, "frames": int, "classes": list, "shards": list}
+    wrong = [key for key, kind in kinds.items() if not isinstance(manifest.get(key), kind)]
+    if wrong or manifest["gop"] < 1:
+        raise ShardError(f"{path} is damaged ({', '.join(wrong) or 'gop'} is missing or wrong): run make_shards again.")
     if manifest["clips"] == 0:
         raise ShardError(f"{path} holds no clips: every source video was rejected, see rejected.csv beside it.")
     return manifest
+
+
+def _check_index(clips: np.ndarray, manifest: dict, path: Path) -> None:
+    """Raises ShardError if a record cannot be true: a wrong index would give wrong labels, or worse."""
+    frames = clips["frames"].astype(np.int64)
+    impossible = {
+        "shard": clips["shard"] >= len(manifest["shards"]),
+        "label": (clips["label"] < -1) | (clips["label"] >= len(manifest["classes"])),
+        "size": (clips["width"] < 1) | (clips["height"] < 1) | (clips["width"] > 4096) | (clips["height"] > 4096),
+        "frames": frames < 1,
+        "fps": ~((clips["fps"] > 0) & np.isfinite(clips["fps"])),
+        "first fragment": clips["first_fragment"] != np.cumsum(frames) - frames,
+    }
+    for what, bad in impossible.items():
+        if bad.any():
+            raise ShardError(f"{path.parent / 'clips.npy'} is damaged: the {what} of clip {int(bad.argmax())} is impossible.")
+    if frames.sum() != manifest["frames"] or sum(shard["clips"] for shard in manifest["shards"]) != len(clips):
+        raise ShardError(f"{path} does not belong to its index: the numbers of frames or clips differ.")
 
 
 def _map_index(path: Path, dtype: np.dtype, count: int) -> np.ndarray:

@@ -31,7 +31,8 @@ what comes out, in DIR
   shard-000000.tar    WebDataset: 000000000.mp4, 000000000.json, ... in shuffled order
   manifest.json       what is in it, how it was made, class names; written last: if it is there, DIR is complete
   clips.npy fragments.npy     the index: where every clip and every frame is
-  rejected.csv        path,label,reason of the videos that could not be used; can be given as SOURCE once they are fixed
+  rejected.csv        path,label,reason of the videos that could not be used; once they are fixed it can be given as
+                      SOURCE, with the --root of before and --classes DIR/manifest.json
 
 An interrupted run (Ctrl-C, kill, disk full) continues when the same command is given again. The same videos and options
 give the same bytes, whatever --workers is (except with hevc, whose encoder does not repeat itself exactly).

@@ -85,6 +85,8 @@ def read_classes(path: str | os.PathLike) -> list[str]:
         raise SourceError(f"the class list {path} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise SourceError(f"the class list {path} is neither one name per line nor a manifest.json.") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise SourceError(f"the class list {path} is neither one name per line nor a manifest.json.")
     names = [name for name in names if name]
     if not names:
         raise SourceError(f"the class list {path} is empty.")
@@ -127,6 +129,8 @@ def _read_list(path: Path) -> list[tuple[str, str, str | None]]:
         header = [cell.lower() for cell in table.pop(0)[1]]
         path_column = next(i for i, cell in enumerate(header) if cell in PATH_COLUMNS)
         label_column = next((i for i, cell in enumerate(header) if cell in LABEL_COLUMNS), None)
+    elif table and LABEL_COLUMNS & {cell.lower() for cell in table[0][1]}:
+        raise SourceError(f"the first row of {path} looks like a header without a path column: name that column path.")
     elif table and len(table[0][1]) > 2:
         count = len(table[0][1])
         raise SourceError(f"{path} has {count} columns and no header: name them in a first row, e.g. path,label.")

@@ -65,7 +65,7 @@ def zeroi2v(tmp_path, shapes):
         "backbone": {"name": GEOMETRY, "weights": str(tmp_path / "clip.safetensors"),
                      "fingerprint": fingerprint(model.frozen_parameters())},
     }  # fmt: skip
-    save_checkpoint(tmp_path / "best.safetensors", own_tensors(model), meta)
+    save_checkpoint(tmp_path / "best.safetensors", own_tensors(model, meta["backbone"]), meta)
     return tmp_path / "best.safetensors"
 
 
@@ -112,7 +112,7 @@ def test_a_merge_that_changes_the_logits_is_refused_and_nothing_is_written(zeroi
 
 def test_a_method_without_a_merge_says_so(tmp_path, monkeypatch):
     model = create_model("st_adapter", GEOMETRY, 4, 8, adapter_width=8)
-    meta = {"model": model.config, "backbone": {"name": GEOMETRY, "weights": "random", "fingerprint": ""}, "classes": []}
-    save_checkpoint(tmp_path / "a.safetensors", own_tensors(model), meta)
+    meta = {"model": model.config, "backbone": {"name": GEOMETRY, "weights": "included", "fingerprint": ""}, "classes": []}
+    save_checkpoint(tmp_path / "a.safetensors", own_tensors(model, meta["backbone"]), meta)
     with pytest.raises(SystemExit, match="'st_adapter' model cannot be merged"):
         convert(monkeypatch, "--checkpoint", tmp_path / "a.safetensors", "--merge", "--out", tmp_path / "b.safetensors")

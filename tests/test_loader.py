@@ -159,10 +159,25 @@ def test_too_many_bad_clips_stop_the_run_with_their_names(shapes, tmp_path):
         batches(tmp_path / "data", 5)
 
 
+def test_ranks_count_bad_clips_together(shapes, tmp_path):
+    shutil.copytree(shapes / "vp9", tmp_path / "data")
+    for clip in range(6):
+        damage(tmp_path / "data", clip)
+    with pytest.raises(ShardError, match="clips in .* are bad, more than the 5"):
+        for rank in range(2):
+            batches(tmp_path / "data", 3, batch_size=4, rank=rank, world_size=2, quarantine=tmp_path / "q.csv")
+
+
+def test_a_quarantine_of_other_shards_is_not_honoured(shapes, tmp_path):
+    (tmp_path / "q.csv").write_text("id,key,header_crc,reason\n0,000000000,1,bad\n99999,000099999,1,bad\n")
+    assert build_loader(shapes / "vp9", quarantine=tmp_path / "q.csv", **OPTIONS).bad == {}
+
+
 @pytest.mark.parametrize(
     "options, error, text",
     [
         ({"num_frame": 8}, TypeError, "Unknown clip option 'num_frame': did you mean num_frames"),
+        ({"options": {"flip": 0}, "flip": 1}, TypeError, "'flip' is given twice"),
         ({"batch_size": 0}, ValueError, "batch_size is 0"),
         ({"rank": 2, "world_size": 2}, ValueError, "rank is 2"),
         ({"split": "training"}, ValueError, "split is 'training'"),

@@ -141,3 +141,24 @@ def test_an_index_of_another_data_set_is_refused(copy, shapes):
     (copy / "clips.npy").write_bytes(b"")
     with pytest.raises(ShardError, match="clips.npy cannot be read as an index"):
         ShardSet(copy)
+
+
+@pytest.mark.parametrize("field, value", [
+    ("label", 999), ("label", -7), ("width", 60000), ("width", 0), ("shard", 77), ("frames", 0), ("frames", 9999),
+    ("first_fragment", 10**9), ("fps", float("nan")),
+])  # fmt: skip
+def test_an_index_with_an_impossible_record_is_refused(copy, field, value):
+    clips = np.load(copy / "clips.npy")
+    clips[field][3] = value
+    np.save(copy / "clips.npy", clips)
+    with pytest.raises(ShardError, match="clips.npy is damaged: the .* of clip [34] is impossible"):
+        ShardSet(copy)
+
+
+@pytest.mark.parametrize("key", ["gop", "classes", "shards", "frames"])
+def test_a_manifest_without_a_key_is_refused(copy, key):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    del manifest[key]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ShardError, match=f"is damaged .{key} is missing or wrong"):
+        ShardSet(copy)

@@ -145,6 +145,16 @@ def test_batchnorm_statistics_are_those_of_the_checkpoint_on_every_rank(config, 
     assert [(r["top1"], r["top5"]) for r in log if "top1" in r] == [(scores["top1"], scores["top5"])]
 
 
+def test_a_random_backbone_travels_with_the_checkpoint(config, tmp_path):
+    from i2v.runtime import restore_model
+
+    train(config, tmp_path, "model.weights=random", "train.max_steps=1", "data.val=null")
+    first, second = (restore_model(*load_checkpoint(tmp_path / "last.safetensors")).eval() for _ in range(2))
+    clips = torch.randn(1, 3, 4, 32, 32)
+    assert torch.equal(first(clips), second(clips))
+    train(config, tmp_path, "model.weights=random", "train.max_steps=2", "data.val=null")  # and is continued
+
+
 def test_the_frozen_backbone_stays_as_it_was(config, tmp_path, monkeypatch):
     import i2v.train as program
 
