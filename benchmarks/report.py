@@ -28,7 +28,7 @@ def throughput_table() -> str:
     lines = ["| config | on | loader | model | end to end, clips/s |", "| --- | --- | --- | --- | --- |"]
     for r in results("throughput_*.json"):
         rates = [f"{r['clips_per_s'][name]['median']:.1f}" for name in ("loader", "model", "end_to_end")]
-        lines.append(f"| `{r['command'].split('throughput.py ')[1]}` | {r['devices']} x {where(r)} | {' | '.join(rates)} |")
+        lines.append(f"| `{r['command'].split('throughput.py ')[1].split(' --json')[0]}` | {r['devices']} x {where(r)} | {' | '.join(rates)} |")
     return "\n".join(lines)
 
 
