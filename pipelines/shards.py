@@ -5,7 +5,7 @@ A data set is a folder:
     manifest.json      what is in it, how it was encoded, class names, the list of shards
     clips.npy          one CLIP record per video, memory-mapped
     fragments.npy      one FRAGMENT record per stored frame, memory-mapped
-    shard-000000.tar   a plain WebDataset: 000000000.mp4, 000000000.json, 000000001.mp4, ...
+    shard-000000.tar   a plain WebDataset: 000000-000000.mp4, 000000-000000.json, 000000-000001.mp4, ...
 
 Every mp4 is fragmented, one fragment (moof + mdat) per frame, with a keyframe every `gop` frames and no B-frames.
 So the header plus the fragments keyframe..wanted is itself a video, and decodes to the same pixels as the whole.
@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 FORMAT = "i2v-shards"
-VERSION = 1
+VERSION = 2
 
 CLIP = np.dtype(
     [
@@ -40,7 +40,13 @@ CLIP = np.dtype(
         ("label", "<i4"),  # index into manifest["classes"]; -1: not labelled
     ]
 )
-FRAGMENT = np.dtype([("size", "<u4"), ("crc", "<u4")])
+FRAGMENT = np.dtype(
+    [
+        ("size", "<u4"),  # bytes
+        ("crc", "<u4"),
+        ("time", "<f4"),  # seconds from the clip's first frame, as the source's own timestamps say
+    ]
+)
 
 OPEN_FILES = 256  # shards kept open at once; below the usual limit of 1024 descriptors
 
@@ -74,10 +80,10 @@ class ShardSet:
         self._files: OrderedDict[int, object] = OrderedDict()
         self._lock = threading.Lock()
         self.sound_clip = None  # a clip whose first frame is surely readable
-        first = 0
-        for shard in self.manifest["shards"]:
-            self._check_shard(shard, first)
-            first += shard["clips"]
+        counts = [shard["clips"] for shard in self.manifest["shards"]]
+        self.first_clips = np.cumsum([0, *counts[:-1]])  # of every shard
+        for shard, first in zip(self.manifest["shards"], self.first_clips):
+            self._check_shard(shard, int(first))
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -92,7 +98,14 @@ class ShardSet:
 
     def key(self, clip_id: int) -> str:
         """The clip's WebDataset key."""
-        return f"{clip_id:09d}"
+        shard = int(self.clips["shard"][clip_id])
+        return clip_key(shard, clip_id - int(self.first_clips[shard]))
+
+    def times(self, clip_id: int) -> np.ndarray:
+        """(frames,) float32: when each stored frame is shown, in seconds from the first."""
+        clip = self.clips[clip_id]
+        first = int(clip["first_fragment"])
+        return self.fragments["time"][first : first + int(clip["frames"])]
 
     def read(self, clip_id: int, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The smallest playable slice of a clip that holds `frames`.
@@ -188,6 +201,11 @@ class ShardSet:
                 self.sound_clip = clip_id
                 return
         raise ShardError(f"{path} is not the file this index was made for ({problem}): {remedy}.")
+
+
+def clip_key(shard: int, index: int) -> str:
+    """WebDataset key of the index-th clip of a shard."""
+    return f"{shard:06d}-{index:06d}"
 
 
 def needed_fragments(frames: np.ndarray, gop: int, count: int) -> np.ndarray:

@@ -272,6 +272,7 @@ def _validated(data: bytes, width, height, frames: int, fps: float, gop: int, so
     ends = header_size + np.cumsum(sizes)
     fragments = np.empty(frames, FRAGMENT)
     fragments["size"] = sizes
+    fragments["time"] = np.arange(frames) / fps
     fragments["crc"] = [zlib.crc32(data[end - size : end]) for size, end in zip(sizes, ends)]
     return EncodedClip(
         data, header_size, zlib.crc32(data[:header_size]), fragments, width, height, fps, source_bytes

@@ -31,10 +31,14 @@ class SourceError(ValueError):
 class Video(NamedTuple):
     """One source video."""
 
-    path: str  # the file
+    path: str  # the file, or its URL
     label: int = -1  # index into the class names; -1: not labelled
     class_name: str | None = None
     source: str = ""  # the path as it was listed
+    start: float = 0.0  # seconds: the part of the video that is meant
+    end: float | None = None  # None: to its end
+    offset: int = 0  # bytes: the part of the file that is the video, where it is a member of a tar
+    size: int | None = None  # None: to its end
 
 
 def load_sources(

@@ -23,7 +23,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from pipelines.shards import CLIP, FORMAT, FRAGMENT, VERSION
+from pipelines.shards import CLIP, FORMAT, FRAGMENT, VERSION, clip_key
 from shard_tools.encode import EncodedClip, EncodeSettings, RejectedVideo
 from shard_tools.pool import encode_videos
 from shard_tools.sources import Video, source_hash
@@ -134,9 +134,10 @@ class ShardWriter:
             self._note({"video": self.done, "rejected": outcome.reason})
             self.rejected += 1
         else:
-            members = _members(self.clips, video, outcome)
+            members = _members(clip_key(len(self.shards), self.clips_in_shard), video, outcome)
             if self.size and self.size + len(members) + len(END_OF_TAR) > self.shard_size:
                 self._close_shard()
+                members = _members(clip_key(len(self.shards), 0), video, outcome)
             if self._tar is None:
                 self._tar = os.open(self._partial(), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
             _write(self._tar, members)
@@ -329,7 +330,7 @@ class ShardWriter:
                 yield line
 
 
-def _members(clip_id: int, video: Video, clip: EncodedClip) -> bytes:
+def _members(key: str, video: Video, clip: EncodedClip) -> bytes:
     """The clip as it stands in the tar: the mp4 and its json, each with a header and padding."""
     facts = {
         "label": video.label,
@@ -342,7 +343,7 @@ def _members(clip_id: int, video: Video, clip: EncodedClip) -> bytes:
     }
     parts = []
     for suffix, data in (("mp4", clip.data), ("json", json.dumps(facts).encode())):
-        info = tarfile.TarInfo(f"{clip_id:09d}.{suffix}")
+        info = tarfile.TarInfo(f"{key}.{suffix}")
         info.size = len(data)
         parts += [info.tobuf(tarfile.USTAR_FORMAT), data, bytes(-len(data) % BLOCK)]
     return b"".join(parts)

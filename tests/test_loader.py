@@ -146,7 +146,7 @@ def test_a_bad_clip_has_weight_0_and_nothing_else_changes(shapes, tmp_path, bad,
         assert after.weights.tolist() == [float(i != bad) for i in after.ids.tolist()]
         assert [p for p, i in zip(pixels(before), before.ids) if i != bad] == [p for p, i in zip(pixels(after), after.ids) if i != bad]
     lines = quarantine.read_text().splitlines()
-    assert len(lines) == 2 and lines[1].startswith(f"{bad},{bad:09d},")
+    assert len(lines) == 2 and lines[1].startswith(f"{bad},{ShardSet(folder).key(bad)},")
     again = build_loader(folder, batch_size=5, quarantine=quarantine, **OPTIONS)
     assert list(again.bad) == [bad]
 

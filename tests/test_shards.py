@@ -125,7 +125,7 @@ def test_a_shard_swapped_under_the_index_is_refused(copy):
 
 def test_other_versions_and_other_files_are_refused(copy, tmp_path):
     edit_manifest(copy, version=99)
-    with pytest.raises(ShardError, match="version 99, this program reads version 1"):
+    with pytest.raises(ShardError, match="version 99, this program reads version 2"):
         ShardSet(copy)
     (copy / "manifest.json").write_text("[]")
     with pytest.raises(ShardError, match="not a manifest"):
