@@ -11,6 +11,7 @@ import csv
 import difflib
 import os
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -18,24 +19,42 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipelines.graph import GraphOptions, build_pipeline, choose_decoder
-from pipelines.plan import ClipOptions, ClipSpec, Plan
+from pipelines.augment import AugmentOptions
+from pipelines.graph import MEAN, STD, GraphOptions, build_pipeline, choose_decoder
+from pipelines.joined import JoinedShards
+from pipelines.options import ClipOptions, OrderOptions
+from pipelines.order import Mixture, Order, balancing_weights
+from pipelines.plan import ClipSpec, Plan
 from pipelines.shards import ClipError, ShardError, ShardSet
 
 READ_THREADS = 4
-READ_AHEAD = 3  # batches whose bytes are being read while DALI works
+READ_AHEAD = 8  # at most so many batches are being read while DALI works, and no more bytes than `prefetch_bytes`
+STAGE_EVERY = 16  # steps between two looks at what a remote data set will have to stage
 BAD_FRACTION, BAD_CLIPS = 0.001, 5  # a run stops when more than the larger of the two are in quarantine
 
 
 @dataclass
 class Batch:
-    """B samples. clips is float, normalised with CLIP's mean and std; its memory is channels-last."""
+    """B samples. `clips` is float, normalised with CLIP's mean and std; its memory is channels-last."""
 
-    clips: torch.Tensor  # (B, 3, T, H, W); with several views (B, V, 3, T, H, W)
+    pixels: torch.Tensor  # as `clips`, or uint8 and not normalised yet
     labels: torch.Tensor  # (B,) int64; -1: not labelled
     weights: torch.Tensor  # (B,) float32; 0: a bad clip, or filling after the last video
     ids: torch.Tensor  # (B,) int64, on the CPU: the number of the video in the data set
     samples_seen: int  # `start` for the loader that continues after this batch
+    frames: torch.Tensor | None = None  # (B, clips * T) int64, on the CPU: which stored frames these are
+    positions: torch.Tensor | None = None  # (B,) int64, on the CPU: places in the stream
+
+    @property
+    def clips(self) -> torch.Tensor:
+        """(B, 3, T, H, W); with several views (B, V, 3, T, H, W)."""
+        return _normalised(self.pixels) if self.pixels.dtype == torch.uint8 else self.pixels
+
+    def views(self, at_once: int) -> Iterator[torch.Tensor]:
+        """All views, (B, v, 3, T, H, W) each, with B * v at most `at_once` (or v = 1): normalised as they come."""
+        pixels = self.pixels if self.pixels.ndim == 6 else self.pixels.unsqueeze(1)
+        for part in pixels.split(max(1, at_once // len(pixels)), dim=1):
+            yield _normalised(part) if part.dtype == torch.uint8 else part
 
 
 def build_loader(
@@ -52,16 +71,25 @@ def build_loader(
     seed: int = 0,
     threads: int | None = None,
     quarantine: str | os.PathLike | None = None,
+    cache: str | os.PathLike | None = None,
+    cache_size: int | str | None = None,
+    sample_weights: str | os.PathLike | np.ndarray | None = None,
+    prefetch_bytes: int = 1 << 30,
     **more_options,
 ) -> Loader:
     """Batches of clips from a sharded data set.
 
-    manifest: the folder that make_shards wrote, or its manifest.json. split: "train" (endless: a new order each epoch),
-    "val" (each video once, in order, one centre view) or "test" (each video once, clips x crops views).
-    options, more_options: fields of ClipOptions (frames, crops, views) and GraphOptions (interpolation, antialias, dtype).
+    manifest: the folder or URL that make_shards wrote to, or its manifest.json; for training also a list of them, or of
+    {"path": ..., "weight": ...}, the weights being shares of the stream. split: "train" (endless: a new order each epoch),
+    "val" (each video once, in order, one centre view), "test" (each video once, clips x crops views) or "windows" (each
+    video once, as many windows as it is long).
+    options, more_options: fields of ClipOptions (frames, crops, views), AugmentOptions (RandAugment, colours, erasing),
+    OrderOptions (shuffling, balance, repeats) and GraphOptions (interpolation, antialias, dtype).
     batch_size: samples per rank and batch. device: where clips are made: cpu, gpu or auto. decode: where videos are
     decoded: cpu, gpu or auto. start: samples that all ranks together have seen before. quarantine: a CSV to
-    which bad clips are written, and which is honoured when it exists.
+    which bad clips are written, and which is honoured when it exists. cache, cache_size: where shards of a URL are staged,
+    and how much of it they may fill (see ShardSet). sample_weights: how often each video is wanted, relatively: (n,), or a
+    .npy of it, or a CSV of key,weight. prefetch_bytes: of compressed clips that wait for the decoder, per process.
     Raises TypeError for unknown options, ValueError for wrong values, ShardError for a data set that cannot be used.
     """
     given = _as_dict(options)
@@ -69,34 +97,56 @@ def build_loader(
     if twice:
         raise TypeError(f"Clip option {min(twice)!r} is given twice: in options and as a keyword.")
     given |= more_options
-    clip_options = ClipOptions(**_pick(ClipOptions, given))
+    clip_options, order_options, augment = (_pick(kind, given) for kind in (ClipOptions, OrderOptions, AugmentOptions))
     _refuse_unknown(given)
-    for name, value, least in (("batch_size", batch_size, 1), ("world_size", world_size, 1), ("start", start, 0)):
+    numbers = {"batch_size": (batch_size, 1), "world_size": (world_size, 1), "rank": (rank, 0), "start": (start, 0),
+               "seed": (seed, 0), "threads": (1 if threads is None else threads, 1), "prefetch_bytes": (prefetch_bytes, 1)}  # fmt: skip
+    for name, (value, least) in numbers.items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
             raise ValueError(f"{name} is {value!r}: it must be a whole number, at least {least}.")
-    if not 0 <= rank < world_size:
+    if rank >= world_size:
         raise ValueError(f"rank is {rank}: it must be between 0 and {world_size - 1}.")
-    shards = ShardSet(manifest)
+    paths, shares = _manifests(manifest, split)
+    sets = [ShardSet(path, cache, cache_size) for path in paths]
+    shards = sets[0] if len(sets) == 1 else JoinedShards(sets)
+    order = None
+    if split == "train":
+        order = _order(shards, sets, shares, order_options, seed, sample_weights)
     facts = (shards.clips[name] for name in ("frames", "width", "height", "fps"))
-    plan = Plan(*facts, clip_options, split, seed)
+    epoch = order_options.epoch_clips or len(shards) * order_options.repeats
+    plan = Plan(
+        *facts, clip_options, split, seed, order=order, augment=augment, times=shards.times, epoch_clips=epoch
+    )
     device = _choose_device(device)
-    graph = GraphOptions(**{**_pick(GraphOptions, given), "size": clip_options.size, "crops": plan.crops})
-    decode = choose_decoder(shards.codec, device, decode)
+    views = plan.clips * plan.crops
+    graph = {"size": clip_options.size, "crops": plan.crops, "augment": plan.augment} | _fields(GraphOptions, given)
+    # Many views take much memory as floats: they are normalised when they are looked at (Batch.views).
+    graph = GraphOptions(**_fields(GraphOptions, graph | ({"dtype": "uint8"} if views > 1 and hasattr(GraphOptions, "augment") else {})))  # TEMP
+    decoders = {choose_decoder(each.codec, device, decode) for each in sets}
+    if len(decoders) > 1:
+        raise ValueError(f"{shards.root} are of codecs that are decoded in different places: set decode to cpu.")
     quarantine = Path(quarantine) if quarantine is not None else None
-    return Loader(shards, plan, graph, batch_size, device, decode, rank, world_size, start, threads or _cores(), quarantine)
+    threads = threads or _cores()
+    return Loader(
+        sets, shards, plan, graph, batch_size, device, decoders.pop(), rank, world_size, start, threads, quarantine, prefetch_bytes
+    )
 
 
 class Loader:
     """Iterate over it for batches; see build_loader. Each iteration begins at `start` again."""
 
-    def __init__(self, shards, plan, graph, batch_size, device, decode, rank, world_size, start, threads, quarantine):
-        self.shards: ShardSet = shards
+    def __init__(
+        self, sets, shards, plan, graph, batch_size, device, decode, rank, world_size, start, threads, quarantine, prefetch_bytes
+    ):
+        self.sets: list[ShardSet] = sets
+        self.shards: ShardSet | JoinedShards = shards  # all of them
         self.plan: Plan = plan
         self.graph: GraphOptions = graph
         self.batch_size, self.device, self.decode = batch_size, device, decode
         self.rank, self.world_size, self.start = rank, world_size, start
         self.threads = threads
         self.quarantine = quarantine
+        self.prefetch_bytes = prefetch_bytes
         self.bad: dict[int, str] = _read_quarantine(quarantine, shards)  # clip id -> reason
         self._labels = np.array(shards.clips["label"], dtype=np.int64)
         self._mirrored = _swapped(self._labels, plan.options.flip_labels, len(shards.classes))
@@ -135,7 +185,9 @@ class Loader:
 
         def source():
             nonlocal submitted
-            while len(reading) < READ_AHEAD and (last is None or submitted < last):
+            while len(reading) < self._read_ahead(reading) and (last is None or submitted < last):
+                if (submitted - step) % STAGE_EVERY == 0:
+                    self._stage(submitted)
                 reading.append(self._submit(submitted, readers))
                 submitted += 1
             if not reading:
@@ -164,12 +216,36 @@ class Loader:
         pipeline.build()
         return pipeline
 
+    def _read_ahead(self, reading: deque[_Prepared]) -> int:
+        """How many batches may be under way, judged by the size of those that are here; at least one."""
+        sizes = [size for prepared in reading if (size := prepared.size()) is not None]
+        return min(READ_AHEAD, max(1, int(self.prefetch_bytes // max(max(sizes), 1)))) if sizes else min(READ_AHEAD, 3)
+
+    def _stage(self, step: int) -> None:
+        """Tell remote data sets which shards they will need."""
+        if not any(getattr(each, "remote", False) for each in self.sets):
+            return
+        position = self.start + step * self.batch_size * self.world_size
+        horizon = self._horizon()
+        if self.plan.split == "train":
+            ahead = self.plan.order.shards_ahead(position, horizon)
+        else:
+            ids = [self.plan.locate(p)[1] for p in range(position, min(position + horizon, len(self.plan)))]
+            ahead = [(0, shard) for shard in dict.fromkeys(self.shards.clips["shard"][ids].tolist())]
+        for number, each in enumerate(self.sets):
+            each.expect([shard for k, shard in ahead if k == number])
+
+    def _horizon(self) -> int:
+        """Positions to look ahead: until the next look, and a few shards more."""
+        per_shard = -(-len(self.shards) // sum(len(each.manifest["shards"]) for each in self.sets))
+        return 2 * STAGE_EVERY * self.batch_size * self.world_size + 4 * per_shard
+
     def _submit(self, step: int, readers: ThreadPoolExecutor) -> _Prepared:
         positions = self.positions(step)
         seen = self.start + (step + 1) * self.batch_size * self.world_size
         if self.plan.split != "train":
             seen = min(seen, len(self.plan))
-        return _Prepared([readers.submit(self._read, position) for position in positions], seen)
+        return _Prepared([readers.submit(self._read, position) for position in positions], positions, seen)
 
     def _read(self, position: int) -> _Clip:
         """The clip at a position; weight 0 and harmless pixels where it is known or found to be bad."""
@@ -187,8 +263,8 @@ class Loader:
         clip = self.shards.sound_clip
         data, _ = self.shards.read(clip, np.array([0]))
         whole = np.array([0, 0, self.plan.heights[clip], self.plan.widths[clip]], dtype=np.float32)
-        spec = replace(spec, frames=np.zeros_like(spec.frames), boxes=np.tile(whole, (self.plan.crops, 1)), weight=0.0)
-        return _Clip(spec, data, spec.frames)
+        boxes = np.tile(whole, (self.plan.crops, 1))
+        return _Clip(replace(spec, boxes=boxes, weight=0.0), data, np.zeros_like(spec.frames))
 
     def _batch(self, output, prepared: _Prepared) -> Batch:
         clips = prepared.wait()
@@ -198,11 +274,13 @@ class Loader:
         pixels = pixels.view(len(specs), views, -1, *pixels.shape[3:]).permute(0, 1, 5, 2, 3, 4)  # (B, V, 3, T, H, W)
         labels = [(self._mirrored if spec.flip else self._labels)[spec.id] for spec in specs]
         return Batch(
-            clips=pixels[:, 0] if views == 1 else pixels,
+            pixels=pixels[:, 0] if views == 1 else pixels,
             labels=self._to_device(torch.tensor(labels)),
             weights=self._to_device(torch.tensor([spec.weight for spec in specs])),
             ids=torch.tensor([spec.id for spec in specs]),
             samples_seen=prepared.samples_seen,
+            frames=torch.from_numpy(np.stack([spec.frames for spec in specs])).long(),
+            positions=torch.tensor(prepared.positions),
         )
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -248,7 +326,8 @@ class _Clip:
     frames: np.ndarray  # (clips * T,) int32, positions in `data`
 
     def graph_inputs(self):
-        return self.data, self.frames, self.spec.boxes, np.array([self.spec.flip], dtype=np.int32)
+        augmentation = self.spec.augmentation.arrays() if self.spec.augmentation is not None else ()
+        return self.data, self.frames, self.spec.boxes, np.array([self.spec.flip], dtype=np.int32), *augmentation
 
 
 @dataclass
@@ -256,10 +335,17 @@ class _Prepared:
     """A batch whose clips are being read."""
 
     futures: list[Future]
+    positions: range
     samples_seen: int
 
     def wait(self) -> list[_Clip]:
         return [future.result() for future in self.futures]
+
+    def size(self) -> int | None:
+        """Bytes of its clips, when they are all here."""
+        if not all(future.done() and future.exception() is None for future in self.futures):
+            return None
+        return sum(future.result().data.nbytes for future in self.futures)
 
     def cancel(self) -> None:
         for future in self.futures:
@@ -275,12 +361,17 @@ def _as_dict(options) -> dict:
     return dict(options) if isinstance(options, dict) else {f.name: getattr(options, f.name) for f in fields(options)}
 
 
-def _pick(kind, given: dict) -> dict:
+def _fields(kind, given: dict) -> dict:
     return {f.name: given[f.name] for f in fields(kind) if f.name in given}
 
 
+def _pick(kind, given: dict):
+    return kind(**_fields(kind, given))
+
+
 def _refuse_unknown(given: dict) -> None:
-    known = {f.name for kind in (ClipOptions, GraphOptions) for f in fields(kind)}
+    known = {f.name for kind in (ClipOptions, OrderOptions, AugmentOptions, GraphOptions) for f in fields(kind)}
+    known.discard("augment")  # of the graph: made of the others
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -307,8 +398,76 @@ def _choose_device(device: str) -> str:
     return ("gpu" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
+def _normalised(pixels: torch.Tensor) -> torch.Tensor:
+    """(..., 3, T, H, W) uint8 -> float32, as the graph does it."""
+    mean, scale = (torch.tensor(values, device=pixels.device).view(3, 1, 1, 1) for values in (MEAN, [1 / s for s in STD]))
+    return (pixels.float() - mean) * scale
+
+
 def _cores() -> int:
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+# ---- order -----------------------------------------------------------------------------------------------------------
+
+
+def _manifests(manifest, split: str) -> tuple[list, list[float] | None]:
+    """Paths and shares; no shares: videos of all data sets are alike."""
+    if isinstance(manifest, (str, os.PathLike)):
+        return [manifest], None
+    if not isinstance(manifest, (list, tuple)) or not manifest:
+        raise ValueError(f"manifest is {manifest!r}: it must be a path, or a list of paths or of {{path, weight}}.")
+    if split != "train" and len(manifest) > 1:
+        raise ValueError(f"{len(manifest)} data sets are given for split {split!r}: only training can mix them.")
+    entries = [entry if isinstance(entry, dict) else {"path": entry} for entry in manifest]
+    for entry in entries:
+        weight = entry.get("weight", 1)
+        fine = isinstance(weight, (int, float)) and not isinstance(weight, bool) and 0 < weight < float("inf")
+        if not fine or "path" not in entry or entry.keys() - {"path", "weight"}:
+            raise ValueError(f"{entry!r} is not a data set of a mixture: write path and weight, a number more than 0.")
+    weighted = ["weight" in entry for entry in entries]
+    if any(weighted) and not all(weighted):
+        raise ValueError("Some data sets of the mixture have a weight and some have none: give all of them one, or none.")
+    return [entry["path"] for entry in entries], [float(entry["weight"]) for entry in entries] if all(weighted) else None
+
+
+def _order(shards, sets: list[ShardSet], shares, options: OrderOptions, seed: int, sample_weights) -> Order | Mixture:
+    """The stream of training."""
+    weights = None if sample_weights is None else _sample_weights(sample_weights, shards)
+    balance = balancing_weights(np.asarray(shards.clips["label"]), options.balance)
+    if weights is not None and balance is not None:
+        raise ValueError("sample_weights and balance both say how often a video comes: give one of them.")
+    weights = balance if weights is None else weights
+    if shares is None:
+        shares = [len(each) for each in sets]
+    firsts = np.cumsum([0, *map(len, sets)]).tolist()
+    orders = [
+        Order(np.array(each.clips["shard"], dtype=np.int64), options, seed, None if weights is None else weights[a:b], number)
+        for number, (each, a, b) in enumerate(zip(sets, firsts, firsts[1:]))
+    ]
+    return orders[0] if len(orders) == 1 else Mixture(orders, firsts, shares, seed)
+
+
+def _sample_weights(given, shards) -> np.ndarray:
+    """(n,) from an array, a .npy or a CSV of key,weight."""
+    source = "sample_weights"
+    try:
+        if isinstance(given, (str, os.PathLike)):
+            source, path = str(given), Path(given)
+            if path.suffix == ".npy":
+                given = np.load(path)
+            else:
+                with open(path, newline="") as file:
+                    found = {row["key"]: float(row["weight"]) for row in csv.DictReader(file)}
+                given = [found[shards.key(clip)] for clip in range(len(shards))]
+        weights = np.asarray(given, dtype=np.float64)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{source} cannot be read as weights ({error}): give a .npy, or a CSV of key,weight.") from error
+    except KeyError as error:
+        raise ValueError(f"{source} has no {error}: it must be a CSV of key,weight with a row for every video.") from error
+    if weights.shape != (len(shards),) or not np.isfinite(weights).all() or weights.min() < 0 or weights.max() <= 0:
+        raise ValueError(f"{source} must hold {len(shards)} weights, one per video, at least 0 and not all 0.")
+    return weights
 
 
 # ---- quarantine file -------------------------------------------------------------------------------------------------

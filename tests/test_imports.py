@@ -50,9 +50,17 @@ def test_pipelines_know_nothing_of_models_or_tools(path):
     assert "nvidia" not in others(imports(path, top_level_only=True))  # and lazily
 
 
-def test_the_plan_needs_numpy_only():
-    path = Path("pipelines/plan.py")
-    assert others(imports(path)) == {"numpy"} and not ours(imports(path))
+PLAN = {"plan", "options", "order", "frames", "boxes", "augment", "philox"}
+
+
+@pytest.mark.parametrize("name", sorted(PLAN))
+def test_the_plan_needs_numpy_only(name):
+    path = Path(f"pipelines/{name}.py")
+    assert others(imports(path)) <= {"numpy"}
+    assert {module.split(".")[1] for module in ours(imports(path))} <= PLAN
+
+
+def test_reading_shards_needs_numpy_only():
     assert others(imports(Path("pipelines/shards.py"))) == {"numpy"}
 
 

@@ -9,7 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.plan import VARIANTS, ClipOptions, Plan, permutation, random_resized_box, test_boxes, test_frames, train_frames
+from pipelines.boxes import random_resized_box, test_boxes
+from pipelines.frames import test_frames, train_frames
+from pipelines.options import VARIANTS, ClipOptions
+from pipelines.philox import permutation
+from pipelines.plan import Plan
 
 SAMPLING = Path(__file__).parent.parent.parent / "shared" / "reference" / "golden" / "sampling.json"
 test_boxes.__test__ = test_frames.__test__ = False  # pytest: these are not tests

@@ -1,0 +1,55 @@
+"""Several data sets as one, for training on a mixture."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipelines.shards import ShardError, ShardSet
+
+FIELDS = ("shard", "header_crc", "frames", "width", "height", "fps", "label")
+
+
+class JoinedShards:
+    """Reads like a ShardSet whose videos are those of all `sets`, one set after the other.
+
+    Raises ShardError if the sets do not have the same class names in the same order.
+    """
+
+    def __init__(self, sets: list[ShardSet]):
+        self.sets = sets
+        for other in sets[1:]:
+            if other.classes != sets[0].classes:
+                raise ShardError(
+                    f"{sets[0].root} and {other.root} do not have the same class names in the same order: "
+                    f"make them with the same --classes."
+                )
+        self.firsts = np.cumsum([0, *map(len, sets)]).tolist()
+        self.clips = {name: np.concatenate([each.clips[name] for each in sets]) for name in FIELDS}
+        self.root = " + ".join(str(each.root) for each in sets)
+        self.classes, self.manifest = sets[0].classes, sets[0].manifest
+        self.sound_clip = sets[0].sound_clip
+
+    def __len__(self) -> int:
+        return self.firsts[-1]
+
+    def key(self, clip_id: int) -> str:
+        """Which data set, and the clip's WebDataset key in it."""
+        k, local = self._find(clip_id)
+        return f"{k}/{self.sets[k].key(local)}"
+
+    def times(self, clip_id: int) -> np.ndarray:
+        k, local = self._find(clip_id)
+        return self.sets[k].times(local)
+
+    def read(self, clip_id: int, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        k, local = self._find(clip_id)
+        return self.sets[k].read(local, frames)
+
+    def metadata(self, clip_id: int) -> dict:
+        k, local = self._find(clip_id)
+        return self.sets[k].metadata(local)
+
+    def _find(self, clip_id: int) -> tuple[int, int]:
+        """(data set, clip in it)"""
+        k = int(np.searchsorted(self.firsts, clip_id, side="right")) - 1
+        return k, clip_id - self.firsts[k]
