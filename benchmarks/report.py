@@ -1,9 +1,16 @@
-"""Write the README's tables from benchmarks/results: python benchmarks/report.py. Nobody types a number."""
+"""Write the tables of the documents from benchmarks/results: python benchmarks/report.py. Nobody types a number.
+
+    python benchmarks/report.py [FILE ...]        # default: README.md and docs/*.md
+
+A table stands between `<!-- name -->` and `<!-- /name -->`; names are the keys of TABLES. Where a result is missing, the
+table is a sentence that says how to get it.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,21 +22,102 @@ def results(pattern: str) -> list[dict]:
 
 
 def demo_table() -> str:
-    lines = ["| method | top-1 | the same, frames in random order | chance | training |", "| --- | --- | --- | --- | --- |"]
-    for r in results("demo_*.json"):
-        lines.append(
-            f"| `{r['method']}` | {100 * r['top1']:.1f} % | {100 * r['top1_shuffled']:.1f} % | 12.5 % | "
-            f"{r['seconds']['training']:.0f} s on {where(r)} |"
-        )
-    return "\n".join(lines)
+    rows = [
+        [f"`{r['method']}`", f"{100 * r['top1']:.1f} %", f"{100 * r['top1_shuffled']:.1f} %", "12.5 %",
+         f"{r['seconds']['training']:.0f} s on {where(r)}"]
+        for r in results("demo_*.json")
+    ]  # fmt: skip
+    return table(["method", "top-1", "the same, frames in random order", "chance", "training"], rows)
 
 
 def throughput_table() -> str:
-    lines = ["| config | on | loader | model | end to end, clips/s |", "| --- | --- | --- | --- | --- |"]
+    rows = []
     for r in results("throughput_*.json"):
         rates = [f"{r['clips_per_s'][name]['median']:.1f}" for name in ("loader", "model", "end_to_end")]
-        lines.append(f"| `{r['command'].split('throughput.py ')[1].split(' --json')[0]}` | {r['devices']} x {where(r)} | {' | '.join(rates)} |")
-    return "\n".join(lines)
+        rows.append([f"`{r['command'].split('throughput.py ')[1].split(' --json')[0]}`", f"{r['devices']} x {where(r)}", *rates])
+    return table(["config", "on", "loader", "model", "end to end, clips/s"], rows)
+
+
+def loader_table() -> str:
+    """Clips per second of every way to store and read, and times the baselines."""
+    parts = []
+    for r in results("loader_speed*.json"):
+        rows = []
+        for name, size in r["bytes"].items():
+            cells = [_rate_and_times(r["clips_per_s"][s][name], r["times"][s].get(name)) for s in r["clips_per_s"]]
+            rows.append([name, f"{size / r['videos']['videos'] / 1e3:,.0f}", *cells])
+        parts.append(
+            table(["clips/s", "KB per video", *r["clips_per_s"]], rows)
+            + f"\n\nOne core of {r['machine']['cpu']}, {r['size']} pixels, {of_what(r)}; median of {r['rounds']} rounds, in brackets "
+            f"times {' / '.join(r['baselines'])}."
+        )
+    return "\n\n".join(parts)
+
+
+def _rate_and_times(rate: dict, times: dict | None) -> str:
+    shown = f"{rate['median']:.1f}"
+    return shown if times is None else f"{shown} ({' / '.join(f'{value:.1f}' for value in times.values())})"
+
+
+def memory_table() -> str:
+    rows = []
+    for r in results("loader_memory*.json"):
+        (early, first), (late, last) = r["training"]["after_batches_mb"].items()
+        rows.append([f"training, after {int(early):,} and {int(late):,} batches", f"{first:.0f} and {last:.0f}"])
+        e = r["evaluation"]
+        rows.append([f"evaluation, {e['views']} views of {e['frames']} frames, at most", f"{e['peak_mb']:.0f}"])
+        rows.append(["of either, the libraries", f"{r['training']['before_mb']:.0f}"])
+    return table(["resident memory of the process", "MB"], rows)
+
+
+def sharding_table() -> str:
+    parts = []
+    for r in results("sharding*.json"):
+        rows = []
+        for codec, of in r["codecs"].items():
+            for name, rate in of["videos_per_s"].items():
+                share = f"{100 * of['make_shards_of'][name]:.0f}" if name in of["make_shards_of"] else ""
+                rows.append([codec, name, f"{rate['median']:.2f}", f"{of['frames_per_s'][name]['median']:,.0f}", share])
+        held = list(r["memory"]["after_percent_mb"].values())
+        workers = ", ".join(f"{of['median']:.2f} with {n}" for n, of in r["workers"].items())
+        parts.append(
+            table(["codec", "", "videos/s", "frames/s", "make_shards in % of it"], rows)
+            + f"\n\nOne core of {r['machine']['cpu']}, {of_what(r)}; median of {r['rounds']} rounds. make_shards in worker processes, videos/s "
+            f"with their start: {workers}. Its parent process holds {held[0]:.0f} MB after a tenth of "
+            f"{r['memory']['videos']:,} small videos and {held[-1]:.0f} MB after the last."
+        )
+    return "\n\n".join(parts)
+
+
+def index_table() -> str:
+    parts = []
+    for r in results("index*.json"):
+        s, b, border = r["shard_set"], r["loader"], r["epoch_border_seconds"]
+        rows = [
+            ["the index opened", f"{s['seconds']:.2f} s, {s['after_mb'] - s['before_mb']:.0f} MB"],
+            ["the loader built", f"{b['seconds']:.2f} s, {b['after_mb'] - b['before_mb']:.0f} MB"],
+            ["the first plan of an epoch", f"{border['median']:.2f} s"],
+        ]
+        rows += [[f"plans per second, {name}", f"{rate['median']:,.0f}"] for name, rate in r["plans_per_s"].items()]
+        size = f"{r['clips']:,} clips of {r['frames']:,} frames in {r['shards']:,} shards"
+        parts.append(table([size, f"one core of {r['machine']['cpu']}"], rows))
+    return "\n\n".join(parts)
+
+
+TABLES = {
+    "demo": (demo_table, "python benchmarks/demo.py --out runs/demo --json benchmarks/results/demo_st_adapter.json"),
+    "throughput": (throughput_table, "python benchmarks/throughput.py --preset tiny --json benchmarks/results/throughput_tiny_cpu.json"),
+    "loader": (loader_table, "python benchmarks/loader.py --json benchmarks/results/loader_speed.json"),
+    "memory": (memory_table, "python benchmarks/loader.py --memory --json benchmarks/results/loader_memory.json"),
+    "sharding": (sharding_table, "python benchmarks/sharding.py --json benchmarks/results/sharding.json"),
+    "index": (index_table, "python benchmarks/index.py --json benchmarks/results/index.json"),
+}
+
+
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    """Markdown; nothing if there are no rows."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) if rows else ""
 
 
 def where(result: dict) -> str:
@@ -37,13 +125,27 @@ def where(result: dict) -> str:
     return machine["gpu"] or f"{machine['cores']} cores of {machine['cpu']}"
 
 
+def of_what(result: dict) -> str:
+    v = result["videos"]
+    return f"{v['videos']} videos of {v['seconds']} s ({v['size']}, {v['fps']} frames per second), made from {v['made_from']}"
+
+
 def fill(text: str) -> str:
-    """The README with the tables between its markers."""
-    for name, table in (("demo", demo_table()), ("throughput", throughput_table())):
-        text = re.sub(f"<!-- {name} -->.*<!-- /{name} -->", f"<!-- {name} -->\n{table}\n<!-- /{name} -->", text, flags=re.S)
+    """A document with the tables between its markers."""
+    for name, (make, command) in TABLES.items():
+        if f"<!-- {name} -->" in text:
+            shown = make() or f"Not measured yet: `{command}`."
+            block = f"<!-- {name} -->\n{shown}\n<!-- /{name} -->"
+            text, found = re.subn(f"<!-- {name} -->.*?<!-- /{name} -->", lambda _: block, text, flags=re.S)
+            if not found:
+                raise ValueError(f"<!-- {name} --> has no <!-- /{name} --> after it: add the line.")
     return text
 
 
+def documents() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(fill(readme.read_text()))
+    for path in map(Path, sys.argv[1:]) if sys.argv[1:] else documents():
+        path.write_text(fill(path.read_text()))

@@ -34,11 +34,16 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    train: str  # folders that make_shards wrote
+    train: str | list  # a folder or URL that make_shards wrote to; several: a list of {path, weight}
     val: str | None = None
     device: str = "auto"  # cpu, gpu: where clips are made and the model runs
     decode: str = "auto"  # cpu, gpu: where videos are decoded
     threads: int | None = None  # of DALI, per process; None: all cores, shared fairly
+    order: dict = field(default_factory=dict)  # shuffle, window_shards, balance, repeats, epoch_clips (OrderOptions)
+    sample_weights: str | None = None  # how often each video of `train` is wanted: a .npy, or a CSV of key,weight
+    cache: str | None = None  # where shards of a URL are staged
+    cache_size: str | int | None = None  # bytes, or text such as 500GB
+    prefetch_bytes: int = 1 << 30  # of compressed clips that wait for the decoder, per process
 
 
 @dataclass(frozen=True)
@@ -197,6 +202,7 @@ def _check_values(config: Config, path: str) -> None:
         ),
         "data.device": (config.data.device in ("auto", "cpu", "gpu"), "auto, cpu or gpu"),
         "data.decode": (config.data.decode in ("auto", "cpu", "gpu"), "auto, cpu or gpu"),
+        "data.prefetch_bytes": (config.data.prefetch_bytes >= 1, "at least 1"),
         "model.num_frames": (config.model.num_frames >= 1, "at least 1"),
     }
     for key, (fine, rule) in rules.items():

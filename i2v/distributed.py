@@ -53,6 +53,12 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def wait_for_all() -> None:
+    """Until every rank is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def share_buffers(model: torch.nn.Module) -> None:
     """Give all ranks rank 0's buffers (BatchNorm's running statistics), so that they evaluate the same model."""
     if dist.is_initialized():
@@ -61,7 +67,7 @@ def share_buffers(model: torch.nn.Module) -> None:
 
 
 class StopSignal:
-    """SIGTERM or Ctrl-C, agreed upon: all ranks see it after the same step, although it reaches them at different times.
+    """SIGTERM, Ctrl-C or a request, agreed upon: all ranks see it after the same step, although it comes at different times.
 
     A second Ctrl-C stops at once.
     """
@@ -77,8 +83,9 @@ class StopSignal:
             raise KeyboardInterrupt
         self._received = True
 
-    def __call__(self) -> bool:
+    def __call__(self, wanted: bool = False) -> bool:
         """Call once per step on every rank. The vote of a step is read at the next one, so that nobody waits for it."""
+        self._received |= wanted
         if not dist.is_initialized():
             return self._received
         flag = torch.tensor(int(self._received))

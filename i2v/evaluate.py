@@ -21,10 +21,12 @@ import yaml
 from i2v.checkpoint import load_checkpoint
 from i2v.config import load_config
 from i2v.distributed import World, close_world, init_world
-from i2v.metrics import Scores, evaluate
+from i2v.metrics import VIEWS_AT_ONCE, Scores, evaluate
 from i2v.runtime import autocast_for, build_model, choose_precision, place, restore_model
 from pipelines import ShardError, build_loader
 from pipelines.shards import ShardSet
+
+BYTES_PER_PIXEL = 30  # of a frame of a view, while it is decoded, cut, queued and shown to the model; measured: see benchmarks
 
 
 def score(args, world: World) -> tuple[Scores, list[str], dict]:
@@ -32,9 +34,11 @@ def score(args, world: World) -> tuple[Scores, list[str], dict]:
     model, meta, data = open_checkpoint(args) if args.checkpoint else open_config(args)
     options = meta["clips"] | {"num_frames": model.num_frames, "size": model.spec.image_size}
     options |= dict(map(parse_option, args.options))
+    frames = options["num_frames"] * options.get("clips", 1) * options.get("crops", 1)  # of a video, all views
+    batch_size = args.batch_size or max(1, min(8, int(args.memory * 1e9 / (frames * options["size"] ** 2 * BYTES_PER_PIXEL))))
     loader = build_loader(
-        data, "test", options, args.batch_size, "gpu" if world.device.type == "cuda" else "cpu", world.rank, world.size,
-        decode=args.decode, quarantine=args.quarantine,
+        data, "test", options, batch_size, "gpu" if world.device.type == "cuda" else "cpu", world.rank, world.size,
+        decode=args.decode, quarantine=args.quarantine, cache=args.cache,
     )  # fmt: skip
     if loader.shards.classes != meta["classes"]:
         raise ValueError(
@@ -48,9 +52,11 @@ def score(args, world: World) -> tuple[Scores, list[str], dict]:
         from tqdm import tqdm
 
         batches = tqdm(loader, unit="batch", disable=not sys.stderr.isatty())
+    at_once = max(1, int(args.memory * 1e9 / 2 / (options["num_frames"] * options["size"] ** 2 * 12)))  # half for the floats
     scores = evaluate(
-        model, batches, len(meta["classes"]), len(loader.plan), world.device, autocast_for(world.device, dtype)
-    )
+        model, batches, len(meta["classes"]), len(loader.plan), world.device, autocast_for(world.device, dtype),
+        min(VIEWS_AT_ONCE, at_once),
+    )  # fmt: skip
     views = f"{loader.plan.clips} clips x {loader.plan.crops} crops"
     how = {"model": str(args.checkpoint or args.config), "data": str(data), "views": views, "options": options}
     return scores, meta["classes"], how | {"step": meta["progress"]["step"], "precision": str(dtype).removeprefix("torch.")}
@@ -121,10 +127,13 @@ def main() -> None:
     what.add_argument("--config", help="an experiment that needs no training: CLIP's zero-shot classification")
     parser.add_argument("--data", help="shards to score on (default: data.val of the run)")
     parser.add_argument("--weights", help="the backbone's file or tag, if it is not where the run had it")
-    parser.add_argument("--batch-size", type=int, default=8, help="videos per device; a video is clips x crops views")
+    parser.add_argument("--memory", type=float, default=4.0, metavar="GB", help="for clips, per device (default: %(default)g): "
+                        "as many videos at once as fit, at least one and at most 8")  # fmt: skip
+    parser.add_argument("--batch-size", type=int, help="videos per device, instead of --memory")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu"))
     parser.add_argument("--decode", default="auto", choices=("auto", "cpu", "gpu"))
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "float32"))
+    parser.add_argument("--cache", help="where shards of a URL are staged")
     parser.add_argument("--quarantine", type=Path, help="a CSV to which videos that cannot be read are written")
     parser.add_argument("--json", type=Path, help="write scores, per-class accuracy and the confusion matrix here")
     parser.add_argument("options", nargs="*", metavar="name=value", help="how clips are cut: clips, crops, stride, ...")

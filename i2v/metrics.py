@@ -8,6 +8,8 @@ import torch
 
 from i2v.distributed import sum_over_ranks
 
+VIEWS_AT_ONCE = 64
+
 
 @dataclass
 class Scores:
@@ -27,19 +29,23 @@ class Scores:
         return {"top1": self.top1, "top5": self.top5, "counted": self.counted, "expected": self.expected}
 
 
-def view_probabilities(model, clips: torch.Tensor) -> torch.Tensor:
-    """Softmax averaged over the views: (B, 3, T, H, W) or (B, V, 3, T, H, W) -> (B, K) float32."""
-    if clips.ndim == 5:
-        clips = clips.unsqueeze(1)
-    logits = model(clips.flatten(0, 1)).float()  # (B * V, K)
-    return logits.softmax(-1).view(*clips.shape[:2], -1).mean(1)
+def view_probabilities(model, batch, at_once: int = VIEWS_AT_ONCE) -> torch.Tensor:
+    """Softmax averaged over the views of a pipelines.Batch: (B, K) float32. at_once: clips in one forward pass."""
+    parts = []
+    for clips in batch.views(at_once):  # (B, v, 3, T, H, W)
+        logits = model(clips.flatten(0, 1)).float()  # (B * v, K)
+        parts.append(logits.softmax(-1).view(*clips.shape[:2], -1))
+    return torch.cat(parts, dim=1).mean(1)
 
 
 @torch.no_grad()
-def evaluate(model, batches, classes: int, expected: int, device: torch.device, autocast) -> Scores:
+def evaluate(
+    model, batches, classes: int, expected: int, device: torch.device, autocast, at_once: int = VIEWS_AT_ONCE
+) -> Scores:
     """Score `model` on labelled batches (pipelines.Batch); weight 0 counts for nothing.
 
-    expected: videos that must be counted over all ranks. autocast: a context factory for the precision.
+    expected: videos that must be counted over all ranks. autocast: a context factory for the precision. at_once: clips in
+    one forward pass; a video may have more views than that.
     The sums are integers, so the result does not depend on batch size or number of ranks.
     Raises ValueError for labels outside the model's classes and for outputs that are not numbers.
     """
@@ -51,7 +57,7 @@ def evaluate(model, batches, classes: int, expected: int, device: torch.device, 
     for batch in batches:
         labels, counts = batch.labels, batch.weights > 0
         with autocast():
-            probabilities = view_probabilities(model, batch.clips)
+            probabilities = view_probabilities(model, batch, at_once)
         broken += (~probabilities.isfinite().all(-1) & counts).sum()
         broken += (((labels < 0) | (labels >= classes)) & counts).sum()
         labels = labels.clamp(0, classes - 1)

@@ -64,7 +64,7 @@ def predict(model, meta: dict, videos: list[Path], device: torch.device, autocas
             loader = build_loader(folder, "test", options, min(8, manifest["clips"]), where)
             for batch in loader:
                 with autocast():
-                    probabilities = view_probabilities(model, batch.clips).cpu()
+                    probabilities = view_probabilities(model, batch).cpu()
                 for clip_id, weight, row in zip(batch.ids.tolist(), batch.weights.tolist(), probabilities):
                     if weight:
                         found[loader.shards.metadata(clip_id)["source"]] = row

@@ -37,11 +37,15 @@ from i2v.runtime import autocast_for, build_model, choose_precision, compile_blo
 from i2v.weights import load_weights
 from pipelines import ShardError, build_loader
 
-# What may differ between a run and its continuation; everything else decides what is computed.
+# What may differ between a run and its continuation; everything else decides what is computed. (The videos of data.train
+# must be the same; where they are may change.)
 FREE_TO_CHANGE = {
     "out", "model.weights", "data.device", "data.decode", "data.threads", "data.val", "train.batch_size", "train.micro_batch",
     "train.compile", "train.max_steps", "train.eval_every", "train.eval_batch", "train.save_every", "train.log_every",
+    "data.train", "data.cache", "data.cache_size", "data.prefetch_bytes",
 }  # fmt: skip
+
+SAVED = "The state of the run is saved: the same command continues from it."
 
 
 @dataclass
@@ -79,6 +83,7 @@ def run(config: Config, world: World) -> None:
         "backbone": describe_backbone(model, config.model, source),
         "classes": classes,
         "stored": how_stored(loader.shards.manifest),
+        "videos": loader.fingerprint(),
         "clips": config.clips,
         "config": to_dict(config),
     }  # fmt: skip
@@ -119,48 +124,58 @@ def run(config: Config, world: World) -> None:
         if world.is_main:
             save_checkpoint(out / name, tensors, identity | {"progress": vars(progress)} | more)
 
+    def save_last() -> None:
+        save("last.safetensors", own_tensors(model, identity["backbone"]) | optimizer_tensors(optimizer))
+
     stop = StopSignal()
     batches = iter(loader)
     model.train()
-    while progress.step < last_step:
-        epoch = progress.samples / clips_per_epoch
-        lr = learning_rate(epoch, train)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
+    try:
+        while progress.step < last_step:
+            epoch = progress.samples / clips_per_epoch
+            lr = learning_rate(epoch, train)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["lr_scale"]
 
-        totals = add_gradients(replica, batches, accumulate, progress.samples, len(classes), train, world, autocast, log)
-        sum_over_ranks(totals)
-        counted = totals[0].clamp(min=1)
-        # Clips in quarantine have weight 0: the mean is over the others. Usually this multiplies by exactly 1.
-        torch._foreach_mul_([p.grad for p in parameters.values() if p.grad is not None], train.batch_size / counted)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+            totals = add_gradients(replica, batches, accumulate, progress.samples, len(classes), train, world, autocast, log)
+            sum_over_ranks(totals)
+            counted = totals[0].clamp(min=1)
+            # Clips in quarantine have weight 0: the mean is over the others. Usually this multiplies by exactly 1.
+            torch._foreach_mul_([p.grad for p in parameters.values() if p.grad is not None], train.batch_size / counted)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
-        before = progress.samples
-        progress.step += 1
-        progress.samples += train.batch_size
-        epoch = progress.samples / clips_per_epoch
-        log.loss += totals[1] / counted
-        log.steps += 1
-        stopping, finished = stop(), progress.step == last_step
-        if progress.step % train.log_every == 0 or finished:
-            log.train(progress.step, progress.samples, epoch, lr, train.batch_size)
-        if val_loader and (finished or crosses(before, progress.samples, train.eval_every * clips_per_epoch)):
-            share_buffers(model)
-            with log.pausing():
-                scores = evaluate(model, val_loader, len(classes), len(val_loader.plan), world.device, autocast)
-            log.test(progress.step, epoch, scores)
-            if scores.top1 > progress.best:
-                progress.best = scores.top1
-                save("best.safetensors", own_tensors(model, identity["backbone"]), scores=scores.summary())
-        if stopping or finished or progress.step % train.save_every == 0:
-            save("last.safetensors", own_tensors(model, identity["backbone"]) | optimizer_tensors(optimizer))
-        if stopping:
-            log.say(f"stopped after step {progress.step}: the same command continues from there")
-            break
-    else:
-        made = [name for name in ("best.safetensors", "last.safetensors", "log.jsonl", "curves.png") if (out / name).exists()]
-        log.say(f"done: {out} has {', '.join(made)}")
+            before = progress.samples
+            progress.step += 1
+            progress.samples += train.batch_size
+            epoch = progress.samples / clips_per_epoch
+            log.loss += totals[1] / counted
+            log.steps += 1
+            # Clips are read ahead of need: when a store fails, what has been read lasts until all ranks agree to stop.
+            stopping, finished = stop(loader.failure is not None), progress.step == last_step
+            if progress.step % train.log_every == 0 or finished:
+                log.train(progress.step, progress.samples, epoch, lr, train.batch_size)
+            if val_loader and (finished or crosses(before, progress.samples, train.eval_every * clips_per_epoch)):
+                share_buffers(model)
+                with log.pausing():
+                    scores = evaluate(model, val_loader, len(classes), len(val_loader.plan), world.device, autocast)
+                log.test(progress.step, epoch, scores)
+                if scores.top1 > progress.best:
+                    progress.best = scores.top1
+                    save("best.safetensors", own_tensors(model, identity["backbone"]), scores=scores.summary())
+            if stopping and loader.failure is not None:
+                raise loader.failure
+            if stopping or finished or progress.step % train.save_every == 0:
+                save_last()
+            if stopping:
+                log.say(f"stopped after step {progress.step}: the same command continues from there")
+                break
+        else:
+            made = [name for name in ("best.safetensors", "last.safetensors", "log.jsonl", "curves.png") if (out / name).exists()]
+            log.say(f"done: {out} has {', '.join(made)}")
+    except ShardError as error:  # the data failed: a step that was not finished has left no trace
+        save_last()
+        raise ShardError(f"{error} {SAVED}" if world.is_main else str(error)) from error
     batches.close()
     stop.close()
     log.close()
@@ -193,8 +208,10 @@ def add_gradients(replica, batches, passes: int, samples: int, classes: int, tra
     return totals
 
 
-def open_loader(config: Config, world: World, split: str, manifest: str, batch_size: int, start: int = 0):
+def open_loader(config: Config, world: World, split: str, manifest: str | list, batch_size: int, start: int = 0):
     """A loader of one split, for this rank."""
+    data = config.data
+    ordered = data.order | {"sample_weights": data.sample_weights} if split == "train" else {}
     return build_loader(
         manifest,
         split,
@@ -204,12 +221,16 @@ def open_loader(config: Config, world: World, split: str, manifest: str, batch_s
         world.rank,
         world.size,
         start,
-        decode=config.data.decode,
+        decode=data.decode,
         seed=config.train.seed,
-        threads=config.data.threads,
+        threads=data.threads,
+        cache=data.cache,
+        cache_size=data.cache_size,
+        prefetch_bytes=data.prefetch_bytes,
         quarantine=Path(config.out) / f"quarantine-{split}.csv",
         num_frames=config.model.num_frames,
         size=backbone_spec(config.model.backbone).image_size,
+        **ordered,
     )
 
 
@@ -262,6 +283,7 @@ def check_continuation(identity: dict, meta: dict, path: Path) -> None:
         "other classes": identity["classes"] == meta["classes"],
         "another model": identity["model"] == meta["model"],
         "other backbone weights": identity["backbone"]["fingerprint"] == meta["backbone"]["fingerprint"],
+        "other videos in data.train": identity["videos"] == meta["videos"],
     }
     for what, equal in same.items():
         if not equal:

@@ -29,16 +29,18 @@ from pipelines.philox import AUGMENT, COLOR, ERASE
 NOTHING = 0
 WARP = 1  # a b c d e f: pixel (x, y) comes from (ax + by + c, dx + ey + f), corners at whole numbers; linear
 WARP_NEAREST = 2  # the same, nearest pixel
-ENHANCE = 3  # factor, centre: moves pixels away from centre x (mean grey of the frame): brightness (0) and contrast (1)
-SATURATE = 4  # factor: 0 is grey
-SHARPEN = 5  # factor: 0 is smooth
-BLUR = 6
-POSTERIZE = 7  # bits that are kept, as a mask
-SOLARIZE = 8  # threshold from which on pixels are inverted
-SOLARIZE_ADD = 9  # what is added below 128
-AUTOCONTRAST = 10
-EQUALIZE = 11
-CUTOUT = 12  # top, left, height, width
+BRIGHTNESS = 3  # factor: 0 is black
+CONTRAST = 4  # factor: 0 is the mean grey of the frame
+SATURATION = 5  # factor: 0 is grey
+SHARPNESS = 6  # factor: 0 is smooth
+SMOOTH = 7
+BLUR = 8
+POSTERIZE = 9  # bits that are kept, as a mask
+SOLARIZE = 10  # threshold from which on pixels are inverted
+SOLARIZE_ADD = 11  # what is added below 128
+AUTOCONTRAST = 12
+EQUALIZE = 13
+CUTOUT = 14  # top, left, height, width
 VALUES = 6
 
 _COMMON = ("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "Color", "Contrast", "Brightness",
@@ -47,11 +49,6 @@ OPERATIONS = {
     "rand": (*_COMMON, "SolarizeAdd"),
     "imgaug": (*_COMMON, "Identity", "Cutout", "Blur", "Smooth"),
     "pytorchvideo": _COMMON,
-}
-PRIMITIVES = {
-    "rand": (WARP, ENHANCE, SATURATE, SHARPEN, POSTERIZE, SOLARIZE, SOLARIZE_ADD, AUTOCONTRAST, EQUALIZE),
-    "imgaug": (WARP, WARP_NEAREST, ENHANCE, SATURATE, SHARPEN, BLUR, POSTERIZE, SOLARIZE, AUTOCONTRAST, EQUALIZE, CUTOUT),
-    "pytorchvideo": (WARP, ENHANCE, SATURATE, SHARPEN, POSTERIZE, SOLARIZE, AUTOCONTRAST, EQUALIZE),
 }
 FILL = {"rand": 128, "imgaug": 128, "pytorchvideo": 0}
 LARGEST = {"rand": 10, "imgaug": 30, "pytorchvideo": 10}  # magnitude
@@ -103,6 +100,10 @@ class AugmentOptions:
         return parse_randaugment(self.randaugment)
 
     @property
+    def any(self) -> bool:
+        return bool(self.arrays)
+
+    @property
     def arrays(self) -> tuple[str, ...]:
         """The fields of Augmentation that these options fill, in the order in which the graph takes them."""
         recolour = self.grayscale > 0 or (self.color_jitter_p > 0 and any(self.color_jitter))
@@ -116,7 +117,7 @@ class Augmentation:
 
     ops: np.ndarray | None = None  # (steps,) int32, primitives
     values: np.ndarray | None = None  # (steps, VALUES) float32
-    color: np.ndarray | None = None  # (3, 5) float32: colour = [matrix 3x3 | offset | weight of the frame's mean grey]
+    color: np.ndarray | None = None  # (3, 4) float32: what the new colour takes from red, green, blue and the frame's mean grey
     noise: np.ndarray | None = None  # (3,) float32, added to the pixels, 0..255
     erase: np.ndarray | None = None  # (4,) float32: top, left, height, width in pixels of the crop
 
@@ -132,7 +133,7 @@ def no_augmentation(options: AugmentOptions) -> Augmentation:
     neutral = {
         "ops": np.zeros(steps, np.int32),
         "values": np.zeros((steps, VALUES), np.float32),
-        "color": np.eye(3, 5, dtype=np.float32),
+        "color": np.eye(3, 4, dtype=np.float32),
         "noise": np.zeros(3, np.float32),
         "erase": np.zeros(4, np.float32),
     }
@@ -224,7 +225,7 @@ def _draw_randaugment(recipe: RandAugment, width: int, height: int, draw) -> tup
         if apply > recipe.p:
             steps.append((NOTHING, ()))
             continue
-        level = min(max(recipe.magnitude + recipe.std * _normal(first, second), 0.0), 10.0 if recipe.std else math.inf)
+        level = min(max(recipe.magnitude + recipe.std * _normal(first, second), 0.0), LARGEST[recipe.family])
         strength = _strength(operations[number], recipe, level, -1 if sign < 0.5 else 1)
         steps.append(_primitive(operations[number], strength, recipe.family, width, height, (first, place)))
     ops, values = np.zeros(recipe.steps, np.int32), np.zeros((recipe.steps, VALUES), np.float32)
@@ -291,11 +292,11 @@ def _primitive(name: str, strength: float, family: str, width: int, height: int,
         "Equalize": (EQUALIZE, ()),
         "Invert": (SOLARIZE, (0,)),
         "SolarizeAdd": (SOLARIZE_ADD, (strength,)),
-        "Brightness": (ENHANCE, (strength, 0)),
-        "Contrast": (ENHANCE, (strength, 1)),
-        "Color": (SATURATE, (strength,)),
-        "Sharpness": (SHARPEN, (strength,)),
-        "Smooth": (SHARPEN, (0,)),
+        "Brightness": (BRIGHTNESS, (strength,)),
+        "Contrast": (CONTRAST, (strength,)),
+        "Color": (SATURATION, (strength,)),
+        "Sharpness": (SHARPNESS, (strength,)),
+        "Smooth": (SMOOTH, ()),
         "Blur": (BLUR, ()),
         "Identity": (NOTHING, ()),
     }[name]
@@ -312,13 +313,13 @@ def _rotation(degrees: float, width: int, height: int) -> tuple:
 
 
 def _draw_color(options: AugmentOptions, u: np.ndarray) -> np.ndarray:
-    """(3, 5) as in Augmentation; u: (6,)."""
+    """(3, 4) as in Augmentation; u: (6,)."""
     apply, brightness, contrast, saturation, hue, grey = u
-    color = np.eye(3, 5)
+    color = np.eye(3, 4)
     if apply < options.color_jitter_p:
         b, c, s = (1 + x * (2 * v - 1) for x, v in zip(options.color_jitter, (brightness, contrast, saturation)))
         mix = _hue(options.color_jitter[3] * (2 * hue - 1)) @ _saturation(s)  # both leave grey as it is
-        color = np.hstack([b * c * mix, np.zeros((3, 1)), np.full((3, 1), b * (1 - c))])
+        color = np.hstack([b * c * mix, np.full((3, 1), b * (1 - c))])
     if grey < options.grayscale:
         color = _saturation(0.0) @ color
     return color.astype(np.float32)

@@ -1,7 +1,7 @@
-"""The DALI graph: decode, crop and resize, mirror, normalise. The only file that builds DALI nodes.
+"""The DALI graph: decode, distort, crop and resize, mirror, normalise. The only file that builds DALI nodes.
 
 One graph for every machine. Its forks: `device`, where clips are made and delivered, and `decode`, where videos are
-decoded. There is no random operator in it; every random number comes in with the clip (pipelines/plan.py).
+decoded. There is no random operator in it; every random number comes in with the clip (pipelines/plan.py, augment.py).
 """
 
 from __future__ import annotations
@@ -9,11 +9,34 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
+import numpy as np
+
+from pipelines.augment import (
+    AUTOCONTRAST,
+    BLUR,
+    BRIGHTNESS,
+    CONTRAST,
+    CUTOUT,
+    EQUALIZE,
+    FILL,
+    LUMA,
+    POSTERIZE,
+    SATURATION,
+    SHARPNESS,
+    SMOOTH,
+    SOLARIZE,
+    SOLARIZE_ADD,
+    WARP,
+    WARP_NEAREST,
+    AugmentOptions,
+)
+
 # OpenAI CLIP's, in units of 0..255
 MEAN = [255 * m for m in (0.48145466, 0.4578275, 0.40821073)]
 STD = [255 * s for s in (0.26862954, 0.26130258, 0.27577711)]
 
 CPU_CODECS = ("vp8", "vp9", "mjpeg")  # what DALI 2.4 decodes without a GPU
+DTYPES = ("float32", "float16", "uint8")
 
 
 @dataclass(frozen=True)
@@ -24,15 +47,16 @@ class GraphOptions:
     crops: int = 1
     interpolation: str = "cubic"  # cubic or linear
     antialias: bool = True  # filter when shrinking; the original recipes resize without
-    dtype: str = "float32"  # of the clips: float32 or float16
+    dtype: str = "float32"  # of the clips: float32 or float16; uint8: not normalised
+    augment: AugmentOptions = AugmentOptions()
 
     def __post_init__(self):
         if self.interpolation not in ("cubic", "linear"):
             raise ValueError(f"interpolation is {self.interpolation!r}: it must be cubic or linear.")
         if not isinstance(self.antialias, bool):
             raise ValueError(f"antialias is {self.antialias!r}: it must be true or false.")
-        if self.dtype not in ("float32", "float16"):
-            raise ValueError(f"dtype is {self.dtype!r}: it must be float32 or float16.")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}: it must be one of {', '.join(DTYPES)}.")
 
 
 def choose_decoder(codec: str, device: str, decode: str) -> str:
@@ -59,50 +83,259 @@ def build_pipeline(source, options: GraphOptions, batch_size: int, device: str, 
     """A DALI pipeline, not built yet, that turns source() into one output.
 
     source() returns, for one batch, lists of: encoded video (bytes,) uint8; frames (T,) int32; boxes (crops, 4)
-    float32; mirror (1,) int32. Output: (B, crops, T, size, size, 3), normalised.
+    float32; mirror (1,) int32; then, for what options.augment does, Augmentation.arrays().
+    Output: (B, crops, T, size, size, 3), normalised, or with dtype uint8 the pixels.
     """
     from nvidia.dali import fn, pipeline_def, types
 
-    interpolation = types.INTERP_CUBIC if options.interpolation == "cubic" else types.INTERP_LINEAR
+    augment = options.augment
+    shapes = {"ops": (types.INT32, 1), "values": (types.FLOAT, 2), "color": (types.FLOAT, 2), "noise": (types.FLOAT, 1),
+              "erase": (types.FLOAT, 1)}  # fmt: skip
+    extra = [shapes[name] for name in augment.arrays]
 
     @pipeline_def(
-        batch_size=batch_size, num_threads=threads, device_id=device_id if device == "gpu" else None, prefetch_queue_depth=2
+        batch_size=batch_size,
+        num_threads=threads,
+        device_id=device_id if device == "gpu" else None,
+        prefetch_queue_depth=2,
+        enable_conditionals=augment.any,
     )
     def clips():
-        encoded, frames, boxes, mirror = fn.external_source(
+        encoded, frames, boxes, mirror, *drawn = fn.external_source(
             source=source,
-            num_outputs=4,
+            num_outputs=4 + len(extra),
             batch=True,
-            dtype=[types.UINT8, types.INT32, types.FLOAT, types.INT32],
-            ndim=[1, 1, 2, 1],
+            dtype=[types.UINT8, types.INT32, types.FLOAT, types.INT32, *(dtype for dtype, _ in extra)],
+            ndim=[1, 1, 2, 1, *(ndim for _, ndim in extra)],
         )
+        drawn = dict(zip(augment.arrays, drawn))
         # "none" makes an index outside the video an error; the default would give black frames
         video = fn.decoders.video(encoded, device="mixed" if decode == "gpu" else "cpu", frames=frames, pad_mode="none")
         if device == "gpu" and decode == "cpu":
             video = video.gpu()  # (F, H, W, C) uint8
+        if augment.randaugment and augment.randaugment_on == "frames":
+            video = _randaugment(video, drawn, augment)
         views = []
         for crop in range(options.crops):
-            view = fn.resize(
-                video,
-                size=[options.size, options.size],
-                roi_start=boxes[crop, 0:2],
-                roi_end=boxes[crop, 2:4],
-                interp_type=interpolation,
-                antialias=options.antialias,
-            )
-            views.append(
-                fn.crop_mirror_normalize(
-                    view,
-                    mirror=fn.squeeze(mirror, axes=[0]),
-                    mean=MEAN,
-                    std=STD,
-                    dtype=types.FLOAT if options.dtype == "float32" else types.FLOAT16,
-                    output_layout="FHWC",  # channels last, as the model's convolution wants them
-                )
-            )
+            view = _crop_and_resize(video, boxes[crop], options)
+            if augment.randaugment and augment.randaugment_on == "crop":
+                view = _randaugment(view, drawn, augment)
+            if "color" in drawn:
+                view = _recolour(view, drawn["color"], augment)
+            view = _normalise(view, mirror, drawn, options)
+            if "erase" in drawn:
+                view = _erase(view, drawn["erase"], options)
+            views.append(view)
         return fn.stack(*views, axis=0)
 
     return clips()
+
+
+def _crop_and_resize(video, box, options: GraphOptions):
+    from nvidia.dali import fn, types
+
+    return fn.resize(
+        video,
+        size=[options.size, options.size],
+        roi_start=box[0:2],
+        roi_end=box[2:4],
+        interp_type=types.INTERP_CUBIC if options.interpolation == "cubic" else types.INTERP_LINEAR,
+        antialias=options.antialias,
+    )
+
+
+def _normalise(video, mirror, drawn: dict, options: GraphOptions):
+    """Mirror, and (pixel - mean) / std, which takes in the colour noise for nothing."""
+    from nvidia.dali import fn, types
+
+    mean, std = ([0.0] * 3, [1.0] * 3) if options.dtype == "uint8" else (MEAN, STD)
+    if "noise" in drawn:
+        mean = types.Constant(np.float32(mean)) - drawn["noise"]
+    return fn.crop_mirror_normalize(
+        video,
+        mirror=fn.squeeze(mirror, axes=[0]),
+        mean=mean,
+        std=std,
+        dtype={"float32": types.FLOAT, "float16": types.FLOAT16, "uint8": types.UINT8}[options.dtype],
+        output_layout="FHWC",  # channels last, as the model's convolution wants them
+    )
+
+
+def _erase(video, box, options: GraphOptions):
+    from nvidia.dali import fn
+
+    fill = _colour(options.augment.erasing_fill)
+    if options.dtype != "uint8":
+        fill = [(value - mean) / std for value, mean, std in zip(fill, MEAN, STD)]
+    return fn.erase(video, anchor=box[0:2], shape=box[2:4], axis_names="HW", fill_value=fill)
+
+
+def _colour(fill: int | str) -> list[float]:
+    return MEAN if fill == "mean" else [float(fill)] * 3
+
+
+# ---- pixels: (F, H, W, 3) uint8 in and out -----------------------------------------------------------------------------
+#
+# As PIL computes them, frame by frame. Where statistics of a frame are needed they stay where the pixels are, for the
+# arguments of DALI's operators have to be on the CPU.
+
+TRUNCATE = -0.498  # added before rounding, makes it cut the fraction off, as PIL does
+SMOOTH_KERNEL = np.float32([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
+BLUR_KERNEL = np.pad(np.zeros((3, 3), np.float32), 1, constant_values=1) / 16
+
+
+def _randaugment(video, drawn: dict, augment: AugmentOptions):
+    family = augment.recipe.family
+    fill = FILL[family] if augment.randaugment_fill is None else augment.randaugment_fill
+    for step in range(augment.recipe.steps):
+        video = _distort(video, drawn["ops"][step], drawn["values"][step], _colour(fill))
+    return video
+
+
+def _distort(video, op, v, fill: list[float]):
+    """One primitive of pipelines/augment.py; v: its numbers."""
+    from nvidia.dali import fn
+
+    if op == WARP:
+        video = _warp(video, v, fill, nearest=False)
+    elif op == WARP_NEAREST:
+        video = _warp(video, v, fill, nearest=True)
+    elif op == BRIGHTNESS:
+        video = _brightness(video, v[0])
+    elif op == CONTRAST:
+        video = _contrast(video, v[0])
+    elif op == SATURATION:
+        video = _saturation(video, v[0])
+    elif op == SHARPNESS:
+        video = _sharpness(video, v[0])
+    elif op == SMOOTH:
+        video = fn.filter(video, SMOOTH_KERNEL)
+    elif op == BLUR:
+        video = fn.filter(video, BLUR_KERNEL)
+    elif op == POSTERIZE:
+        video = _posterize(video, v[0])
+    elif op == SOLARIZE:
+        video = _solarize(video, v[0])
+    elif op == SOLARIZE_ADD:
+        video = _solarize_add(video, v[0])
+    elif op == AUTOCONTRAST:
+        video = _autocontrast(video)
+    elif op == EQUALIZE:
+        video = _equalize(video)
+    elif op == CUTOUT:
+        video = _cutout(video, v, fill)
+    return video
+
+
+def _warp(video, matrix, fill: list[float], nearest: bool):
+    from nvidia.dali import fn, types
+
+    matrix = fn.reshape(matrix, shape=[2, 3])
+    how = {"matrix": matrix, "interp_type": types.INTERP_NN if nearest else types.INTERP_LINEAR}
+    if len(set(fill)) == 1:
+        return fn.warp_affine(video, fill_value=fill[0], **how)
+    colour = types.Constant(np.rint(fill).astype(np.int16))  # the operator takes one number: make it 0
+    return fn.cast(fn.warp_affine(fn.cast(video, dtype=types.INT16) - colour, fill_value=0, **how) + colour, dtype=types.UINT8)
+
+
+def _brightness(video, factor):
+    from nvidia.dali import fn
+
+    return fn.brightness_contrast(video, brightness=factor, brightness_shift=TRUNCATE / 255)
+
+
+def _contrast(video, factor):
+    from nvidia.dali import fn, math, types
+
+    centre = math.floor(_mean_grey(video) + 0.5)
+    return fn.cast(video * factor + (centre * (1 - factor) + TRUNCATE), dtype=types.UINT8)
+
+
+def _mean_grey(video):
+    """(F, 1, 1, 1) float32"""
+    from nvidia.dali import fn, types
+
+    grey = fn.color_space_conversion(video, image_type=types.RGB, output_type=types.GRAY)
+    return fn.reductions.mean(grey, axis_names="HWC", keep_dims=True)
+
+
+def _saturation(video, factor):
+    from nvidia.dali import fn, types
+
+    matrix = factor * types.Constant(np.eye(3, dtype=np.float32)) + (1 - factor) * types.Constant(np.float32([LUMA] * 3))
+    return fn.coord_transform(video, M=matrix, T=[TRUNCATE] * 3, dtype=types.UINT8)
+
+
+def _sharpness(video, factor):
+    from nvidia.dali import fn, types
+
+    same = np.float32([[0, 0, 0], [0, 1, 0], [0, 0, 0]])
+    kernel = factor * types.Constant(same) + (1 - factor) * types.Constant(SMOOTH_KERNEL)
+    if video.device == "gpu":
+        kernel = kernel.gpu()
+    sharp = fn.filter(video, kernel, dtype=types.FLOAT)
+    return fn.brightness_contrast(sharp, brightness_shift=TRUNCATE / 255, dtype=types.UINT8)
+
+
+def _posterize(video, mask):
+    from nvidia.dali import fn, types
+
+    return video & fn.cast(mask, dtype=types.UINT8)
+
+
+def _solarize(video, threshold):
+    from nvidia.dali import fn, types
+
+    return video ^ ((video >= fn.cast(threshold, dtype=types.UINT8)) * types.Constant(255, dtype=types.UINT8))
+
+
+def _solarize_add(video, added):
+    from nvidia.dali import fn, types
+
+    return video + (video < types.Constant(128, dtype=types.UINT8)) * fn.cast(added, dtype=types.UINT8)
+
+
+def _autocontrast(video):
+    """Stretches each channel of each frame to 0..255; a channel of one value stays."""
+    from nvidia.dali import fn, types
+
+    low = fn.reductions.min(video, axis_names="HW", keep_dims=True)  # (F, 1, 1, 3)
+    high = fn.reductions.max(video, axis_names="HW", keep_dims=True)
+    flat = low == high
+    scale = 255.0 / ((high - low) + flat * types.Constant(255, dtype=types.UINT8))
+    return fn.cast(video * scale + (TRUNCATE - low * scale * (flat ^ True)), dtype=types.UINT8)
+
+
+def _equalize(video):
+    """DALI's leaves the lowest value out of the histogram, PIL's the highest: so on the negative."""
+    from nvidia.dali import fn, types
+
+    negative = types.Constant(255, dtype=types.UINT8)
+    return fn.equalize(video ^ negative) ^ negative
+
+
+def _cutout(video, box, fill: list[float]):
+    from nvidia.dali import fn
+
+    return fn.erase(video, anchor=box[0:2], shape=box[2:4], axis_names="HW", fill_value=fill)
+
+
+def _recolour(video, color, augment: AugmentOptions):
+    from nvidia.dali import fn, math, types
+
+    same = types.Constant(np.eye(3, 4, dtype=np.float32))
+    if fn.reductions.max(math.abs(color - same)) > 0:
+        video = _mix_colours(video, color, contrast=augment.color_jitter[1] > 0)
+    return video
+
+
+def _mix_colours(video, color, contrast: bool):
+    from nvidia.dali import fn, types
+
+    if not contrast:
+        return fn.coord_transform(video, M=color[:, 0:3], dtype=types.UINT8)
+    mixed = fn.coord_transform(video, M=color[:, 0:3], dtype=types.FLOAT)
+    return fn.cast(mixed + _mean_grey(video) * color[0, 3], dtype=types.UINT8)
 
 
 def _nvdec_is_here() -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import difflib
 import os
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -119,9 +120,9 @@ def build_loader(
     )
     device = _choose_device(device)
     views = plan.clips * plan.crops
-    graph = {"size": clip_options.size, "crops": plan.crops, "augment": plan.augment} | _fields(GraphOptions, given)
+    graph = _fields(GraphOptions, given) | {"size": clip_options.size, "crops": plan.crops, "augment": plan.augment}
     # Many views take much memory as floats: they are normalised when they are looked at (Batch.views).
-    graph = GraphOptions(**_fields(GraphOptions, graph | ({"dtype": "uint8"} if views > 1 and hasattr(GraphOptions, "augment") else {})))  # TEMP
+    graph = GraphOptions(**graph | ({"dtype": "uint8"} if views > 1 else {}))
     decoders = {choose_decoder(each.codec, device, decode) for each in sets}
     if len(decoders) > 1:
         raise ValueError(f"{shards.root} are of codecs that are decoded in different places: set decode to cpu.")
@@ -148,6 +149,7 @@ class Loader:
         self.quarantine = quarantine
         self.prefetch_bytes = prefetch_bytes
         self.bad: dict[int, str] = _read_quarantine(quarantine, shards)  # clip id -> reason
+        self.failure: ShardError | None = None  # of a read ahead: batches that were read before still come
         self._labels = np.array(shards.clips["label"], dtype=np.int64)
         self._mirrored = _swapped(self._labels, plan.options.flip_labels, len(shards.classes))
 
@@ -171,6 +173,10 @@ class Loader:
                     raise
                 except RuntimeError as error:  # what DALI raises for a clip that it cannot decode
                     self._quarantine_undecodable(in_flight, error)
+
+    def fingerprint(self) -> list[int]:
+        """Which videos these are, wherever they lie: a checksum of each data set."""
+        return [zlib.crc32(each.clips["label"].tobytes(), zlib.crc32(each.clips["header_crc"].tobytes())) for each in self.sets]
 
     def positions(self, step: int) -> range:
         """Absolute positions in the stream of this rank's batch at a step."""
@@ -223,7 +229,7 @@ class Loader:
 
     def _stage(self, step: int) -> None:
         """Tell remote data sets which shards they will need."""
-        if not any(getattr(each, "remote", False) for each in self.sets):
+        if not any(each.remote for each in self.sets):
             return
         position = self.start + step * self.batch_size * self.world_size
         horizon = self._horizon()
@@ -256,6 +262,9 @@ class Loader:
                 return _Clip(spec, data, frames)
             except ClipError as error:
                 self._add_bad(spec.id, error.reason)
+            except ShardError as error:
+                self.failure = error
+                raise
         return self._stand_in(spec)
 
     def _stand_in(self, spec: ClipSpec) -> _Clip:

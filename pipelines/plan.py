@@ -69,6 +69,7 @@ class Plan:
         self.options, self.split, self.seed = options, split, seed
         self.order = order or Order(np.zeros(len(frames), dtype=np.int64), OrderOptions(), seed)
         self.augment = augment if split == "train" else AugmentOptions()
+        self._augments = bool(self.augment.arrays)
         self.times = times or (lambda sample: np.arange(int(frames[sample])) / float(fps[sample]))
         self.clips, self.crops = (options.clips, options.crops) if split == "test" else (1, 1)
         if split == "windows":
@@ -108,7 +109,7 @@ class Plan:
         width, height = int(self.widths[place.clip]), int(self.heights[place.clip])
         boxes = train_box(width, height, options, draw)[None].astype(np.float32)
         flip = bool(draw(FLIP, 1)[0] < options.flip)
-        augmentation = draw_augmentation(self.augment, width, height, options.size, draw) if self.augment.any else None
+        augmentation = draw_augmentation(self.augment, width, height, options.size, draw) if self._augments else None
         return ClipSpec(place.clip, frames, boxes, flip, 1.0, augmentation)
 
     def _evaluation(self, position: int) -> ClipSpec:

@@ -9,19 +9,27 @@ A data set is a folder:
 
 Every mp4 is fragmented, one fragment (moof + mdat) per frame, with a keyframe every `gop` frames and no B-frames.
 So the header plus the fragments keyframe..wanted is itself a video, and decodes to the same pixels as the whole.
-Every fragment has a checksum: what is decoded is what was written, or the clip is reported as bad.
+
+What is decoded is what was written, or the clip is reported as bad: every header and fragment has a checksum, looked at
+when it is read. A label is the right one: the manifest has a checksum of clips.npy and one of itself, looked at when the
+data set is opened. fragments.npy is too large for that: a wrong size or checksum in it shows when the clip is read; a
+wrong time is noticed unless it still lies between its neighbours, when it moves a choice by one frame at most.
 """
 
 from __future__ import annotations
 
+import functools
+import io
 import json
+import mmap
 import os
-import threading
+import re
 import zlib
-from collections import OrderedDict
-from pathlib import Path
+from collections.abc import Iterable
 
 import numpy as np
+
+from pipelines.storage import File, ShardError, open_files
 
 FORMAT = "i2v-shards"
 VERSION = 2
@@ -48,12 +56,6 @@ FRAGMENT = np.dtype(
     ]
 )
 
-OPEN_FILES = 256  # shards kept open at once; below the usual limit of 1024 descriptors
-
-
-class ShardError(RuntimeError):
-    """The data set as a whole cannot be used: missing, truncated, swapped or of another version."""
-
 
 class ClipError(RuntimeError):
     """One clip cannot be used; the others can."""
@@ -66,24 +68,26 @@ class ClipError(RuntimeError):
 class ShardSet:
     """A sharded data set, open for reading. Safe to use from several threads.
 
-    manifest: the folder, or its manifest.json. Raises ShardError with one sentence if it cannot be trusted.
+    manifest: the folder or its manifest.json, local or as a URL such as s3://bucket/k400 (pipelines/storage.py).
+    cache: a folder on a local disk, for URLs only: shards are copied there and may be shared by any number of processes.
+    cache_size: how much the cache may fill, in bytes or as text such as "200GB"; None: most of what is free.
+    Raises ShardError with one sentence if the data set cannot be trusted or reached.
     """
 
-    def __init__(self, manifest: str | os.PathLike):
-        path = Path(manifest)
-        path = path / "manifest.json" if path.is_dir() else path
-        self.root = path.parent
-        self.manifest = _read_manifest(path)
-        self.clips = _map_index(self.root / "clips.npy", CLIP, self.manifest["clips"])
-        self.fragments = _map_index(self.root / "fragments.npy", FRAGMENT, self.manifest["frames"])
-        _check_index(self.clips, self.manifest, path)
-        self._files: OrderedDict[int, object] = OrderedDict()
-        self._lock = threading.Lock()
-        self.sound_clip = None  # a clip whose first frame is surely readable
+    def __init__(self, manifest: str | os.PathLike, cache: str | os.PathLike | None = None, cache_size: int | str | None = None):
+        self.files, name = open_files(manifest, cache, cache_size)
+        self.root, self.remote = self.files.root, self.files.remote
+        where = self.files.where(name)
+        self.manifest = _parse_manifest(self.files.fetch(name), where)
+        self.clips = self._map_index("clips", CLIP, self.manifest["clips"])
+        self.fragments = self._map_index("fragments", FRAGMENT, self.manifest["frames"])
+        _check_index(self.clips, self.manifest, where)
         counts = [shard["clips"] for shard in self.manifest["shards"]]
         self.first_clips = np.cumsum([0, *counts[:-1]])  # of every shard
-        for shard, first in zip(self.manifest["shards"], self.first_clips):
-            self._check_shard(shard, int(first))
+        self._shards = [File(shard["name"], shard["bytes"], shard.get("crc32")) for shard in self.manifest["shards"]]
+        self.files.check(self._shards)
+        if not self.remote:
+            self._first_sound_clip(0)  # an error now, if any
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -96,60 +100,43 @@ class ShardSet:
     def codec(self) -> str:
         return self.manifest["codec"]
 
+    @functools.cached_property
+    def sound_clip(self) -> int:
+        """A clip whose first frame is surely readable, the same one always. A remote data set stages its first shard for it."""
+        return self._first_sound_clip(0)
+
+    def expect(self, shards: Iterable[int]) -> None:
+        """Say which shards will be read next, in this order: remote ones are staged ahead. Local ones need nothing."""
+        self.files.expect(self._shards[shard] for shard in shards)
+
     def key(self, clip_id: int) -> str:
         """The clip's WebDataset key."""
         shard = int(self.clips["shard"][clip_id])
-        return clip_key(shard, clip_id - int(self.first_clips[shard]))
+        return clip_key(shard_number(self._shards[shard].name), clip_id - int(self.first_clips[shard]))
 
     def times(self, clip_id: int) -> np.ndarray:
-        """(frames,) float32: when each stored frame is shown, in seconds from the first."""
-        clip = self.clips[clip_id]
-        first = int(clip["first_fragment"])
-        return self.fragments["time"][first : first + int(clip["frames"])]
+        """(frames,) float32: when each stored frame is shown, in seconds from the first.
+
+        Raises ClipError if they are not 0 and then ever later.
+        """
+        first, count = self.clips[clip_id]["first_fragment"].item(), self.clips[clip_id]["frames"].item()
+        times = self.fragments[first : first + count]["time"]
+        if times[0] != 0 or not (times[1:] >= times[:-1]).all() or times[-1] == np.inf:
+            raise ClipError(clip_id, f"{self._where(clip_id)}: the times of its frames in the index are damaged")
+        return times
 
     def read(self, clip_id: int, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The smallest playable slice of a clip that holds `frames`.
 
         frames: (N,) indices in the stored clip, any order, repeats allowed.
         Returns the slice as (bytes,) uint8, and where in it the wanted frames are, (N,) int32.
-        Raises ClipError if the stored bytes are not the ones that were written.
+        Raises ClipError if the stored bytes are not the ones that were written, ShardError if that is so for the shard.
         """
-        clip = self.clips[clip_id]
-        first, count = int(clip["first_fragment"]), int(clip["frames"])
-        frames = np.asarray(frames, dtype=np.int64)
-        if frames.size == 0 or frames.min() < 0 or frames.max() >= count:
-            raise IndexError(f"clip {clip_id} has {count} frames, asked for {frames.tolist()}")
-        needed = needed_fragments(frames, self.manifest["gop"], count)
-        sizes = self.fragments["size"][first : first + count].astype(np.int64)
-        starts = int(clip["offset"]) + int(clip["header_size"]) + np.concatenate([[0], np.cumsum(sizes)])
-
-        chosen = np.flatnonzero(needed)
-        header_size = int(clip["header_size"])
-        data = np.empty(header_size + int(sizes[chosen].sum()), dtype=np.uint8)
-        view = memoryview(data)
         try:
-            file = self._open(int(clip["shard"]))
-            _read_into(file, view[:header_size], int(clip["offset"]))
-            end = header_size
-            for begin, stop in _runs(chosen):
-                length = int(starts[stop] - starts[begin])
-                _read_into(file, view[end : end + length], int(starts[begin]))
-                end += length
-        except FileNotFoundError as error:
-            raise ShardError(f"{error.filename} has disappeared: restore it; the same command continues.") from error
-        except (OSError, OverflowError) as error:
-            raise ClipError(clip_id, f"{self._where(clip_id)} cannot be read: {error}") from error
-
-        if zlib.crc32(view[:header_size]) != clip["header_crc"]:
-            raise ClipError(clip_id, f"{self._where(clip_id)}: the header is damaged (checksum differs)")
-        end = header_size
-        for fragment in chosen:
-            size = int(sizes[fragment])
-            if zlib.crc32(view[end : end + size]) != self.fragments["crc"][first + fragment]:
-                raise ClipError(clip_id, f"{self._where(clip_id)}: frame {fragment} is damaged (checksum differs)")
-            end += size
-        position = np.cumsum(needed) - 1  # stored frame -> frame of the slice
-        return data, position[frames].astype(np.int32)
+            return self._read(clip_id, frames)
+        except ClipError:
+            self._first_sound_clip(self.clips[clip_id]["shard"].item())
+            raise
 
     def read_whole(self, clip_id: int) -> bytes:
         """The stored mp4 of a clip, all of it, checked."""
@@ -157,50 +144,97 @@ class ShardSet:
         return data.tobytes()
 
     def metadata(self, clip_id: int) -> dict:
-        """The clip's json member: label, class name, source path, frames, fps, width, height."""
+        """The clip's json member: label, class name, source path, frames, fps, width, height. Raises ClipError."""
         clip = self.clips[clip_id]
         first, count = int(clip["first_fragment"]), int(clip["frames"])
         size = int(clip["header_size"]) + int(self.fragments["size"][first : first + count].sum(dtype=np.int64))
         header_at = int(clip["offset"]) + -(-size // 512) * 512  # tar members start on multiples of 512 bytes
-        file = self._open(int(clip["shard"]))
-        header = os.pread(file.fileno(), 512, header_at)
-        return json.loads(os.pread(file.fileno(), int(header[124:135], 8), header_at + 512))
+        with self.files.open(self._shards[clip["shard"]]) as descriptor:
+            try:
+                size = int(os.pread(descriptor, 512, header_at)[124:135], 8)
+                return json.loads(os.pread(descriptor, size, header_at + 512))
+            except (ValueError, OSError, OverflowError) as error:
+                raise ClipError(clip_id, f"{self._where(clip_id)}: its json is damaged ({error})") from error
+
+    def _read(self, clip_id: int, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        shard, offset, header_size, header_crc, first, count, *_ = self.clips[clip_id].item()
+        frames = np.asarray(frames, dtype=np.int64)
+        if frames.size == 0 or frames.min() < 0 or frames.max() >= count:
+            raise IndexError(f"clip {clip_id} has {count} frames, asked for {frames.tolist()}")
+        needed = needed_fragments(frames, self.manifest["gop"], count)
+        stored = self.fragments[first : first + count]
+        chosen = np.flatnonzero(needed)
+        # What is read, each part with its checksum: the header and the chosen fragments.
+        sizes = [header_size, *stored["size"][chosen].tolist()]
+        crcs = [header_crc, *stored["crc"][chosen].tolist()]
+        starts = np.zeros(count + 1, dtype=np.int64)  # in the tar
+        np.cumsum(stored["size"], out=starts[1:])
+        starts += offset + header_size
+        spans = [(offset, header_size)] + [(int(starts[a]), int(starts[b] - starts[a])) for a, b in _runs(chosen)]
+
+        file = self._shards[shard]
+        while True:
+            with self.files.open(file) as descriptor:
+                try:
+                    data = _gather(descriptor, spans, file.size)
+                    bad = _first_difference(data, sizes, crcs)
+                    if bad is None:
+                        position = np.cumsum(needed) - 1  # stored frame -> frame of the slice
+                        return data, position[frames].astype(np.int32)
+                    what = "the header" if bad == 0 else f"frame {chosen[bad - 1]}"
+                    reason, cause = f": {what} is damaged (checksum differs)", None
+                except OSError as error:
+                    reason, cause = f" cannot be read: {error}", error
+                if not self.files.discard(file, descriptor):
+                    raise ClipError(clip_id, self._where(clip_id) + reason) from cause
 
     def _where(self, clip_id: int) -> str:
-        shard = self.manifest["shards"][int(self.clips[clip_id]["shard"])]["name"]
-        return f"{self.key(clip_id)}.mp4 in {self.root / shard}"
+        return f"{self.key(clip_id)}.mp4 in {self.files.where(self._shards[self.clips['shard'][clip_id]].name)}"
 
-    def _open(self, shard: int):
-        # Evicted files are closed when the last thread that reads from them lets go of them.
-        with self._lock:
-            file = self._files.pop(shard, None)
-            if file is None:
-                file = open(self.root / self.manifest["shards"][shard]["name"], "rb", buffering=0)
-            self._files[shard] = file
-            if len(self._files) > OPEN_FILES:
-                self._files.popitem(last=False)
-            return file
+    def _first_sound_clip(self, shard: int) -> int:
+        """The first of three clips of a shard that can be read. Raises ShardError if it is not the file of this index.
 
-    def _check_shard(self, shard: dict, first: int) -> None:
-        """Is this the file that the index was made for? A single damaged clip is no reason to refuse it."""
-        path = self.root / shard["name"]
-        remedy = "restore the file, or run make_shards again into a new folder"
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise ShardError(f"{path} cannot be read ({error.strerror}): {remedy}.") from error
-        if size != shard["bytes"]:
-            raise ShardError(f"{path} has {size} bytes where the manifest says {shard['bytes']}: {remedy}.")
-        problem = None
-        for clip_id in (first, first + shard["clips"] // 2, first + shard["clips"] - 1):
+        A single damaged clip is no reason to refuse a shard.
+        """
+        if not self.remote:
+            self.files.check([self._shards[shard]])
+        first, count = int(self.first_clips[shard]), self.manifest["shards"][shard]["clips"]
+        for clip_id in (first, first + count // 2, first + count - 1):
             try:
-                self.read(clip_id, np.array([0]))
+                self._read(clip_id, np.array([0]))
+                return clip_id
             except ClipError as error:
                 problem = error.reason
-            else:
-                self.sound_clip = clip_id
-                return
-        raise ShardError(f"{path} is not the file this index was made for ({problem}): {remedy}.")
+        where = self.files.where(self._shards[shard].name)
+        remedy = "restore the file, or run make_shards again into a new folder"
+        remedy = f"restore the file, and delete its copy in {self.files.cache}" if self.remote else remedy
+        raise ShardError(f"{where} is not the file this index was made for ({problem}): {remedy}.")
+
+    def _map_index(self, kind: str, dtype: np.dtype, count: int) -> np.ndarray:
+        """(count,) records of clips.npy or fragments.npy, mapped from the file."""
+        name = self.manifest.get("index", {}).get(kind, f"{kind}.npy")
+        crc32 = self.manifest.get("index_crc32", {}).get(kind)
+        file, where = File(name, None, crc32), self.files.where(name)
+        while True:
+            with self.files.open(file) as descriptor:
+                try:
+                    # The mapping keeps a duplicate of the descriptor, and so a staged file's lock.
+                    data = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+                    records = _records(data, dtype, count, where)
+                    if kind != "clips" or crc32 in (None, zlib.crc32(data)):
+                        return records
+                    problem = ShardError(f"{where} is damaged or of another data set (checksum differs): restore it.")
+                except ShardError as error:
+                    problem = error
+                except (OSError, ValueError) as error:
+                    problem = ShardError(f"{where} cannot be read as an index: {error}.")
+                if not self.files.discard(file, descriptor):
+                    raise problem
+
+
+def shard_number(name: str) -> int:
+    """Of shard-000003.tar: 3. Numbers are not positions in the manifest: a shard without any clip is left out of it."""
+    return int(name.removeprefix("shard-").removesuffix(".tar"))
 
 
 def clip_key(shard: int, index: int) -> str:
@@ -239,67 +273,121 @@ def fragment_sizes(data: bytes) -> tuple[int, list[int]]:
     return header, fragments
 
 
+def manifest_crc32(manifest: dict) -> int:
+    """Checksum of all that a manifest says, its own checksum aside."""
+    said = {key: value for key, value in manifest.items() if key != "crc32"}
+    return zlib.crc32(json.dumps(said, sort_keys=True).encode())
+
+
 def _runs(indices: np.ndarray) -> list[tuple[int, int]]:
     """Sorted indices as half-open runs: [0 1 2 8 9] -> [(0, 3), (8, 10)]."""
     breaks = np.flatnonzero(np.diff(indices) != 1) + 1
-    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(indices, breaks)]
+    return list(zip(indices[[0, *breaks]].tolist(), (indices[[*(breaks - 1), -1]] + 1).tolist()))
 
 
-def _read_into(file, view: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(view):
-        got = os.preadv(file.fileno(), [view[done:]], offset + done)
-        if got == 0:
-            raise OSError(f"the file ends at byte {offset + done}")
-        done += got
+def _gather(descriptor: int, spans: list[tuple[int, int]], size: int) -> np.ndarray:
+    """(bytes,) uint8: the (offset, length) parts of a file of this size, one after the other."""
+    if sum(spans[-1]) > size:
+        raise OSError("the index says that it goes on after the end of the shard")
+    data = np.empty(sum(length for _, length in spans), dtype=np.uint8)
+    view, at = memoryview(data), 0
+    for offset, length in spans:
+        end = at + length
+        while at < end:
+            got = os.preadv(descriptor, [view[at:end]], offset)
+            if got == 0:
+                raise OSError(f"the file ends at byte {offset}")
+            at, offset = at + got, offset + got
+    return data
 
 
-def _read_manifest(path: Path) -> dict:
+def _first_difference(data: np.ndarray, sizes: list[int], crcs: list[int]) -> int | None:
+    """The first of the parts that `data` consists of whose checksum is another."""
+    view, at = memoryview(data), 0
+    for part, (size, crc) in enumerate(zip(sizes, crcs)):
+        if zlib.crc32(view[at : at + size]) != crc:
+            return part
+        at += size
+    return None
+
+
+def _parse_manifest(data: bytes, where: str) -> dict:
     try:
-        manifest = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ShardError(f"{path} does not exist: make it with shard_tools/make_shards.py.") from None
-    except (OSError, ValueError) as error:
-        raise ShardError(f"{path} cannot be read as a manifest: {error}.") from error
+        manifest = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ShardError(f"{where} cannot be read as a manifest: {error}.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ShardError(f"{path} is not a manifest that make_shards wrote.")
+        raise ShardError(f"{where} is not a manifest that make_shards wrote.")
     if manifest.get("version") != VERSION:
         raise ShardError(
-            f"{path} is of version {manifest.get('version')}, this program reads version {VERSION}: "
+            f"{where} is of version {manifest.get('version')}, this program reads version {VERSION}: "
             "run make_shards again, or install the release that wrote it."
+        )
+    if manifest.get("crc32", manifest_crc32(manifest)) != manifest_crc32(manifest):
+        raise ShardError(
+            f"{where} is damaged or was edited (its checksum differs): restore it, or run make_shards again; "
+            "an edit that is meant to be takes the key crc32 out."
         )
     kinds = {"codec": str, "gop": int, "clips": int, "frames": int, "classes": list, "shards": list}
     wrong = [key for key, kind in kinds.items() if not isinstance(manifest.get(key), kind)]
-    if wrong or manifest["gop"] < 1:
-        raise ShardError(f"{path} is damaged ({', '.join(wrong) or 'gop'} is missing or wrong): run make_shards again.")
+    wrong += [key for key in ("index", "index_crc32") if not isinstance(manifest.get(key, {}), dict)]
+    if not wrong and manifest["gop"] < 1:
+        wrong = ["gop"]
+    if not wrong and not all(map(_is_shard, manifest["shards"])):
+        wrong = ["shards"]
+    if not wrong and not all(map(_is_file_name, manifest.get("index", {}).values())):
+        wrong = ["index"]
+    if wrong:
+        raise ShardError(f"{where} is damaged ({', '.join(wrong)} is missing or wrong): run make_shards again.")
     if manifest["clips"] == 0:
-        raise ShardError(f"{path} holds no clips: every source video was rejected, see rejected.csv beside it.")
+        raise ShardError(f"{where} holds no clips: every source video was rejected, see rejected.csv beside it.")
     return manifest
 
 
-def _check_index(clips: np.ndarray, manifest: dict, path: Path) -> None:
+def _is_shard(shard) -> bool:
+    return (
+        isinstance(shard, dict)
+        and _is_file_name(shard.get("name"))
+        and all(isinstance(shard.get(key), int) and shard[key] > 0 for key in ("bytes", "clips"))
+    )
+
+
+def _is_file_name(name) -> bool:
+    """Not a path: staged copies are written under it."""
+    return isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) is not None
+
+
+def _check_index(clips: np.ndarray, manifest: dict, where: str) -> None:
     """Raises ShardError if a record cannot be true: a wrong index would give wrong labels, or worse."""
+    counts = [shard["clips"] for shard in manifest["shards"]]
     frames = clips["frames"].astype(np.int64)
+    if sum(counts) != len(clips):
+        raise ShardError(f"{where} does not belong to its index: the numbers of clips differ.")
+    bytes_in_shard = np.repeat([shard["bytes"] for shard in manifest["shards"]], counts)
     impossible = {
-        "shard": clips["shard"] >= len(manifest["shards"]),
+        "shard": clips["shard"] != np.repeat(np.arange(len(counts)), counts),
         "label": (clips["label"] < -1) | (clips["label"] >= len(manifest["classes"])),
         "size": (clips["width"] < 1) | (clips["height"] < 1) | (clips["width"] > 4096) | (clips["height"] > 4096),
         "frames": frames < 1,
         "fps": ~((clips["fps"] > 0) & np.isfinite(clips["fps"])),
         "first fragment": clips["first_fragment"] != np.cumsum(frames) - frames,
+        "offset": (clips["offset"] >= bytes_in_shard) | (clips["header_size"] >= bytes_in_shard),
     }
     for what, bad in impossible.items():
         if bad.any():
-            raise ShardError(f"{path.parent / 'clips.npy'} is damaged: the {what} of clip {int(bad.argmax())} is impossible.")
-    if frames.sum() != manifest["frames"] or sum(shard["clips"] for shard in manifest["shards"]) != len(clips):
-        raise ShardError(f"{path} does not belong to its index: the numbers of frames or clips differ.")
+            raise ShardError(f"the index of {where} is damaged: the {what} of clip {int(bad.argmax())} is impossible.")
+    if frames.sum() != manifest["frames"]:
+        raise ShardError(f"{where} does not belong to its index: the numbers of frames differ.")
 
 
-def _map_index(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
+def _records(data: mmap.mmap, dtype: np.dtype, count: int, where: str) -> np.ndarray:
+    """The array of a .npy file, without a copy."""
+    header = io.BytesIO(data[: 1 << 16])
     try:
-        index = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise ShardError(f"{path} cannot be read as an index: {error}.") from error
-    if index.dtype != dtype or index.shape != (count,):
-        raise ShardError(f"{path} does not belong to its manifest: it should hold {count} records of {dtype.itemsize} bytes.")
-    return index
+        np.lib.format.read_magic(header)
+        shape, _, found = np.lib.format.read_array_header_1_0(header)
+    except Exception as error:  # numpy lets out nearly anything for a damaged header
+        raise ShardError(f"{where} cannot be read as an index: {error}.") from error
+    if found != dtype or shape != (count,) or len(data) != header.tell() + count * dtype.itemsize:
+        raise ShardError(f"{where} does not belong to its manifest: it should hold {count} records of {dtype.itemsize} bytes.")
+    return np.frombuffer(data, dtype, count, header.tell())

@@ -8,6 +8,7 @@ constant frame rate, 8-bit 4:2:0 BT.601. Every result is decoded once, end to en
 from __future__ import annotations
 
 import io
+import math
 import os
 import zlib
 from collections.abc import Iterator
@@ -16,17 +17,26 @@ from fractions import Fraction
 
 import av
 import numpy as np
-from av.codec.context import Flags, ThreadType
+from av.codec.context import Flags
 from av.filter import Graph
-from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
 
 from pipelines.shards import FRAGMENT, fragment_sizes
+from shard_tools.decode import CUT_IT, MOST_FRAMES, TimedFrame, best_stream, chosen_frames, frame_rate
+from shard_tools.files import RejectedVideo, open_video
+from shard_tools.sources import Video
 
 LIBRARY = {"vp9": "libvpx-vp9", "h264": "libx264", "hevc": "libx265", "mjpeg": "mjpeg"}
-DEFAULT_CRF = {"vp9": 32, "h264": 21, "hevc": 23, "mjpeg": 5}  # of about the same PSNR: 40 to 44 dB at 256 pixels
+CRF = {  # by quality; a row has about the same PSNR
+    "small": {"vp9": 42, "h264": 27, "hevc": 29, "mjpeg": 8},
+    "standard": {"vp9": 32, "h264": 21, "hevc": 23, "mjpeg": 5},  # 40 to 44 dB at 256 pixels
+    "high": {"vp9": 22, "h264": 16, "hevc": 18, "mjpeg": 2},
+}
+DEFAULT_CRF = CRF["standard"]
 LARGEST_CRF = {"vp9": 63, "h264": 51, "hevc": 51, "mjpeg": 31}
 LARGEST_SIDE = 4096  # of a stored clip: what every hardware decoder takes in every codec
+LARGEST_CLIP = 1 << 30  # bytes
+ROUNDED_TIME = 0.002  # seconds; Matroska rounds times to milliseconds
 MOVFLAGS = "frag_every_frame+empty_moov+default_base_moof+skip_trailer"
 
 MATRIX = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}  # AVColorSpace
@@ -38,30 +48,34 @@ QUARTER_TURNS = {  # counter-clockwise
 }
 
 
-class RejectedVideo(Exception):
-    """A video that cannot become a clip. `reason` is one short human sentence without a full stop."""
-
-    def __init__(self, reason: str):
-        super().__init__(reason)
-        self.reason = reason
-
-
 @dataclass(frozen=True)
 class EncodeSettings:
-    """How clips are stored. Raises ValueError, one sentence, if that is impossible."""
+    """How clips are stored. Raises ValueError, one sentence, if that is impossible.
+
+    Once made, no field that decides bytes is None by default: `dataclasses.asdict` says how a clip was made.
+    """
 
     codec: str = "vp9"  # vp9 | h264 | hevc | mjpeg
     gop: int | None = None  # frames from keyframe to keyframe; None: 8, or 1 for mjpeg
     short_side: int = 256  # pixels, a multiple of 16
-    crf: int | None = None  # quality, smaller is better; None: the codec's default. For mjpeg: the quantiser, 1 to 31
+    crf: int | None = None  # quality, smaller is better; None: what `quality` says. For mjpeg: the quantiser, 1 to 31
+    quality: str = "standard"  # small | standard | high
+    fps: float | None = None  # at most so many frames per second are kept; None: all
+    max_seconds: float | None = None  # at most so much of a video, or of its segment, from its start; None: all
 
     def __post_init__(self):
         if self.codec not in LIBRARY:
             raise ValueError(f"codec {self.codec!r} is not one of {', '.join(LIBRARY)}.")
         if self.gop is None:
             object.__setattr__(self, "gop", 1 if self.codec == "mjpeg" else 8)
+        if self.quality not in CRF:
+            raise ValueError(f"quality {self.quality!r} is not one of {', '.join(CRF)}.")
         if self.crf is None:
-            object.__setattr__(self, "crf", DEFAULT_CRF[self.codec])
+            object.__setattr__(self, "crf", CRF[self.quality][self.codec])
+        for name in ("fps", "max_seconds"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} {value} is not a positive number.")
         if not 1 <= self.gop <= 1000:
             raise ValueError(f"gop {self.gop} is not between 1 and 1000.")
         if self.codec == "mjpeg" and self.gop != 1:
@@ -110,22 +124,23 @@ class EncodedClip:
         return len(self.fragments)
 
 
-def encode_video(path: str | os.PathLike, settings: EncodeSettings = EncodeSettings()) -> EncodedClip:
-    """Read a video file and make the clip that is stored. Raises RejectedVideo if it cannot be."""
-    path = os.path.abspath(path)  # never taken for a URL by FFmpeg
-    source_bytes = _check_file(path)
-    try:
-        # Only local files: a playlist cannot make the decoder fetch anything from elsewhere.
-        container = av.open(path, options={"protocol_whitelist": "file"})
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise RejectedVideo(f"it cannot be opened as a video ({describe(error)})") from error
-    with container:
-        stream = container.streams.best("video")
-        if stream is None or stream.disposition & Disposition.attached_pic:
-            raise RejectedVideo("it has no video stream")
-        fps = _frame_rate(stream)
-        data, width, height, frames = _encode(_upright_frames(container, stream, settings), fps, settings)
-    return _validated(data, width, height, frames, float(fps), settings.gop, source_bytes)
+def encode_video(video: Video | str | os.PathLike, settings: EncodeSettings = EncodeSettings()) -> EncodedClip:
+    """Read a video, or the part of it that is meant, and make the clip that is stored.
+
+    Raises RejectedVideo if it cannot be made, StoreError if the place where the video is cannot be read.
+    """
+    video = video if isinstance(video, Video) else Video(os.fspath(video))
+    end = video.end
+    if settings.max_seconds is not None:
+        end = min(video.start + settings.max_seconds, math.inf if end is None else end)
+    with open_video(video) as (container, source_bytes):
+        stream = best_stream(container)
+        rate = frame_rate(stream)
+        rate = min(rate, Fraction(settings.fps).limit_denominator(1001)) if settings.fps else rate
+        frames = chosen_frames(container, stream, video.start, end, settings.fps)
+        pixel_shape = stream.sample_aspect_ratio or Fraction(1)
+        data, width, height, times = _encode(_upright_frames(frames, pixel_shape, settings), rate, settings)
+    return _validated(data, width, height, times, _true_rate(times, float(rate)), settings.gop, source_bytes)
 
 
 def stored_size(width: Fraction, height: Fraction, short_side: int) -> tuple[int, int]:
@@ -139,33 +154,19 @@ def stored_size(width: Fraction, height: Fraction, short_side: int) -> tuple[int
     return (long_side, short_side) if width >= height else (short_side, long_side)
 
 
-def _check_file(path: str) -> int:
-    if os.path.isdir(path):
-        raise RejectedVideo("it is a folder")
-    try:
-        with open(path, "rb"):
-            size = os.path.getsize(path)
-    except FileNotFoundError:
-        raise RejectedVideo("the file does not exist") from None
-    except OSError as error:
-        raise RejectedVideo(f"the file cannot be read ({error.strerror})") from error
-    if size == 0:
-        raise RejectedVideo("the file is empty")
-    return size
+def _true_rate(times: np.ndarray, declared: float) -> float:
+    """Frames per second: frames over time, or what is declared where the two agree but for rounding."""
+    if len(times) == 1 or abs((len(times) - 1) / declared - times[-1]) < ROUNDED_TIME:
+        return declared
+    return float(np.clip((len(times) - 1) / times[-1], 1e-3, 1e3))
 
 
-def _frame_rate(stream) -> Fraction:
-    rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-    return min(max(rate.limit_denominator(1001), Fraction(1, 100)), Fraction(1000))
-
-
-def _upright_frames(container, stream, settings: EncodeSettings) -> Iterator[av.VideoFrame]:
-    """Every frame of the stream, as it will be stored: upright, scaled, cropped, converted."""
-    stream.thread_type = ThreadType.NONE
-    stream.codec_context.thread_count = 1
-    pixel_shape = stream.sample_aspect_ratio or Fraction(1)
+def _upright_frames(
+    frames: Iterator[TimedFrame], pixel_shape: Fraction, settings: EncodeSettings
+) -> Iterator[TimedFrame]:
+    """Every frame as it will be stored: upright, scaled, cropped, converted."""
     graph = size = made_for = None
-    for frame in _decoded(container, stream):
+    for time, frame in frames:
         # A stream may change its size or colours on the way: the stored clip keeps the first frame's size.
         looks = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, frame.rotation)
         if looks != made_for:
@@ -175,24 +176,7 @@ def _upright_frames(container, stream, settings: EncodeSettings) -> Iterator[av.
             size = size or stored_size(width, height, settings.short_side)
             graph, made_for = _conversion(frame, turns, (width, height), size, settings.codec == "mjpeg"), looks
         graph.push(frame)
-        yield graph.pull()
-
-
-def _decoded(container, stream) -> Iterator[av.VideoFrame]:
-    count = 0
-    try:
-        for packet in container.demux(stream):
-            if packet.is_corrupt:
-                raise RejectedVideo(f"the file is cut short or damaged after {count} frames")
-            for frame in packet.decode():
-                if frame.is_corrupt:
-                    raise RejectedVideo(f"frame {count} is damaged")
-                yield frame
-                count += 1
-    except av.FFmpegError as error:
-        raise RejectedVideo(f"decoding stopped after {count} frames ({describe(error)})") from error
-    if count == 0:
-        raise RejectedVideo("it has no frames")
+        yield time, graph.pull()
 
 
 def _conversion(frame, turns: int, upright: tuple[Fraction, Fraction], size: tuple[int, int], full: bool) -> Graph:
@@ -225,17 +209,20 @@ def _conversion(frame, turns: int, upright: tuple[Fraction, Fraction], size: tup
     return graph
 
 
-def _encode(frames: Iterator[av.VideoFrame], fps: Fraction, settings: EncodeSettings) -> tuple[bytes, int, int, int]:
-    output, encoder, count = io.BytesIO(), None, 0
+def _encode(frames: Iterator[TimedFrame], rate: Fraction, settings: EncodeSettings) -> tuple[bytes, int, int, np.ndarray]:
+    """The mp4, its width and height, and when each frame is shown, in seconds from the first."""
+    output, encoder, times = io.BytesIO(), None, []
     with av.open(output, "w", format="mp4", options={"movflags": MOVFLAGS, "fflags": "+bitexact"}) as container:
-        for frame in frames:
-            encoder = encoder or _open_encoder(container, frame, fps, settings)
-            frame.pts, frame.time_base, frame.pict_type = count, 1 / fps, 0
+        for time, frame in frames:
+            if len(times) >= MOST_FRAMES or output.tell() > LARGEST_CLIP:
+                raise RejectedVideo(f"after {len(times)} frames it is too long for one clip: {CUT_IT}")
+            encoder = encoder or _open_encoder(container, frame, rate, settings)
+            frame.pts, frame.time_base, frame.pict_type = len(times), 1 / rate, 0
             container.mux(encoder.encode(frame))
-            count += 1
+            times.append(time)
         container.mux(encoder.encode(None))
         width, height = encoder.width, encoder.height
-    return output.getvalue(), width, height, count
+    return output.getvalue(), width, height, np.array(times) - times[0]
 
 
 def _open_encoder(container, frame: av.VideoFrame, fps: Fraction, settings: EncodeSettings):
@@ -252,7 +239,7 @@ def _open_encoder(container, frame: av.VideoFrame, fps: Fraction, settings: Enco
     return stream
 
 
-def _validated(data: bytes, width, height, frames: int, fps: float, gop: int, source_bytes: int) -> EncodedClip:
+def _validated(data: bytes, width, height, times: np.ndarray, fps: float, gop: int, source_bytes: int) -> EncodedClip:
     """Decode the result once, end to end: what is stored is known to be playable, and how many frames it has."""
     with av.open(io.BytesIO(data)) as container:
         stream = container.streams.video[0]
@@ -267,12 +254,12 @@ def _validated(data: bytes, width, height, frames: int, fps: float, gop: int, so
                     raise RejectedVideo(f"the encoder damaged frame {decoded}")
                 decoded += 1
     header_size, sizes = fragment_sizes(data)
-    if not decoded == packets == len(sizes) == frames:
-        raise RejectedVideo(f"the encoder made {decoded} frames out of {frames}")
+    if not decoded == packets == len(sizes) == len(times):
+        raise RejectedVideo(f"the encoder made {decoded} frames out of {len(times)}")
     ends = header_size + np.cumsum(sizes)
-    fragments = np.empty(frames, FRAGMENT)
+    fragments = np.empty(len(times), FRAGMENT)
     fragments["size"] = sizes
-    fragments["time"] = np.arange(frames) / fps
+    fragments["time"] = times
     fragments["crc"] = [zlib.crc32(data[end - size : end]) for size, end in zip(sizes, ends)]
     return EncodedClip(
         data, header_size, zlib.crc32(data[:header_size]), fragments, width, height, fps, source_bytes
@@ -281,9 +268,3 @@ def _validated(data: bytes, width, height, frames: int, fps: float, gop: int, so
 
 def _even(side: Fraction) -> int:
     return round(side / 2) * 2
-
-
-def describe(error: Exception) -> str:
-    """What a library's error says, without its type."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(text.split())[:200]

@@ -2,126 +2,181 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
+if not __package__:  # run as a file: import from the repository; inspect.py here must not stand in for Python's
+    HERE = os.path.dirname(os.path.realpath(__file__))
+    sys.path[:] = [os.path.dirname(HERE), *(p for p in sys.path if os.path.realpath(p) not in (HERE, os.path.dirname(HERE)))]
+
 import argparse
 import csv
-import os
+import io
 import re
 import signal
-import sys
 import time
 from collections import Counter
-from pathlib import Path
-
-if not __package__:  # run as a file: import from the repository, not from this folder
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from tqdm import tqdm
 
-from shard_tools.encode import DEFAULT_CRF, LIBRARY, EncodeSettings
-from shard_tools.sources import load_sources
-from shard_tools.writer import OutputError, make_shards
+from shard_tools.encode import CRF, LIBRARY, EncodeSettings
+from shard_tools.output import Output, OutputError
+from shard_tools.sources import LAYOUTS, Listing, read_sources
+from shard_tools.writer import make_shards
 
 EPILOG = """\
-SOURCE is one of
-  a folder            whose subfolders are the classes: SOURCE/abseiling/x.mp4
-  a list              one video per row: path,label (commas, tabs or spaces; a header is recognised). Labels are class
-                      names or integers. With only a path column the videos are unlabelled (a test split).
-
 what comes out, in DIR
-  shard-000000.tar    WebDataset: 000000000.mp4, 000000000.json, ... in shuffled order
+  shard-000000.tar    WebDataset: 000000-000000.mp4, 000000-000000.json, ... in shuffled order
   manifest.json       what is in it, how it was made, class names; written last: if it is there, DIR is complete
   clips.npy fragments.npy     the index: where every clip and every frame is
-  rejected.csv        path,label,reason of the videos that could not be used; once they are fixed it can be given as
-                      SOURCE, with the --root of before and --classes DIR/manifest.json
+  clips.csv           key,path,start,end,class,frames,seconds,width,height of every clip
+  rejected.csv        path,start,end,label,reason of the videos that could not be used
 
-An interrupted run (Ctrl-C, kill, disk full) continues when the same command is given again. The same videos and options
-give the same bytes, whatever --workers is (except with hevc, whose encoder does not repeat itself exactly).
+An interrupted run (Ctrl-C, kill, disk full, no network) continues when the same command is given again. The same videos
+and options give the same bytes, whoever makes them (except with hevc, whose encoder does not repeat itself exactly).
 
 examples
-  python shard_tools/make_shards.py videos/train --out shards/train
-  python shard_tools/make_shards.py val.csv --root /data/k400 --out shards/val --classes shards/train/manifest.json
-  python shard_tools/make_shards.py train.csv --out shards/ssv2 --gop 4            # sparse sampling of short videos
-  python shard_tools/make_shards.py train.csv --out shards/k400 --codec mjpeg      # 3 x the bytes, 1/5 of the decoding
+  make_shards.py videos/train --out shards/train                              # class folders, or any list of path,label
+  make_shards.py val.csv --root /data/val --out shards/val --classes shards/train/manifest.json
+  make_shards.py k400/train.csv --root k400/train --out shards/k400           # Kinetics: youtube_id, time_start, ...
+  make_shards.py train.json --root 20bn-something-something-v2 --out shards/ssv2 --gop 4
+  make_shards.py ucfTrainTestlist/trainlist01.txt --root UCF-101 --out shards/ucf101
+  make_shards.py parts.csv --out shards/parts                                 # path,start,end,label: of long videos
+  make_shards.py 's3://bucket/videos-{000..099}.tar' --out s3://bucket/shards # WebDataset; any fsspec URL, both ways
+  make_shards.py train.csv --out shards/k400 --codec mjpeg                    # 3 x the bytes, 1/5 of the decoding
+  sbatch --array=0-63 --wrap 'python shard_tools/make_shards.py train.csv --out /shared/k400 \\
+      --task-index $SLURM_ARRAY_TASK_ID --num-tasks 64'                       # submit again what failed; any order
+  make_shards.py train.csv --out /shared/k400 --executor ray                  # on a Ray cluster
+  make_shards.py more.csv --out shards/train --append                         # the videos that it does not have yet
+  make_shards.py videos/train --out shards/train --retry                      # those of rejected.csv, once repaired
 
-exit codes: 0 complete; 1 could not write, or no usable video; 2 wrong arguments, list or folder; 130 interrupted
+exit codes: 0 complete, or this task's part of it; 1 could not write, or no usable video; 2 wrong arguments, list or
+folder; 130 interrupted
 """
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="make_shards",
+        usage="%(prog)s SOURCE --out DIR [options]",
         description="Re-encode videos once into shards that training reads: every clip upright, of one short side,\n"
         "one codec, short closed groups of pictures, checked frame by frame.",
         epilog=EPILOG,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=110),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=120, max_help_position=24),
     )
-    crf = ", ".join(f"{codec} {value}" for codec, value in DEFAULT_CRF.items())
-    add = parser.add_argument
-    add("source", metavar="SOURCE", help="folder of class folders, or CSV file")
-    add("--out", metavar="DIR", required=True, help="folder to write; continued if it was left unfinished")
-    add("--root", metavar="DIR", help="what the paths of a list are relative to (default: the list's folder)")
-    add("--classes", metavar="FILE", help="class names in order, one per line, or another data set's manifest.json; "
-        "default: the names that occur, sorted")  # fmt: skip
+    add = parser.add_argument_group("what").add_argument
+    add("source", metavar="SOURCE", help="folder of class folders, a list (path,label), a data set's own list, or tars")
+    add("--layout", default="auto", choices=LAYOUTS, metavar="NAME", help=f"of SOURCE: {', '.join(LAYOUTS)}")
+    add("--root", metavar="DIR", help="where the videos of a list are (default: beside it)")
+    add("--split", metavar="NAME", help="which split of a list that has several, such as val, or test1 of HMDB51")
+    add("--classes", metavar="FILE", help="class names in order, or another data set's manifest.json; default: those of "
+        "SOURCE, sorted; with --append and --retry those of DIR")  # fmt: skip
+    add("--map", metavar="FILE", help="CSV file from,to that renames, merges or (empty to) leaves out classes")
+    add = parser.add_argument_group("how").add_argument
     add("--codec", default="vp9", choices=LIBRARY, help="vp9 (default) decodes on every GPU and CPU; mjpeg is fastest "
         "on a CPU; h264 and hevc need a GPU")  # fmt: skip
     add("--gop", type=int, metavar="N", help="frames from keyframe to keyframe: 8 (default), 4 for sparse, 16 for "
         "dense sampling; mjpeg: always 1")  # fmt: skip
     add("--short-side", type=int, default=256, metavar="PX", help="a multiple of 16; 256 for 224-pixel models "
         "(default), 384 for 336-pixel ones")  # fmt: skip
-    add("--crf", type=int, metavar="N", help=f"quality, smaller is better (default: {crf})")
-    add("--shard-size", type=float, default=1e9, metavar="BYTES", help="of one tar (default: 1e9)")
-    add("--workers", type=int, metavar="N", help="processes (default: all cores)")
-    add("--timeout", type=float, default=600, metavar="S", help="seconds until a video is given up (default: 600)")
+    add("--quality", default="standard", choices=CRF, help="standard (default): 40 to 44 dB")
+    crf = ", ".join(f"{codec} {value}" for codec, value in CRF["standard"].items())
+    add("--crf", type=int, metavar="N", help=f"quality as the encoder's own number, smaller is better (standard: {crf})")
+    add("--fps", type=float, metavar="N", help="keep at most so many frames per second (default: all)")
+    add("--max-seconds", type=float, metavar="S", help="keep at most so much of a video, from its start (default: all)")
+    add = parser.add_argument_group("where").add_argument
+    add("--out", metavar="DIR", required=True, help="folder or URL to write; continued if it was left unfinished")
+    add("--append", action="store_true", help="add SOURCE's videos that DIR does not have to DIR, which stays usable")
+    add("--retry", action="store_true", help="add SOURCE's videos that DIR rejected, if they are usable now")
+    add("--shard-clips", type=int, default=1000, metavar="N", help="videos per tar (default: 1000)")
     add("--seed", type=int, default=0, metavar="N", help="of the order in the shards (default: 0)")
+    add("--staging", metavar="DIR", help="local folder for what is on its way to a URL (default: a temporary one)")
+    add = parser.add_argument_group("scale").add_argument
+    add("--workers", type=int, metavar="N", help="processes (default: all cores; with ray: 4 for each shard)")
+    add("--timeout", type=float, default=600, metavar="S", help="seconds until a video is given up (default: 600)")
+    add("--task-index", type=int, metavar="I", help="of a job array: make shards I, I + N, ...; the last task joins all")
+    add("--num-tasks", type=int, metavar="N", help="how many tasks the job array has, numbered from 0")
+    add("--executor", default="local", choices=("local", "ray"), help="local (default): this machine")
+    add("--ray-address", metavar="ADDRESS", help="default: RAY_ADDRESS, or this machine's cluster, or a new Ray here")
     arguments = parser.parse_args(argv)
-    for name in ("workers", "shard_size", "timeout"):
+    for name in ("workers", "shard_clips", "timeout"):
         value = getattr(arguments, name)
         if value is not None and not 1 <= value < 1e15:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, not {value:g}.")
     if not 0 <= arguments.seed < 2**64:
         parser.error(f"--seed must be a number from 0 to 2**64 - 1, not {arguments.seed}.")
+    index, count = arguments.task_index, arguments.num_tasks
+    if (index is None) != (count is None):
+        parser.error("--task-index and --num-tasks are given both or neither.")
+    if count is not None and not 0 <= index < count:
+        parser.error(f"--task-index must be from 0 to --num-tasks - 1, not {index} of {count}.")
+    if count is not None and (arguments.retry or arguments.executor != "local"):
+        parser.error("--task-index goes neither with --retry, which is over before a late task starts, nor with ray.")
     return arguments
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    out = Path(arguments.out)
     kept = "what is done is kept, the same command continues."
     try:
-        return _run(arguments, out)
+        return _run(arguments)
     except (ValueError, OutputError) as error:  # ValueError: of the settings; a SourceError is one
         return _fail(2, error)
     except OSError as error:
-        return _fail(1, f"cannot write to {out} ({error.strerror or error}); {kept}")
+        return _fail(1, f"cannot write to {arguments.out} ({error.strerror or error}); {kept}")
     except RuntimeError as error:
         return _fail(1, f"{error}; {kept}")
     except KeyboardInterrupt:
         return _fail(130, f"interrupted; {kept}")
 
 
-def _run(arguments: argparse.Namespace, out: Path) -> int:
-    settings = EncodeSettings(arguments.codec, arguments.gop, arguments.short_side, arguments.crf)
-    videos, classes = load_sources(arguments.source, arguments.root, arguments.classes)
-    was_complete, started = (out / "manifest.json").exists(), time.monotonic()
-    with Progress(len(videos)) as progress:
+def _run(arguments: argparse.Namespace) -> int:
+    settings = EncodeSettings(
+        arguments.codec, arguments.gop, arguments.short_side, arguments.crf,
+        quality=arguments.quality, fps=arguments.fps, max_seconds=arguments.max_seconds,
+    )  # fmt: skip
+    out, output, started = arguments.out.rstrip("/") or "/", Output(arguments.out), time.monotonic()
+    videos, classes, notes = _listing(arguments, output)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    cores = 4 if arguments.executor == "ray" else len(os.sched_getaffinity(0))
+    with Progress() as progress:
         manifest = make_shards(
             videos,
             classes,
-            out,
+            arguments.out,
             settings,
             seed=arguments.seed,
-            shard_size=arguments.shard_size,
-            workers=min(arguments.workers or len(os.sched_getaffinity(0)), len(videos)),
+            shard_clips=arguments.shard_clips,
+            append=arguments.append,
+            retry=arguments.retry,
+            executor=arguments.executor,
+            task=(arguments.task_index or 0, arguments.num_tasks or 1),
+            workers=min(arguments.workers or cores, len(videos)),
             timeout=arguments.timeout,
+            staging=arguments.staging,
+            ray_address=arguments.ray_address,
             on_progress=progress,
         )
-    if was_complete:
+    if manifest is None:
+        print(f"the shards of task {arguments.task_index} are made; the task that ends last joins those of all in {out}.")
+        return 0
+    if progress.first is None:
         print(f"{out} is complete already: {manifest['clips']:,} clips; rejected: {manifest['rejected']:,}.")
     else:
-        print(summary(manifest, out, time.monotonic() - started))
+        print(summary(manifest, output, time.monotonic() - started))
     if manifest["clips"] == 0:
-        return _fail(1, f"every video was rejected: see {out / 'rejected.csv'}.")
+        return _fail(1, f"every video was rejected: see {out}/rejected.csv.")
     return 0
+
+
+def _listing(arguments: argparse.Namespace, output: Output) -> Listing:
+    classes = arguments.classes
+    if classes is None and (arguments.append or arguments.retry) and (output.read_json("manifest.json") or {}).get("classes"):
+        classes = f"{output.name}/manifest.json"
+    return read_sources(
+        arguments.source, arguments.root, classes, map=arguments.map, layout=arguments.layout, split=arguments.split
+    )
 
 
 class Progress:
@@ -129,8 +184,8 @@ class Progress:
 
     EVERY = 10  # seconds
 
-    def __init__(self, total: int):
-        self.total, self.bar, self.first = total, None, None
+    def __init__(self):
+        self.bar = self.first = None
 
     def __enter__(self) -> Progress:
         return self
@@ -139,26 +194,26 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
 
-    def __call__(self, done: int, rejected: int) -> None:
+    def __call__(self, done: int, total: int, rejected: int) -> None:
         now = time.monotonic()
         if self.first is None:
             self.first, self.begun, self.told = done, now, now
             if done:
-                print(f"continuing after {done:,} of {self.total:,} videos", file=sys.stderr)
+                print(f"continuing after {done:,} of {total:,} videos", file=sys.stderr)
             if sys.stderr.isatty():
-                self.bar = tqdm(total=self.total, initial=done, unit="video", smoothing=0.05, dynamic_ncols=True)
+                self.bar = tqdm(total=total, initial=done, unit="video", smoothing=0.05, dynamic_ncols=True)
         if self.bar is not None:
             self.bar.set_postfix(rejected=rejected, refresh=False)
             self.bar.update(done - self.bar.n)
         elif now - self.told >= self.EVERY:
             rate = (done - self.first) / (now - self.begun)
-            left = _clock((self.total - done) / rate) if rate else "?"
-            line = f"{done:,}/{self.total:,} videos, {rate:.1f} videos/s, {left} left, {rejected:,} rejected"
+            left = _clock((total - done) / rate) if rate else "?"
+            line = f"{done:,}/{total:,} videos, {rate:.1f} videos/s, {left} left, {rejected:,} rejected"
             print(line, file=sys.stderr)
             self.told = now
 
 
-def summary(manifest: dict, out: Path, seconds: float) -> str:
+def summary(manifest: dict, output: Output, seconds: float) -> str:
     """What was made, where it is and what to do next, as lines."""
     stored = sum(shard["bytes"] for shard in manifest["shards"])
     sizes = list(manifest["sizes"].items())
@@ -171,21 +226,26 @@ def summary(manifest: dict, out: Path, seconds: float) -> str:
         f"  sizes     {', '.join(f'{size}: {count:,}' for size, count in sizes[:8])}"
         + (f" and {len(sizes) - 8} more" if len(sizes) > 8 else ""),
     ]
+    if manifest["appended"]:
+        last = manifest["appended"][-1]
+        lines.insert(1, f"  appended  {last['clips']:,} of them last; rejected then: {last['rejected']:,}")
     if manifest["rejected"]:
-        lines.append(f"  rejected  {manifest['rejected']:,}, listed with reasons in {out / 'rejected.csv'}")
-        lines += [f"            {count:,}: {reason}" for reason, count in _reasons(out / "rejected.csv")]
+        lines.append(f"  rejected  {manifest['rejected']:,}, listed with reasons in {output.name}/rejected.csv")
+        lines += [f"            {count:,}: {reason}" for reason, count in _reasons(output)]
     lines += [
-        f"  made      {out / 'manifest.json'}",
-        f"  next      the other split:  make_shards.py OTHER --out DIR --classes {out / 'manifest.json'}",
+        f"  made      {output.name}/manifest.json",
+        f"  next      the other split:  make_shards.py OTHER --out DIR --classes {output.name}/manifest.json",
         "            training:         torchrun --nproc-per-node 8 -m i2v.train --config CONFIG that names this folder",
     ]
+    if manifest["rejected"]:
+        lines.append("            rejected ones:    repair them, and give this command again with --retry")
     return "\n".join(lines)
 
 
-def _reasons(path: Path) -> list[tuple[str, int]]:
+def _reasons(output: Output) -> list[tuple[str, int]]:
     """Reasons without their numbers, and how often each occurs."""
-    with open(path, newline="", errors="surrogateescape") as file:
-        reasons = [row["reason"] for row in csv.DictReader(file)]
+    table = io.StringIO(output.read("rejected.csv").decode("utf-8", "surrogateescape"), newline="")
+    reasons = [row["reason"] for row in csv.DictReader(table)]
     return Counter(re.sub(r"(after|frame) \d+", r"\1 N", reason) for reason in reasons).most_common(10)
 
 

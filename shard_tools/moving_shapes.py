@@ -13,6 +13,12 @@ left. No steady motion in a bounded picture avoids that. From the true pose of t
 guessed right.
 """
 
+import os
+import sys
+
+if not __package__:  # run as a file: this folder's inspect.py must not stand in for Python's
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
 import argparse
 from dataclasses import dataclass
 from fractions import Fraction

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 
-from shard_tools.encode import EncodedClip, EncodeSettings, RejectedVideo, describe, encode_video
+from shard_tools.encode import EncodedClip, EncodeSettings, encode_video
+from shard_tools.files import RejectedVideo, StoreError, describe
+from shard_tools.sources import Video
 
 WINDOW = 4  # videos in flight or waiting for their turn, per worker
 START_SECONDS = 120  # a process may take this long to import what it needs
@@ -17,17 +19,17 @@ WAITING_BYTES = 1 << 30  # of finished clips that wait for a slow one before the
 
 
 def encode_videos(
-    paths: Iterable[str], settings: EncodeSettings, workers: int = 0, timeout: float = 600
+    videos: Iterable[Video | str], settings: EncodeSettings, workers: int = 0, timeout: float = 600
 ) -> Iterator[EncodedClip | RejectedVideo]:
-    """The outcome of every path, in order.
+    """The outcome of every video (or path of one), in order. Raises StoreError when the place where they are cannot be read.
 
     workers: processes; a video that kills its process or takes longer than `timeout` seconds is rejected, the others
     go on. 0: in this process, without that protection. What is in flight is bounded, however long the list.
     """
     if workers == 0:
-        yield from (_outcome(path, settings) for path in paths)
+        yield from (_outcome(video, settings) for video in videos)
         return
-    paths, started, finished, yielded = enumerate(paths), 0, {}, 0
+    videos, started, finished, yielded = enumerate(videos), 0, {}, 0
     pool = [_Worker(settings) for _ in range(workers)]
     try:
         while True:
@@ -35,7 +37,7 @@ def encode_videos(
             for index, worker in enumerate(pool):
                 if worker.busy or started - yielded >= WINDOW * workers or waiting >= WAITING_BYTES:
                     continue
-                if (task := next(paths, None)) is None:
+                if (task := next(videos, None)) is None:
                     break
                 if not worker.process.is_alive():
                     pool[index] = worker = _Worker(settings)
@@ -76,11 +78,11 @@ class _Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()  # so that the pipe ends when the child does
 
-    def start(self, task: int, path: str, timeout: float) -> None:
+    def start(self, task: int, video: Video | str, timeout: float) -> None:
         self.task, self.busy = task, True
         self.deadline = time.monotonic() + timeout + (0 if self.ready else START_SECONDS)
         try:
-            self.connection.send(path)
+            self.connection.send(video)
         except OSError:
             pass  # it is dead already: outcome() says so
 
@@ -91,6 +93,8 @@ class _Worker:
                 message = self.connection.recv()
                 if message is not None:
                     self.busy = False
+                    if isinstance(message, StoreError):
+                        raise message
                     return message
                 self.ready, self.deadline = True, time.monotonic() + timeout
         except (EOFError, OSError):
@@ -117,14 +121,19 @@ def _work(connection, settings: EncodeSettings) -> None:
     try:
         connection.send(None)  # ready
         while True:
-            connection.send(_outcome(connection.recv(), settings))
+            try:
+                connection.send(_outcome(connection.recv(), settings))
+            except StoreError as error:
+                connection.send(StoreError(str(error)))  # without what caused it, which may not survive the way
     except (EOFError, OSError):
         pass  # the parent is gone
 
 
-def _outcome(path: str, settings: EncodeSettings) -> EncodedClip | RejectedVideo:
+def _outcome(video: Video | str, settings: EncodeSettings) -> EncodedClip | RejectedVideo:
     try:
-        return encode_video(path, settings)
+        return encode_video(video, settings)
+    except StoreError:
+        raise
     except RejectedVideo as rejected:
         return RejectedVideo(rejected.reason)  # without the traceback, which would hold frames
     except MemoryError:

@@ -19,7 +19,7 @@ torch.set_num_threads(1)  # small models on a shared machine: two threads would 
 def shard(folder, out, **settings):
     """Shard a folder of class folders in this process."""
     videos, classes = load_sources(folder)
-    return make_shards(videos, classes, out, EncodeSettings(**{"short_side": 48, **settings}), shard_size=60_000)
+    return make_shards(videos, classes, out, EncodeSettings(**{"short_side": 48, **settings}), shard_clips=9)
 
 
 @pytest.fixture(scope="session")

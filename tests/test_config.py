@@ -14,8 +14,10 @@ from i2v.config import ConfigError, load_config, to_dict
 from i2v.model import backbone_spec, create_model
 from i2v.optim import learning_rate, parameter_groups
 from i2v.train import layers_of
+from pipelines.augment import AugmentOptions
 from pipelines.graph import GraphOptions
-from pipelines.plan import ClipOptions, Plan
+from pipelines.options import ClipOptions
+from pipelines.plan import Plan
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -89,11 +91,15 @@ def test_every_shipped_config_is_complete_and_plans_a_clip(path):
     config = load_config(path)
     assert config.out == str(Path("runs") / path.relative_to(ROOT / "configs").with_suffix(""))
     size = backbone_spec(config.model.backbone).image_size
-    known = {name: value for name, value in config.clips.items() if name in ClipOptions.__dataclass_fields__}
-    GraphOptions(**{name: value for name, value in config.clips.items() if name not in known})
-    options = ClipOptions(num_frames=config.model.num_frames, size=size, **known)
+    given = {kind: {name: value for name, value in config.clips.items() if name in kind.__dataclass_fields__}
+             for kind in (ClipOptions, AugmentOptions, GraphOptions)}  # fmt: skip
+    assert {name for names in given.values() for name in names} == config.clips.keys()
+    GraphOptions(**given[GraphOptions])
+    augment = AugmentOptions(**given[AugmentOptions])
+    options = ClipOptions(num_frames=config.model.num_frames, size=size, **given[ClipOptions])
     for split in ("train", "test"):
-        spec = Plan([300], [340], [256], [30.0], options, split)[0]
+        spec = Plan([300], [340], [256], [30.0], options, split, augment=augment)[0]
+        assert (spec.augmentation is not None) == (split == "train" and bool(augment.arrays))
         views = options.clips if split == "test" else 1
         assert len(spec.frames) == views * config.model.num_frames
 

@@ -14,15 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.shards import needed_fragments
-from shard_tools.encode import (
-    LIBRARY,
-    EncodedClip,
-    EncodeSettings,
-    RejectedVideo,
-    encode_video,
-    stored_size,
-)
+from shard_tools import decode as decoding
+from shard_tools import encode as encoding
+from shard_tools import files
+from shard_tools.encode import CRF, LIBRARY, EncodedClip, EncodeSettings, encode_video, stored_size
+from shard_tools.files import RejectedVideo, StoreError, open_video
 from shard_tools.pool import encode_videos
+from shard_tools.sources import Video
 from tests.videos import decode, moving, noise, solid, turn, write_audio, write_video
 
 SMALL = EncodeSettings(short_side=48)
@@ -168,6 +166,232 @@ def test_other_codecs_and_pixel_formats(codec, name, tmp_path):
     assert np.abs(decode(io.BytesIO(clip.data)).astype(int) - (200, 30, 40)).mean() < 15
 
 
+# ---- times and cuts --------------------------------------------------------------------------------------------------
+
+
+def write_timed(path, times, codec="libx264", options=None, size=(48, 64)):
+    """A video whose frames are shown at these times, in milliseconds; frame i is of one grey, `grey(i)`."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=1000, options=options or {"preset": "ultrafast", "qp": "4"})
+        (stream.height, stream.width), stream.pix_fmt = size, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for i, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(solid((grey(i),) * 3, 1, *size)[0], "rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def grey(i):
+    return 30 + 7 * i % 200
+
+
+def which(clip, count):
+    """Which of the source's `count` frames the clip holds, told by their greys."""
+    seen = decode(io.BytesIO(clip.data))[:, 20, 20].mean(axis=-1)
+    return np.abs(seen[:, None] - [grey(i) for i in range(count)]).argmin(axis=1).tolist()
+
+
+UNEVEN = [0, 40, 80, 400, 440, 1000, 1033, 1066, 1900, 2000]  # milliseconds
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+@pytest.mark.parametrize("delay", [0, 700])
+def test_times_are_the_sources_own(name, delay, tmp_path):
+    clip = encode_video(write_timed(tmp_path / name, [delay + t for t in UNEVEN]), SMALL)
+    assert clip.fragments["time"] == pytest.approx(np.array(UNEVEN) / 1000, abs=1e-6)
+    assert clip.fps == pytest.approx(9 / 2.0) and which(clip, 10) == list(range(10))
+
+
+@pytest.mark.parametrize("fps", [Fraction(30000, 1001), Fraction(24), Fraction(10)])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.h264"])
+def test_times_of_a_constant_rate(name, fps, tmp_path):
+    codec = "mpeg4" if name == "a.avi" else "libx264"
+    clip = encode_video(write_video(tmp_path / name, moving(12), codec, fps=fps, options={"bf": "2"}), SMALL)
+    fps = 25 if name == "a.h264" and clip.fps == 25 else float(fps)  # a bare stream may not know its rate
+    assert clip.fps == pytest.approx(fps)
+    assert clip.fragments["time"] == pytest.approx(np.arange(12) / fps, abs=1e-3)
+
+
+def test_times_go_on_where_timestamps_fall_back(tmp_path):
+    """Two recordings in one stream: the clock begins again."""
+    part = write_video(tmp_path / "a.mpg", moving(10), "mpeg2video").read_bytes()
+    (tmp_path / "both.mpg").write_bytes(part + part)
+    with av.open(str(tmp_path / "both.mpg")) as container:
+        timestamps = [frame.time for frame in container.decode(video=0)]
+    assert min(np.diff(timestamps)) < 0
+    clip = encode_video(tmp_path / "both.mpg", SMALL)
+    assert clip.frames == len(timestamps) and clip.fragments["time"] == pytest.approx(np.arange(clip.frames) / 25, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """The same 250 frames, 10 seconds, in codecs and containers with different ideas of a keyframe."""
+    folder = tmp_path_factory.mktemp("films")
+    frames = moving(250)
+    h264 = {"preset": "veryfast", "bf": "3", "g": "40", "x264-params": "open-gop=1:b-pyramid=normal"}
+    return [
+        write_video(folder / "open.mp4", frames, options=h264),
+        write_video(folder / "open.mkv", frames, options=h264),
+        write_video(folder / "refresh.mp4", frames, options={"g": "50", "x264-params": "intra-refresh=1"}),
+        write_video(folder / "a.webm", frames, "libvpx-vp9", options={"g": "60", "lag-in-frames": "10", "cpu-used": "8"}),
+        write_video(folder / "hevc.mp4", frames, "libx265", options={"x265-params": "keyint=40:open-gop=1:log-level=none"}),
+        write_video(folder / "a.avi", frames, "mpeg4", options={"bf": "2", "g": "30"}),
+        write_video(folder / "a.ts", frames, options={"g": "30"}),
+    ]  # fmt: skip
+
+
+def test_a_cut_is_what_decoding_from_the_beginning_gives(films, monkeypatch):
+    cuts = [(0.0, 0.5), (2.5, 2.9), (4.38, 4.81), (6.4, 6.44), (7.999, 8.3), (9.7, None), (9.96, 12)]
+    for film in films:
+        for start, end in cuts:
+            video = Video(str(film), start=start, end=end)
+            clip = encode_video(video, SMALL)
+            with monkeypatch.context() as patch:
+                patch.setattr(decoding, "SEEKABLE", set())
+                assert encode_video(video, SMALL).data == clip.data, (film.name, start)
+            with monkeypatch.context() as patch:
+                patch.setattr(decoding, "SEEK_MARGIN", -4.0)  # where seeking leads too far, decoding begins again
+                assert encode_video(video, SMALL).data == clip.data, (film.name, start)
+            expected = [i for i in range(250) if start - 1e-6 <= i / 25 < (end or 99) - 1e-6]
+            assert clip.frames == len(expected), (film.name, start)
+            assert clip.fragments["time"] == pytest.approx((np.array(expected) - expected[0]) / 25, abs=1e-3)
+
+
+def test_a_cut_decodes_only_from_the_keyframe_before_it(films):
+    for film, longest in zip(films, (40, 40, 250, 60, 40, 250, 250)):
+        with open_video(Video(str(film))) as (container, _):
+            stream = decoding.best_stream(container)
+            before = [time for time, _ in decoding.frames_from(container, stream, 9.0) if time < 9]
+        assert 0 < len(before) <= longest + 25 + 1, film.name
+
+
+def test_segments_that_the_video_does_not_have(films):
+    assert reason(Video(str(films[0]), start=10.0)) == (
+        "the segment begins at second 10, but the video is 10.00 seconds long"
+    )
+    assert "is 10.00 seconds long" in reason(Video(str(films[3]), start=3600, end=3700))
+    assert reason(Video(str(films[0]), start=3.01, end=3.03)) == "it has no frame between seconds 3.01 and 3.03"
+    assert reason(Video(str(films[0]), start=5, end=4)) == "it has no frame between seconds 5 and 4"
+
+
+def test_at_most_so_many_seconds_and_frames_per_second(films, tmp_path):
+    settings = EncodeSettings(short_side=48, fps=10, max_seconds=2)
+    clip = encode_video(Video(str(films[0]), start=3, end=9), settings)
+    assert clip.fragments["time"] == pytest.approx([0, 0.08, 0.2, 0.28, 0.4, 0.48, 0.6, 0.68, 0.8, 0.88,
+                                                   1, 1.08, 1.2, 1.28, 1.4, 1.48, 1.6, 1.68, 1.8, 1.88], abs=1e-6)  # fmt: skip
+    assert clip.fps == pytest.approx(10, rel=0.02)
+    source = write_timed(tmp_path / "a.mp4", UNEVEN)
+    clip = encode_video(source, EncodeSettings(short_side=48, fps=5))
+    kept = which(clip, 10)  # times wanted: 0 .2 .4 ... 2.0
+    assert kept == [0, 2, 3, 4, 5, 7, 8, 9]
+    assert clip.fragments["time"] == pytest.approx(np.array(UNEVEN)[kept] / 1000, abs=1e-6)
+    assert encode_video(source, EncodeSettings(short_side=48, fps=120)).frames == 10
+
+
+@given(st.lists(st.integers(1, 400), min_size=0, max_size=40), st.integers(1, 60), st.integers(-5000, 5000))
+def test_kept_frames_are_the_nearest_to_the_times_wanted(gaps, fps, first):
+    times = (first + np.cumsum([0, *gaps])) / 1000
+    kept = list(decoding.thinned(((time, i) for i, time in enumerate(times)), fps))
+    indices = [i for _, i in kept]
+    assert indices == sorted(set(indices)) and indices[0] == 0
+    wanted = times[0] + np.arange(int((times[-1] - times[0]) * fps) + 1) / fps
+    distance = np.abs(times[None] - wanted[:, None])
+    assert np.abs(times[None, indices] - wanted[:, None]).min(axis=1) == pytest.approx(distance.min(axis=1), abs=1e-5)
+    assert len(kept) <= len(wanted) + 1
+    if gaps and max(gaps) < 1000 / fps:
+        assert len(kept) >= len(wanted)
+
+
+# ---- where videos are ------------------------------------------------------------------------------------------------
+
+
+def test_a_video_is_the_same_wherever_it_lies(tmp_path):
+    import fsspec
+
+    for name in ("a.mp4", "a.mkv"):
+        path = write_video(tmp_path / name, moving(20))
+        expected, data = encode_video(path, SMALL), path.read_bytes()
+        (tmp_path / "b.tar").write_bytes(b"x" * 700 + data + b"y" * 900)
+        store = fsspec.filesystem("memory")
+        store.pipe({f"/store/{name}": data, "/store/b.tar": b"x" * 700 + data + b"y" * 900})
+        part = {"offset": 700, "size": len(data)}
+        for video in (
+            Video(str(tmp_path / "b.tar"), **part),
+            Video(f"memory://store/{name}"),
+            Video("memory://store/b.tar", **part),
+            Video(path.as_uri()),
+        ):
+            clip = encode_video(video, SMALL)
+            assert (clip.data, clip.source_bytes) == (expected.data, len(data))
+    assert "before the video in it does" in reason(Video(str(tmp_path / "b.tar"), offset=1601, size=len(data)))
+    assert "cannot be opened" in reason(Video(str(tmp_path / "b.tar"), offset=701, size=len(data)))
+    assert reason(Video("memory://store/none.mp4")) == "the file does not exist"
+    assert reason(Video(str(tmp_path / "none.tar"), offset=5, size=5)) == "the file does not exist"
+    assert reason(Video(str(tmp_path / "b.tar"), offset=5, size=0)) == "the file is empty"
+
+
+def test_a_playlist_in_a_store_opens_nothing_else(tmp_path):
+    import fsspec
+
+    segment = write_video(tmp_path / "a.ts", moving(5))
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{segment}\n#EXT-X-ENDLIST\n"
+    fsspec.filesystem("memory").pipe("/store/playlist.mp4", playlist.encode())
+    assert reason(Video("memory://store/playlist.mp4"))
+    (tmp_path / "list.ffconcat").write_text(f"ffconcat version 1.0\nfile '{segment}'\n")
+    fsspec.filesystem("memory").put(str(tmp_path / "list.ffconcat"), "/store/list.mp4")
+    assert reason(Video("memory://store/list.mp4"))
+
+
+class Unreliable:
+    """A store whose calls fail `failures` times, counted over all calls."""
+
+    def __init__(self, data: bytes, failures: int, error: Exception):
+        self.data, self.failures, self.error, self.opened = data, failures, error, 0
+
+    def open(self, path):
+        self.opened += 1
+        return _UnreliableFile(self)
+
+
+class _UnreliableFile(io.BytesIO):
+    def __init__(self, store):
+        super().__init__(store.data)
+        self.store = store
+
+    def read(self, size=-1):
+        if self.tell() and self.store.failures:
+            self.store.failures -= 1
+            raise self.store.error
+        return super().read(size)
+
+
+def test_a_store_that_fails_is_tried_again_and_then_ends_the_run(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", noise(60, 96, 128))
+    monkeypatch.setattr(files, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(files, "BUFFER", 4096)
+    store = Unreliable(path.read_bytes(), 3, ConnectionResetError(104, "Connection reset by peer"))
+    monkeypatch.setattr(files, "_open_file", store.open)
+    assert encode_video(Video("s3://store/a.mp4"), SMALL).data == encode_video(path, SMALL).data
+    assert store.opened == 4
+    store.failures = 99
+    for error in (PermissionError(13, "Forbidden"), RuntimeError("no\nconnection"), TimeoutError()):
+        store.error = error
+        with pytest.raises(StoreError, match=r"^s3://store/a.mp4 cannot be read, tried 4 times \(.*\)$"):
+            encode_video(Video("s3://store/a.mp4"), SMALL)
+    with pytest.raises(StoreError):
+        list(encode_videos([Video("s3://store/a.mp4")], SMALL))
+
+
+def test_a_store_that_cannot_be_asked_ends_the_run_of_a_pool():
+    with pytest.raises(StoreError, match="nosuch://x/a.mp4 cannot be read"):
+        list(encode_videos([Video("nosuch://x/a.mp4")], SMALL, workers=1, timeout=60))
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------------
+
+
 def test_faults_are_told(tmp_path):
     good = write_video(tmp_path / "good.mp4", noise(30)).read_bytes()
     webm = write_video(tmp_path / "good.mkv", noise(30), "libvpx-vp9", options={"deadline": "realtime"}).read_bytes()
@@ -193,10 +417,31 @@ def test_faults_are_told(tmp_path):
     data = (tmp_path / "s.mp4").read_bytes()
     (tmp_path / "s.mp4").write_bytes(data[: len(data) * 2 // 3])
     assert "cut short" in reason(tmp_path / "s.mp4")
+    for name in ("b.mkv", "b.webm", "b.avi"):
+        codec = {"b.mkv": "libx264", "b.webm": "libvpx-vp9", "b.avi": "mjpeg"}[name]
+        data = write_video(tmp_path / name, noise(100), codec, options={"g": "10"}).read_bytes()
+        for part in (0.3, 0.5, 0.7):
+            (tmp_path / name).write_bytes(data[: int(len(data) * part)])
+            assert "cut short" in reason(tmp_path / name), (name, part)
     assert reason(write_audio(tmp_path / "audio.mp4")) == "it has no video stream"
     assert reason(tmp_path / "missing.mp4") == "the file does not exist"
     assert reason(tmp_path) == "it is a folder"
     assert "too narrow" in reason(write_video(tmp_path / "strip.mp4", solid((1, 2, 3), 2, 2, 400)))
+
+
+def test_more_than_can_be_meant_is_rejected_early(tmp_path, monkeypatch):
+    source = write_video(tmp_path / "a.mp4", noise(40))
+    monkeypatch.setattr(encoding, "LARGEST_CLIP", 5_000)
+    assert "it is too long for one clip: cut it with a list of segments or --max-seconds" in reason(source)
+    assert encode_video(source, EncodeSettings(short_side=48, max_seconds=0.2)).frames == 5
+    monkeypatch.setattr(encoding, "LARGEST_CLIP", 1 << 30)
+    monkeypatch.setattr(encoding, "MOST_FRAMES", 30)
+    assert reason(source).startswith("after 30 frames it is too long")
+    assert encode_video(source, EncodeSettings(short_side=48, fps=10)).frames == 16
+    monkeypatch.setattr(decoding, "MOST_FRAMES", 30)
+    assert reason(source).startswith("it claims 2 seconds and 40 frames: cut it")
+    monkeypatch.setattr(decoding, "LARGEST_PICTURE", 48 * 64 - 1)
+    assert reason(source) == "its pictures of 64x48 pixels are too large"
 
 
 @pytest.mark.parametrize(
@@ -208,6 +453,9 @@ def test_faults_are_told(tmp_path):
         (dict(short_side=250), "250 is not a multiple of 16 from 16 to 4096"),
         (dict(crf=64), "crf 64 is not between 0 and 63"),
         (dict(codec="mjpeg", crf=0), "crf 0 is not between 1 and 31"),
+        (dict(quality="best"), "quality 'best' is not one of small, standard, high"),
+        (dict(fps=0), "fps 0 is not a positive number"),
+        (dict(max_seconds=float("nan")), "max_seconds nan is not a positive number"),
     ],
 )
 def test_impossible_settings(arguments, message):

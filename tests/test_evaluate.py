@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from i2v.predict import find_videos
 from i2v.runtime import restore_model
 from i2v.vit import ViTSpec, VisionTransformer
 from i2v.weights import fingerprint, load_weights
+from pipelines import Batch
 from pipelines.shards import ShardSet
 
 ROOT = Path(__file__).parent.parent
@@ -117,7 +117,9 @@ def test_a_checkpoint_refuses_another_backbone_and_another_method(checkpoint, tm
 
 def batch(logits, labels, weights):
     clips = torch.zeros(len(labels), 2, 3, 1, 1, 1)
-    return SimpleNamespace(clips=clips, labels=torch.tensor(labels), weights=torch.tensor(weights), logits=logits)
+    made = Batch(clips, torch.tensor(labels), torch.tensor(weights), torch.arange(len(labels)), len(labels))
+    made.logits = logits
+    return made
 
 
 class Fixed(torch.nn.Module):

@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("i2v", "pipelines", "shard_tools")
 FILES = sorted(p.relative_to(ROOT) for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
-ENTRY_POINTS = {"i2v.train", "i2v.evaluate", "i2v.predict", "i2v.convert", "i2v.complexity", "shard_tools.make_shards"}
+ENTRY_POINTS = {"i2v.train", "i2v.evaluate", "i2v.predict", "i2v.features", "i2v.convert", "i2v.complexity",
+                "shard_tools.make_shards", "shard_tools.verify", "shard_tools.inspect", "shard_tools.preview"}  # fmt: skip
 
 
 def imports(path, top_level_only=False):
@@ -61,7 +62,10 @@ def test_the_plan_needs_numpy_only(name):
 
 
 def test_reading_shards_needs_numpy_only():
-    assert others(imports(Path("pipelines/shards.py"))) == {"numpy"}
+    shards, storage = Path("pipelines/shards.py"), Path("pipelines/storage.py")
+    assert others(imports(shards)) == {"numpy"}
+    assert others(imports(storage)) == {"fsspec"} and not others(imports(storage, top_level_only=True))  # for URLs only
+    assert all(name.startswith("pipelines.storage") for name in ours(imports(shards))) and not ours(imports(storage))
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parts[0] == "i2v"], ids=str)
@@ -85,4 +89,6 @@ def test_the_vit_needs_torch_only():
 @pytest.mark.parametrize("path", [p for p in FILES if p.parts[0] == "shard_tools"], ids=str)
 def test_shard_tools_know_the_format_only(path):
     names = {name for name in ours(imports(path)) if not name.startswith("shard_tools")}
-    assert all(name.startswith("pipelines.shards") for name in names)
+    # A preview shows what the loader delivers.
+    allowed = "pipelines" if path.name == "preview.py" else "pipelines.shards"
+    assert all(name.startswith(allowed) for name in names)

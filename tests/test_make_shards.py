@@ -1,5 +1,6 @@
 """Folders of shards: the same bytes however they come about, and one sentence for everything that can go wrong."""
 
+import contextlib
 import csv
 import errno
 import hashlib
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +19,16 @@ import pytest
 import webdataset
 
 from pipelines.shards import ShardSet
-from shard_tools import writer
+from shard_tools import shard_writer
 from shard_tools.encode import EncodeSettings, encode_video
 from shard_tools.make_shards import main
+from shard_tools.output import Output, OutputError
 from shard_tools.sources import Video, load_sources
-from shard_tools.writer import OutputError, ShardWriter, make_shards
+from shard_tools.writer import make_shards
 from tests.videos import REAL_VIDEOS, decode, moving, noise, write_audio, write_video
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-OPTIONS = ["--short-side", "48", "--shard-size", "20000", "--workers", "1", "--seed", "3"]
+OPTIONS = ["--short-side", "48", "--shard-clips", "5", "--workers", "1", "--seed", "3"]
 FAULTS = {"climb/audio.mp4", "climb/empty.mp4", "run/text.mp4", "run/truncated.mp4"}
 
 
@@ -50,7 +53,7 @@ def whole(source, tmp_path_factory):
 
 def build(source, out, **arguments):
     videos, classes = load_sources(source)
-    make_shards(videos, classes, out, EncodeSettings(short_side=48), **{"seed": 3, "shard_size": 20000, **arguments})
+    make_shards(videos, classes, out, EncodeSettings(short_side=48), **{"seed": 3, "shard_clips": 5, **arguments})
     return out
 
 
@@ -66,15 +69,20 @@ def command(*arguments) -> subprocess.Popen:
 def test_what_is_written(source, whole):
     shards = ShardSet(whole)
     manifest = shards.manifest
-    assert sorted(contents(whole)) == ["clips.npy", "fragments.npy", "manifest.json", "rejected.csv"] + [
-        shard["name"] for shard in manifest["shards"]
-    ]
-    assert len(manifest["shards"]) > 2 and all(shard["bytes"] <= 20000 for shard in manifest["shards"])
+    names = [shard["name"] for shard in manifest["shards"]]
+    assert names == [f"shard-{number:06d}.tar" for number in range(4)]
+    tables = ["clips.csv", "clips.npy", "fragments.npy", "manifest.json", "rejected.csv"]
+    assert sorted(contents(whole)) == sorted(tables + names)
+    assert sum(shard["clips"] for shard in manifest["shards"]) == 12 and manifest["made_with"]["shard_clips"] == 5
+    for shard in manifest["shards"]:
+        assert zlib.crc32((whole / shard["name"]).read_bytes()) == shard["crc32"]
     assert (len(shards), shards.classes, manifest["clips_per_class"]) == (12, ["climb", "run", "swim"], [4, 4, 4])
     assert manifest["frames"] == sum(range(5, 17)) and manifest["sizes"] == {"64x48": 12}
     rows = list(csv.DictReader(open(whole / "rejected.csv")))
     assert {row["path"] for row in rows} == FAULTS and all(row["reason"] for row in rows)
     assert [row["label"] for row in rows] == ["climb", "climb", "run", "run"]
+    table = list(csv.DictReader(open(whole / "clips.csv")))
+    assert len(table) == 12
     order = []
     for clip_id in range(12):
         facts = shards.metadata(clip_id)
@@ -82,6 +90,11 @@ def test_what_is_written(source, whole):
         clip = encode_video(source / facts["source"], EncodeSettings(short_side=48))
         assert shards.read_whole(clip_id) == clip.data
         assert facts["class"] == facts["source"].split("/")[0] == shards.classes[shards.clips[clip_id]["label"]]
+        assert (facts["start"], facts["end"]) == (0, None)
+        row = table[clip_id]
+        assert (row["key"], row["path"], row["class"]) == (shards.key(clip_id), facts["source"], facts["class"])
+        assert (int(row["frames"]), float(row["seconds"])) == (facts["frames"], facts["frames"] / 25)
+        assert (row["start"], row["end"], row["width"], row["height"]) == ("", "", "64", "48")
     assert order != sorted(order)
 
 
@@ -111,7 +124,7 @@ def test_interrupted_and_damaged_at_random_it_ends_the_same(seed, source, whole,
     for _ in range(4):
         stop_at = rng.integers(1, 17)
 
-        def stop(done, rejected):
+        def stop(done, total, rejected):
             if done >= stop_at:
                 raise Stop
 
@@ -126,7 +139,7 @@ def test_interrupted_and_damaged_at_random_it_ends_the_same(seed, source, whole,
 
 def damage(out: Path, rng) -> None:
     """What a kill or a power cut may leave: files that end early, or in something that was not confirmed."""
-    for path in (out / "journal.jsonl", *out.glob("*.partial")):
+    for path in (*out.glob("*.journal.jsonl"), *out.glob("*.partial")):
         data = path.read_bytes()
         choice = rng.integers(3)
         if choice == 0:
@@ -135,30 +148,41 @@ def damage(out: Path, rng) -> None:
             path.write_bytes(data + rng.bytes(700))
 
 
-def test_a_shard_that_was_closed_but_not_noted(source, whole, tmp_path, monkeypatch):
-    note = ShardWriter._note
+@pytest.mark.parametrize("step", ["shard-000001.tar", "shard-000001.part", "fragments.npy", "rejected.csv", "manifest.json"])
+@pytest.mark.parametrize("after", [False, True])
+def test_killed_around_every_step_that_others_see(step, after, source, whole, tmp_path, monkeypatch):
+    """A tar, its part of the index, and the index are published one after the other: what if it ends in between?"""
+    publish = Output.publish
 
-    def die(self, line):
-        if "shard" in line:
+    def die(self, path, name=None, keep=False):
+        if after or not path.name.startswith(step):
+            publish(self, path, name, keep)
+        if path.name.startswith(step):
             raise Stop
-        note(self, line)
 
-    monkeypatch.setattr(ShardWriter, "_note", die)
+    monkeypatch.setattr(Output, "publish", die)
     with pytest.raises(Stop):
         build(source, tmp_path / "out")
     monkeypatch.undo()
-    assert (tmp_path / "out/shard-000000.tar").exists()
+    assert (tmp_path / "out" / step).exists() == after
     assert contents(build(source, tmp_path / "out")) == contents(whole)
+
+
+def progress_of(out: Path) -> int:
+    """About how many videos are done."""
+    lines = 0
+    for journal in out.glob("*.journal.jsonl"):
+        with contextlib.suppress(FileNotFoundError):
+            lines += max(0, len(journal.read_bytes().splitlines()) - 1)
+    return lines + 5 * len(list(out.glob("*.part")))
 
 
 def test_killed_and_asked_to_stop_it_continues(source, whole, tmp_path):
     out, random = tmp_path / "out", np.random.default_rng()
     for kind in (signal.SIGKILL, signal.SIGINT):
         process = command(source, "--out", out, *OPTIONS)
-        journal, lines = out / "journal.jsonl", 0
-        goal = (len(journal.read_bytes().splitlines()) if journal.exists() else 1) + int(random.integers(1, 5))
-        while process.poll() is None and lines < goal:
-            lines = len(journal.read_bytes().splitlines()) if journal.exists() else 0
+        goal = progress_of(out) + int(random.integers(1, 5))
+        while process.poll() is None and progress_of(out) < goal:
             time.sleep(0.001)
         time.sleep(random.uniform(0, 0.02))
         process.send_signal(kind)
@@ -187,7 +211,7 @@ def test_a_full_disk_is_one_sentence_and_the_state_is_kept(room, source, whole, 
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         room -= len(data)
 
-    monkeypatch.setattr(writer, "_write", full)
+    monkeypatch.setattr(shard_writer, "_write", full)
     if room:
         with pytest.raises(OSError):
             build(source, tmp_path / "out")
@@ -229,7 +253,7 @@ def test_a_folder_of_something_else_is_refused(change, sentence, complete, sourc
     assert contents(out) == before
 
 
-def stop_after_three(done, rejected):
+def stop_after_three(done, total, rejected):
     if done == 3:
         raise Stop
 
@@ -269,21 +293,23 @@ def test_folders_that_cannot_be_written(source, whole, tmp_path, capsys):
     (tmp_path / "strange").mkdir()
     (tmp_path / "strange/shard-000000.tar").touch()
     assert main([str(source), "--out", str(tmp_path / "strange"), *OPTIONS]) == 2
-    assert "holds shards but no journal" in capsys.readouterr().err
+    assert "holds shards but no making.json" in capsys.readouterr().err
     with pytest.raises(Stop):
         build(source, tmp_path / "lost", on_progress=stop_after_ten)
     (tmp_path / "lost/shard-000000.tar").unlink()
-    with pytest.raises(OutputError, match="missing or not as it was written"):
+    with pytest.raises(OutputError, match="shard-000000.tar is missing or not as .*: delete shard-000000.part beside"):
         build(source, tmp_path / "lost")
+    (tmp_path / "lost/shard-000000.part").unlink()
+    assert contents(build(source, tmp_path / "lost")) == contents(whole)
 
 
-def stop_after_ten(done, rejected):
+def stop_after_ten(done, total, rejected):
     if done == 10:
         raise Stop
 
 
 def test_two_at_once_are_refused(source, tmp_path):
-    def second(done, rejected):
+    def second(done, total, rejected):
         with pytest.raises(OutputError, match="another make_shards is writing"):
             build(source, tmp_path / "out")
         raise Stop
@@ -307,7 +333,7 @@ def test_videos_without_labels_and_without_a_file(source, tmp_path):
     manifest = make_shards(videos, [], tmp_path / "out", EncodeSettings(short_side=48))
     assert (manifest["clips"], manifest["rejected"], manifest["clips_per_class"]) == (1, 1, [])
     assert ShardSet(tmp_path / "out").metadata(0)["label"] == -1
-    assert (tmp_path / "out/rejected.csv").read_text() == "path,label,reason\nnone.mp4,,the file does not exist\n"
+    assert (tmp_path / "out/rejected.csv").read_text() == "path,start,end,label,reason\nnone.mp4,,,,the file does not exist\n"
 
 
 def test_no_usable_video_at_all(source, tmp_path, capsys):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.shards import ClipError, ShardError, ShardSet, fragment_sizes, needed_fragments
+from tests.stores import random_data_set, write_manifest
 
 
 def decode(data, frames):
@@ -79,8 +80,9 @@ def copy(shapes, tmp_path):
 
 
 def edit_manifest(folder, **changes):
-    path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    """Change keys, or with None take them out, and put the checksums right."""
+    manifest = json.loads((folder / "manifest.json").read_text()) | changes
+    write_manifest(folder, {key: value for key, value in manifest.items() if value is not None})
 
 
 def test_a_flipped_bit_is_noticed_in_the_frames_that_need_it_only(copy):
@@ -111,6 +113,33 @@ def test_a_missing_shard_is_refused(copy):
         ShardSet(copy)
 
 
+def test_a_shard_that_disappears_or_is_replaced_is_an_error_unless_it_is_open(copy):
+    shards = ShardSet(copy)
+    first, last = copy / "shard-000000.tar", sorted(copy.glob("*.tar"))[-1]
+    before = shards.read_whole(0)
+    first.unlink()  # open since the start
+    assert shards.read_whole(0) == before
+    content = last.read_bytes()
+    last.unlink()
+    with pytest.raises(ShardError, match=f"{last.name} cannot be read .*restore the file"):
+        shards.read(len(shards) - 1, [0])
+    last.write_bytes(content[:-1])
+    with pytest.raises(ShardError, match=f"{last.name} has .* bytes where the manifest says"):
+        shards.read(len(shards) - 1, [0])
+    last.write_bytes(bytes(len(content)))
+    with pytest.raises(ShardError, match=f"{last.name} is not the file this index was made for .*header is damaged"):
+        shards.read(len(shards) - 1, [0])
+
+
+def test_a_shard_that_shrinks_while_it_is_open_is_an_error(copy):
+    shards = ShardSet(copy)
+    shards.read(1, [0])
+    with open(copy / "shard-000000.tar", "rb+") as file:
+        file.truncate(2000)
+    with pytest.raises(ShardError, match="shard-000000.tar has 2000 bytes where the manifest says"):
+        shards.read(1, [19])
+
+
 def test_a_shard_swapped_under_the_index_is_refused(copy):
     one, two = copy / "shard-000000.tar", copy / "shard-000001.tar"
     size = max(one.stat().st_size, two.stat().st_size)
@@ -119,13 +148,22 @@ def test_a_shard_swapped_under_the_index_is_refused(copy):
         path.write_bytes(content.ljust(size, b"\0"))
         shard["bytes"] = size
     edit_manifest(copy, shards=manifest["shards"])
-    with pytest.raises(ShardError, match="is not the file this index was made for"):
+    with pytest.raises(ShardError, match="shard-000000.tar is not the file this index was made for"):
         ShardSet(copy)
+    one.write_bytes(two.read_bytes())  # the first is looked at when the data set is opened, the others when they are read
+    shards = ShardSet(copy)
+    with pytest.raises(ShardError, match="shard-000001.tar is not the file this index was made for"):
+        shards.read(int(shards.first_clips[1]), [0])
 
 
 def test_other_versions_and_other_files_are_refused(copy, tmp_path):
     edit_manifest(copy, version=99)
     with pytest.raises(ShardError, match="version 99, this program reads version 2"):
+        ShardSet(copy)
+    edit_manifest(copy, version=2)
+    text = (copy / "manifest.json").read_text()
+    (copy / "manifest.json").write_text(text.replace("vp9", "vp8"))
+    with pytest.raises(ShardError, match="damaged or was edited"):
         ShardSet(copy)
     (copy / "manifest.json").write_text("[]")
     with pytest.raises(ShardError, match="not a manifest"):
@@ -145,20 +183,58 @@ def test_an_index_of_another_data_set_is_refused(copy, shapes):
 
 @pytest.mark.parametrize("field, value", [
     ("label", 999), ("label", -7), ("width", 60000), ("width", 0), ("shard", 77), ("frames", 0), ("frames", 9999),
-    ("first_fragment", 10**9), ("fps", float("nan")),
+    ("first_fragment", 10**9), ("fps", float("nan")), ("offset", 2**63 + 5), ("header_size", 2**32 - 1),
 ])  # fmt: skip
 def test_an_index_with_an_impossible_record_is_refused(copy, field, value):
     clips = np.load(copy / "clips.npy")
     clips[field][3] = value
     np.save(copy / "clips.npy", clips)
-    with pytest.raises(ShardError, match="clips.npy is damaged: the .* of clip [34] is impossible"):
+    with pytest.raises(ShardError, match="clips.npy is damaged or of another data set .checksum differs"):
+        ShardSet(copy)
+    edit_manifest(copy)
+    with pytest.raises(ShardError, match="index of .*manifest.json is damaged: the .* of clip [34] is impossible"):
         ShardSet(copy)
 
 
 @pytest.mark.parametrize("key", ["gop", "classes", "shards", "frames"])
 def test_a_manifest_without_a_key_is_refused(copy, key):
-    manifest = json.loads((copy / "manifest.json").read_text())
-    del manifest[key]
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(copy, **{key: None})
     with pytest.raises(ShardError, match=f"is damaged .{key} is missing or wrong"):
         ShardSet(copy)
+
+
+def test_other_index_files_can_be_named_by_the_manifest(copy, shapes):
+    for kind in ("clips", "fragments"):
+        (copy / f"{kind}.npy").rename(copy / f"{kind}-3.npy")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    del manifest["crc32"]
+    manifest["index"] = {"clips": "clips-3.npy", "fragments": "fragments-3.npy"}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert ShardSet(copy).read_whole(5) == ShardSet(shapes / "vp9").read_whole(5)
+
+
+@pytest.mark.parametrize("at, value", [(0, 0.1), (7, 0.1), (7, -1), (7, 1e9), (7, float("nan")), (19, float("inf"))])
+def test_times_that_cannot_be_true_are_a_bad_clip(tmp_path, at, value):
+    shards = ShardSet(random_data_set(tmp_path))
+    assert shards.times(3).tolist() == (np.arange(20) / 25).astype(np.float32).tolist()
+    shards.fragments = shards.fragments.copy()
+    shards.fragments["time"][3 * 20 + at] = value
+    with pytest.raises(ClipError, match="clip 3: .*the times of its frames in the index are damaged"):
+        shards.times(3)
+    shards.times(2)
+
+
+@pytest.mark.parametrize("gop", [1, 8, 300])
+def test_slices_are_the_header_and_the_fragments_from_the_keyframes(tmp_path, gop):
+    folder = random_data_set(tmp_path, shards=1, clips=2)
+    edit_manifest(folder, gop=gop)
+    shards, rng = ShardSet(folder), np.random.default_rng(gop)
+    tar = (folder / "shard-000000.tar").read_bytes()
+    start = int(shards.clips["offset"][1])
+    ends = start + 600 + np.cumsum([0, *shards.fragments["size"][20:]])
+    for _ in range(50):
+        frames = rng.integers(0, 20, rng.integers(1, 9))
+        needed = np.flatnonzero(needed_fragments(frames, gop, 20))
+        data, at = shards.read(1, frames)
+        assert data.tobytes() == tar[start : start + 600] + b"".join(tar[ends[i] : ends[i + 1]] for i in needed)
+        assert needed[at].tolist() == frames.tolist()

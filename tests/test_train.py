@@ -16,6 +16,8 @@ from i2v.config import load_config
 from i2v.distributed import World
 from i2v.train import run, split_batch
 from i2v.vit import ViTSpec, VisionTransformer
+from pipelines import ShardError
+from pipelines.shards import ShardSet
 
 ROOT = Path(__file__).parent.parent
 GEOMETRY = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "heads": 4, "embed_dim": 32}
@@ -187,6 +189,37 @@ def test_the_frozen_backbone_stays_as_it_was(config, tmp_path, monkeypatch):
         assert torch.equal(value, clip[name.removeprefix("backbone.")])
 
 
+@pytest.mark.parametrize("read", [70, 90])
+def test_data_that_fails_stops_the_run_with_its_state_saved(config, tmp_path, monkeypatch, read):
+    """And the run continues as if nothing had happened. Batches that were read before the failure are used."""
+    whole = train(config, tmp_path / "whole", "data.val=null")
+    reads, original = iter(range(10**6)), ShardSet.read
+
+    def failing(self, clip_id, frames):
+        if next(reads) >= read:
+            raise ShardError("the store does not answer.")
+        return original(self, clip_id, frames)
+
+    with monkeypatch.context() as patched, pytest.raises(ShardError, match="does not answer. The state of the run is saved"):
+        patched.setattr(ShardSet, "read", failing)
+        train(config, tmp_path / "failed", "data.val=null")
+    _, meta = load_checkpoint(tmp_path / "failed" / "last.safetensors")
+    assert 1 <= meta["progress"]["step"] < 12
+    again = train(config, tmp_path / "failed", "data.val=null")
+    assert_same(again, whole)
+
+
+def test_a_mixture_of_data_sets_trains_and_continues(config, shapes, tmp_path):
+    mixed = f"data.train=[{{path: {shapes}/vp9, weight: 1}}, {{path: {shapes}/mjpeg, weight: 3}}]"
+    order = "data.order={shuffle: window, window_shards: 2, balance: 1.0, repeats: 2, epoch_clips: 24}"
+    whole = train(config, tmp_path / "whole", mixed, order, "data.val=null", "train.max_steps=4")
+    train(config, tmp_path / "stopped", mixed, order, "data.val=null", "train.max_steps=2")
+    again = train(config, tmp_path / "stopped", mixed, order, "data.val=null", "train.max_steps=4")
+    assert_same(again, whole)
+    with pytest.raises(ValueError, match="other videos in data.train"):
+        train(config, tmp_path / "stopped", f"data.train={shapes}/vp9-val", order, "data.val=null")
+
+
 @pytest.mark.parametrize("change, text", [
     ("train.lr=1e-3", "belongs to a run with train.lr = 0.003"),
     ("model.options.adapter_width=8", "belongs to a run with model.options.adapter_width = 16"),
@@ -211,6 +244,7 @@ def test_other_class_names_in_validation_are_refused(config, shapes, tmp_path):
     for path in (shapes / "vp9-val").iterdir():
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / "manifest.json").unlink()
+    del manifest["crc32"]
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"classes": manifest["classes"][::-1]}))
     with pytest.raises(ValueError, match="same class names in the same order: make the second with --classes"):
         train(config, tmp_path / "out", f"data.val={tmp_path}")

@@ -1,0 +1,50 @@
+"""What the benchmarks of the data side share: one core, repeated rounds, resident memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+
+def use_one_core() -> None:
+    """Keep this process, its threads and its children on one core."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Of the same thing, measured in several rounds."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def median_ratio(values: list[float], others: list[float]) -> float:
+    """How many times `others`: the median over rounds, so that what disturbs a whole round cancels."""
+    return statistics.median(value / other for value, other in zip(values, others))
+
+
+def resident_mb() -> float:
+    """Memory of this process now, in MB (1e6 bytes)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def peak_resident_mb() -> float:
+    """The most memory that this process has had, in MB (1e6 bytes)."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024 / 1e6
+
+
+def in_fresh_process(function, *arguments):
+    """What the function returns, called in a process that has done nothing else."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
+def shown_command(script: str) -> str:
+    """The command of this process for a result, without the folder of --videos: it says nothing to anyone else."""
+    words = sys.argv[1:]
+    hidden = ["FOLDER" if before == "--videos" else word for before, word in zip(["", *words], words)]
+    hidden = ["--videos=FOLDER" if word.startswith("--videos=") else word for word in hidden]
+    return " ".join(["python", f"benchmarks/{script}", *hidden])

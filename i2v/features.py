@@ -1,0 +1,243 @@
+"""Features of every video of a sharded data set: what temporal localisation, retrieval or a linear probe start from.
+
+    python -m i2v.features --checkpoint runs/aim/k400_vit-b16_8f/best.safetensors --data /data/films --out features/films \\
+        --window 1.0 --hop 0.5
+    torchrun --nproc-per-node 8 -m i2v.features --config configs/clip/k400_vit-b16_8f.yaml --data /data/k400/val --out ...
+
+With --window, windows of so many seconds slide over each video, --hop seconds apart, frames at equal distances in each;
+without, there is one row per clip of the run's evaluation, averaged over its crops. A row is what enters the classifier.
+Times are seconds in the source file, as its own timestamps say. Interrupted, the same command goes on.
+
+what comes out: features.csv (key, source, class, rows), features.json (how they were made) and, with --format npy,
+KEY.npy (rows, D) float32 and KEY.times.npy (rows, 2) float64: start and end; with --format shards the same as members of
+WebDataset tars, with KEY.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import os
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from i2v.checkpoint import load_checkpoint
+from i2v.config import load_config
+from i2v.distributed import World, close_world, init_world, wait_for_all
+from i2v.metrics import VIEWS_AT_ONCE
+from i2v.runtime import autocast_for, build_model, choose_precision, place, restore_model
+from pipelines import ShardError, build_loader
+
+PART = 256  # videos that are written together
+
+
+def extract(args, world: World) -> tuple[int, list[str]]:
+    """Write the features. Returns how many videos there are, and the keys of those that could not be read."""
+    model, clips, name = open_model(args)
+    options = clips | {"num_frames": model.num_frames, "size": model.spec.image_size} | dict(args.options)
+    split = "test"
+    if args.window:
+        split, options = "windows", options | {"window": args.window, "hop": args.hop}
+    dtype = choose_precision(args.precision, world.device)
+    place(model, world.device, dtype)
+    model.eval()
+    loader_of = lambda start: build_loader(  # noqa: E731
+        args.data, split, options, args.batch_size, "gpu" if world.device.type == "cuda" else "cpu", start=start,
+        decode=args.decode, cache=args.cache,
+    )  # fmt: skip
+    plan, shards = loader_of(0).plan, loader_of(0).shards
+    how = {"model": name, "data": str(args.data), "split": split, "format": args.format, "videos": len(shards), "part": PART,
+           "options": {key: value for key, value in options.items() if key != "class_names"}, "precision": str(dtype)}  # fmt: skip
+    claim(args.out, how, world)
+    parts = range(-(-len(shards) // PART))
+    mine = [part for part in parts if part % world.size == world.rank and not (args.out / part_name(part)).exists()]
+    autocast, rows = autocast_for(world.device, dtype), first_rows(plan)
+    videos = tqdm(total=len(mine) * PART, unit="video", disable=not (world.is_main and sys.stderr.isatty()))
+    for part in mine:
+        first, last = part * PART, min((part + 1) * PART, len(shards))
+        found = {clip: [] for clip in range(first, last)}
+        for batch in until(loader_of(int(rows[first])), int(rows[last])):
+            with torch.no_grad(), autocast():
+                features = features_of(model, batch, plan)
+            for i, (position, clip, weight) in enumerate(zip(batch.positions.tolist(), batch.ids.tolist(), batch.weights.tolist())):
+                if position < rows[last] and weight:
+                    found[clip].append((features[i], spans(plan, shards, clip, position, batch.frames[i].numpy())))
+        complete = {clip: pieces for clip, pieces in found.items() if len(pieces) == rows[clip + 1] - rows[clip]}
+        write_part(args, shards, part, complete, first, last)
+        videos.update(last - first)
+    videos.close()
+    wait_for_all()
+    return len(shards), join_parts(args.out, parts) if world.is_main else []
+
+
+def open_model(args):
+    """(model, how its clips are cut, what it is called)."""
+    if args.checkpoint:
+        tensors, meta = load_checkpoint(args.checkpoint)
+        return restore_model(tensors, meta, args.weights), meta["clips"], str(args.checkpoint)
+    config = load_config(args.config, [f"model.weights={args.weights}"] if args.weights else [])
+    model, _ = build_model(dataclasses.replace(config.model, head={"type": "linear"}), ["none"])  # the head is not used
+    trained = [name for name in model.trainable_parameters() if not name.startswith("head.")]
+    if trained:
+        raise ValueError(f"{args.config} is a model that must be trained first ({trained[0]}): give its run's --checkpoint.")
+    return model, config.clips, str(args.config)
+
+
+def first_rows(plan) -> np.ndarray:
+    """(n + 1,) position of each video's first sample."""
+    return plan.first_windows if plan.split == "windows" else np.arange(len(plan) + 1)
+
+
+def until(loader, last: int):
+    """The loader's batches up to the one that holds position `last` - 1."""
+    batches = iter(loader)
+    yield from itertools.takewhile(lambda batch: int(batch.positions[0]) < last, batches)
+    batches.close()
+
+
+def features_of(model, batch, plan) -> np.ndarray:
+    """(B, clips, D) float32, averaged over the crops."""
+    parts = [
+        model.forward_features(clips.flatten(0, 1)).float().view(*clips.shape[:2], -1) for clips in batch.views(VIEWS_AT_ONCE)
+    ]
+    features = torch.cat(parts, dim=1)  # (B, crops * clips, D)
+    return features.view(len(features), plan.crops, plan.clips, -1).mean(1).cpu().numpy()
+
+
+def spans(plan, shards, clip: int, position: int, frames: np.ndarray) -> np.ndarray:
+    """(clips, 2) start and end of each clip of a sample, in seconds of the source."""
+    begin = shards.metadata(clip).get("start") or 0.0
+    if plan.split == "windows":
+        return np.array([plan.window(position)]) + begin
+    times, fps = shards.times(clip)[frames.reshape(plan.clips, -1)], float(shards.clips["fps"][clip])
+    return np.stack([times.min(1), times.max(1) + 1 / fps], axis=1).astype(np.float64) + begin
+
+
+def claim(out: Path, how: dict, world: World) -> None:
+    """Raises ValueError if the folder holds features that were made otherwise."""
+    path = out / "features.json"
+    if world.is_main:
+        out.mkdir(parents=True, exist_ok=True)
+        how = json.loads(json.dumps(how))
+        if path.exists() and json.loads(path.read_text()) != how:
+            raise ValueError(f"{out} holds features that were made otherwise (see {path}): choose a new folder.")
+        path.write_text(json.dumps(how, indent=1) + "\n")
+    wait_for_all()
+
+
+def part_name(part: int) -> str:
+    return f"part-{part:06d}.csv"
+
+
+def write_part(args, shards, part: int, found: dict, first: int, last: int) -> None:
+    """The features of some videos, then the list of them, which says that they are complete."""
+    lines, members = [], []
+    for clip in range(first, last):
+        facts, key = shards.metadata(clip), shards.key(clip)
+        lines.append([key, facts["source"], facts["class"] or "", len(found[clip]) if clip in found else "unreadable"])
+        if clip in found:
+            features, times = (np.concatenate([np.atleast_2d(piece[i]) for piece in found[clip]]) for i in (0, 1))
+            members += [(f"{key}.npy", npy(features)), (f"{key}.times.npy", npy(times))]
+            if args.format == "shards":
+                members.append((f"{key}.json", json.dumps(facts).encode()))
+    if args.format == "shards":
+        members = [(f"features-{part:06d}.tar", tar(members))]
+    for name, data in members:
+        write_whole(args.out / name, data)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    write_whole(args.out / part_name(part), text.getvalue().encode())
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def tar(members: list[tuple[str, bytes]]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def join_parts(out: Path, parts: range) -> list[str]:
+    """features.csv of all parts. Returns the keys of the videos that could not be read."""
+    rows = []
+    for part in parts:
+        with open(out / part_name(part), newline="") as file:
+            rows += csv.reader(file)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([["key", "source", "class", "rows"], *rows])
+    write_whole(out / "features.csv", text.getvalue().encode())
+    return [row[0] for row in rows if row[3] == "unreadable"]
+
+
+def parse_option(text: str) -> tuple[str, object]:
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an option: write name=value, for example crops=3.")
+    return name, yaml.safe_load(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="i2v.features", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--checkpoint", type=Path, help="best.safetensors or last.safetensors of a run")
+    what.add_argument("--config", help="an experiment whose backbone needs no training, such as CLIP's")
+    parser.add_argument("--data", required=True, help="shards: a folder or URL that make_shards wrote to")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write, continued if it was left unfinished")
+    parser.add_argument("--window", type=float, metavar="S", help="seconds that a row covers, sliding over the video")
+    parser.add_argument("--hop", type=float, metavar="S", help="seconds from window to window (default: --window)")
+    parser.add_argument("--format", default="npy", choices=("npy", "shards"))
+    parser.add_argument("--weights", help="the backbone's file or tag, if it is not where the run had it")
+    parser.add_argument("--batch-size", type=int, default=8, help="windows, or videos, at once")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu"))
+    parser.add_argument("--decode", default="auto", choices=("auto", "cpu", "gpu"))
+    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "float32"))
+    parser.add_argument("--cache", help="where shards of a URL are staged")
+    parser.add_argument("options", nargs="*", type=parse_option, metavar="name=value", help="how clips are cut: clips, crops, fps")
+    args = parser.parse_args()
+    world = None
+    try:
+        if args.hop and not args.window:
+            raise ValueError("--hop says how far windows are apart: give --window as well.")
+        world = init_world(args.device)
+        videos, unreadable = extract(args, world)
+    except (ValueError, TypeError, OSError, ShardError) as error:
+        sys.exit(f"i2v.features: {error}")
+    except KeyboardInterrupt:
+        sys.exit("i2v.features: interrupted; the same command goes on")
+    finally:
+        close_world()
+    if world.is_main:
+        print(f"features of {videos - len(unreadable)} of {videos} videos are in {args.out}")
+    if unreadable:
+        sys.exit(f"i2v.features: {len(unreadable)} videos could not be read: {', '.join(unreadable[:10])}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Which frames of a source video become the clip, and when each of them is shown.
+
+Times are in seconds from the source's first frame, as its own timestamps say (AVI has none: the order of its packets).
+A frame without a timestamp, or with one that is not later than the frame's before it, or more than an hour later, is
+taken to be shown 1/rate after that one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import chain, dropwhile
+
+import av
+from av.codec.context import ThreadType
+from av.stream import Discard, Disposition
+
+from shard_tools.files import LARGEST_PICTURE, RejectedVideo, describe
+
+LARGEST_SIDE = 16384  # pixels, of a source
+MOST_FRAMES = 1 << 20  # of a clip; nearly ten hours at 30 frames per second
+SLOWEST = 10  # frames per second: what is expected of a long video that does not say how many it has
+LONGEST_PAUSE = 3600  # seconds from one frame to the next; more is a damaged timestamp
+SAME_TIME = 1e-6  # seconds
+SEEKABLE = {"mp4", "matroska"}  # formats that know when every keyframe is shown
+SEEK_MARGIN = 1.0  # seconds
+HONEST = {"mp4", "matroska", "avi", "flv", "asf"}  # formats that declare their duration; of others FFmpeg guesses it
+MAY_LACK = (1.0, 0.05)  # seconds, or part of the declared duration, that may be missing at the end
+CUT_IT = "cut it with a list of segments or --max-seconds"
+
+TimedFrame = tuple[float, av.VideoFrame]
+
+
+def best_stream(container):
+    """The video stream that a player would show. Raises RejectedVideo if there is none that can be decoded."""
+    stream = container.streams.best("video")
+    if stream is None or stream.disposition & Disposition.attached_pic:
+        raise RejectedVideo("it has no video stream")
+    if stream.codec_context is None:
+        raise RejectedVideo("there is no decoder for its codec")
+    for other in container.streams:
+        # Where the stream does not say how long it is, the others help to tell whether the file is complete.
+        other.discard = Discard.none if other is stream or stream.duration is None else Discard.all
+    stream.thread_type = ThreadType.NONE
+    stream.codec_context.thread_count = 1
+    stream.codec_context.options = {"max_pixels": str(LARGEST_PICTURE)}
+    return stream
+
+
+def frame_rate(stream) -> Fraction:
+    """Frames per second, as the source declares them or FFmpeg estimates them."""
+    rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+    return min(max(rate.limit_denominator(1001), Fraction(1, 100)), Fraction(1000))
+
+
+def chosen_frames(container, stream, start: float, end: float | None, fps: float | None) -> Iterator[TimedFrame]:
+    """The frames with start <= time < end, at most `fps` per second of them, with their times.
+
+    Decoding begins at a keyframe before `start` where that is exact, and ends at `end`.
+    Raises RejectedVideo for damage, for a segment without frames, and for what cannot be meant to be one clip.
+    """
+    _check_picture(stream.codec_context.width, stream.codec_context.height)
+    duration = _declared_seconds(container, stream)
+    expected = duration * fps if fps else max(stream.frames, duration * SLOWEST)
+    if end is None and expected > MOST_FRAMES:
+        raise RejectedVideo(f"it claims {duration:.0f} seconds and {stream.frames} frames: {CUT_IT}")
+    frames = _segment(container, stream, start, end)
+    return thinned(frames, fps) if fps else frames
+
+
+def _segment(container, stream, start: float, end: float | None) -> Iterator[TimedFrame]:
+    found, time, frame = False, 0.0, None
+    for time, frame in frames_from(container, stream, start):
+        if end is not None and time >= end - SAME_TIME:
+            if not found:
+                raise RejectedVideo(f"it has no frame between seconds {start:g} and {end:g}")
+            return
+        if time >= start - SAME_TIME:
+            found = True
+            yield time, frame
+    if not found:
+        length = time + float(1 / frame_rate(stream))
+        raise RejectedVideo(f"the segment begins at second {start:g}, but the video is {length:.2f} seconds long")
+
+
+def thinned(frames: Iterator[TimedFrame], fps: float) -> Iterator[TimedFrame]:
+    """Of the frames those that are nearest to the times k / fps after the first, each once."""
+    wanted, before = 0, None  # wanted: k of the next time that needs a frame
+    for time, frame in frames:
+        if before is None:
+            first = time
+        else:
+            nearest = math.floor(((before[0] + time) / 2 - first) * fps + SAME_TIME)
+            if nearest >= wanted:
+                yield before
+                wanted = nearest + 1
+            half = (time - before[0]) / 2
+        before = time, frame
+    if wanted == 0 or math.floor((before[0] + half - first) * fps - SAME_TIME) >= wanted:
+        yield before
+
+
+def frames_from(container, stream, start: float) -> Iterator[TimedFrame]:
+    """All frames from some time at or before `start` on, with their times."""
+    frames = _decoded(container, stream)
+    first = next(frames)
+    origin, step = _timestamp(first, container) or 0.0, float(1 / frame_rate(stream))
+    if start > 2 * SEEK_MARGIN and first.time is not None and SEEKABLE & _formats(container):
+        first, frames = _seek(container, stream, origin + start - SEEK_MARGIN)
+        if first is None or first.time is None or first.time > origin + start:
+            first, frames = _seek(container, stream, origin - LONGEST_PAUSE)
+            if first is None:
+                raise RejectedVideo(f"it cannot be searched for second {start:g}")
+    before = None
+    for frame in chain([first], frames):
+        timestamp = _timestamp(frame, container)
+        time = before if timestamp is None else timestamp - origin
+        if before is None:
+            time = time or 0.0
+        elif not before < time <= before + LONGEST_PAUSE:
+            time = before + step
+        yield time, frame
+        before = time
+
+
+def _timestamp(frame: av.VideoFrame, container) -> float | None:
+    """When the frame is shown, in seconds of the source's clock."""
+    if "avi" in _formats(container):
+        return None if frame.dts is None else float(frame.dts * frame.time_base)
+    return frame.time
+
+
+def _seek(container, stream, time: float) -> tuple[av.VideoFrame | None, Iterator[av.VideoFrame]]:
+    """The keyframe at or before `time`, None if that did not work, and the frames shown after it.
+
+    What comes out before the keyframe may need frames that were not decoded.
+    """
+    try:
+        container.seek(math.floor(time / stream.time_base), stream=stream)
+        frames = dropwhile(lambda frame: not frame.key_frame, _decoded(container, stream))
+        return next(frames, None), frames
+    except (av.FFmpegError, RejectedVideo):
+        return None, iter(())
+
+
+def _decoded(container, stream) -> Iterator[av.VideoFrame]:
+    count, last = 0, 0.0
+    seconds = {other.index: float(other.time_base or 0) for other in container.streams}
+    try:
+        for packet in container.demux():
+            if packet.size:
+                shown = packet.dts if packet.pts is None else packet.pts
+                if shown is not None:
+                    last = max(last, (shown + (packet.duration or 0)) * seconds[packet.stream_index])
+            if packet.stream.index != stream.index:
+                continue
+            if packet.is_corrupt:
+                raise RejectedVideo(f"the file is cut short or damaged after {count} frames")
+            for frame in packet.decode():
+                if frame.is_corrupt:
+                    raise RejectedVideo(f"frame {count} is damaged")
+                _check_picture(frame.width, frame.height)
+                yield frame
+                count += 1
+    except av.FFmpegError as error:
+        raise RejectedVideo(f"decoding stopped after {count} frames ({describe(error)})") from error
+    if count == 0:
+        raise RejectedVideo("it has no frames")
+    duration = _declared_seconds(container, stream)
+    missing = duration - last + min(0.0, float((stream.start_time or 0) * stream.time_base))
+    if missing > max(MAY_LACK[0], MAY_LACK[1] * duration):
+        raise RejectedVideo(f"the file is cut short: of {duration:.1f} seconds it holds {last:.1f}")
+
+
+def _declared_seconds(container, stream) -> float:
+    """How long the source says it is; 0: it does not."""
+    if not HONEST & _formats(container):
+        return 0.0
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    return (container.duration or 0) / av.time_base
+
+
+def _formats(container) -> set[str]:
+    return set(container.format.name.split(","))
+
+
+def _check_picture(width: int, height: int) -> None:
+    if max(width, height) > LARGEST_SIDE or width * height > LARGEST_PICTURE:
+        raise RejectedVideo(f"its pictures of {width}x{height} pixels are too large")

@@ -1,0 +1,233 @@
+"""The parts of all shards -> the index, the tables for people, and last the manifest.
+
+Done twice, or after being interrupted anywhere, it comes to the same bytes; the manifest of before holds until the last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import shutil
+import zlib
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.shards import CLIP, FORMAT, FRAGMENT, VERSION, clip_key, manifest_crc32
+from shard_tools.encode import EncodeSettings
+from shard_tools.output import Output, OutputError
+from shard_tools.shard_writer import Part, part_name, read_part
+from shard_tools.sources import Video
+
+CLIP_COLUMNS = ["key", "path", "start", "end", "class", "frames", "seconds", "width", "height"]
+REJECTED_COLUMNS = ["path", "start", "end", "label", "reason"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which video goes into which shard: a pure function of the listing and the seed, whoever makes the shards."""
+
+    videos: list[Video]  # as listed
+    order: np.ndarray  # indices into `videos`: what is to be made, in the order of the shards
+    shard_clips: int  # videos of a shard
+    first: int  # number of the first shard
+
+    @property
+    def numbers(self) -> range:
+        return range(self.first, self.first - (-len(self.order) // self.shard_clips))
+
+    def listed_at(self, number: int) -> np.ndarray:
+        """Indices into `videos` of a shard's videos."""
+        start = (number - self.first) * self.shard_clips
+        return self.order[start : start + self.shard_clips]
+
+    def shard(self, number: int) -> list[Video]:
+        return [self.videos[i] for i in self.listed_at(number)]
+
+
+def identity(path: str, start: float | str, end: float | str | None) -> tuple:
+    """What tells one video, or one part of a video, from another, in a listing and in the tables."""
+    return path, float(start or 0), None if end in (None, "") else float(end)
+
+
+def index_names(generation: int) -> dict[str, str]:
+    suffix = f"-{generation}" if generation else ""
+    return {"clips": f"clips{suffix}.npy", "fragments": f"fragments{suffix}.npy"}
+
+
+def join(output: Output, plan: Plan, classes: list[str], settings: EncodeSettings, made_with: dict, old: dict | None) -> dict:
+    """Write the index, clips.csv, rejected.csv and, last, the manifest, which is returned.
+
+    old: the manifest of the data set to which the shards of `plan` are appended, as its generation made_with["generation"].
+    The index of every generation has names of its own, so that what reads the one before can go on.
+    """
+    generation = made_with.get("generation", 0)
+    index = index_names(generation)
+    shards, clips = (list(old["shards"]), [_old_clips(output, old)]) if old else ([], [])
+    rejected, source_bytes, frames = [], old["source_bytes"] if old else 0, old["frames"] if old else 0
+    with (
+        open(output.folder / f"{index['fragments']}.tmp", "wb") as file,
+        _write_table(output, "clips.csv", CLIP_COLUMNS) as table,
+    ):
+        _npy_header(file, 0)  # again below, when the number of frames is known: it keeps its length
+        if old:
+            _copy_fragments(output, old, file)
+            table.writerows(_old_rows(output, "clips.csv", old["clips"]))
+        for number, part in _parts(output, plan):
+            videos, listed_at = plan.shard(number), plan.listed_at(number)
+            part.clips["shard"] = len(shards)
+            part.clips["first_fragment"] = frames + np.cumsum(part.clips["frames"]) - part.clips["frames"]
+            file.write(part.fragments.tobytes())
+            for i, (clip, video) in enumerate(zip(part.clips, (videos[v] for v in part.videos))):
+                table.writerow(_clip_row(clip_key(number, i), video, clip))
+            rejected += [(listed_at[v], videos[v], reason) for v, reason in part.rejected.items()]
+            clips.append(part.clips)
+            frames += len(part.fragments)
+            source_bytes += part.source_bytes
+            shards += [part.shard] if len(part.clips) else []  # without clips there is no tar
+        file.seek(0)
+        _npy_header(file, frames)
+    clips = np.concatenate([np.zeros(0, CLIP), *clips])
+    with open(output.folder / f"{index['clips']}.tmp", "wb") as file:
+        np.save(file, clips)
+    still = _still_rejected(output, plan) if old else []
+    with _write_table(output, "rejected.csv", REJECTED_COLUMNS) as table:
+        table.writerows(still)
+        for _, video, reason in sorted(rejected, key=lambda row: row[0]):
+            table.writerow([video.source, *_interval(video), video.class_name or "", reason])
+    index_crc32 = {kind: _crc32(output.folder / f"{name}.tmp") for kind, name in index.items()}
+    checksums = {kind: _crc32(output.folder / f"{name}.tmp") for kind, name in index.items()}
+    for name in (*index.values(), "clips.csv", "rejected.csv"):
+        output.publish(output.folder / f"{name}.tmp")
+    appended = made_with | {"clips": len(clips) - (old["clips"] if old else 0), "rejected": len(rejected)}
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "generation": generation,
+        "codec": settings.codec,
+        "gop": settings.gop,
+        "short_side": settings.short_side,
+        "clips": len(clips),
+        "frames": frames,
+        "hours": float((clips["frames"] / clips["fps"].astype(np.float64)).sum() / 3600),
+        "rejected": len(rejected) + len(still),
+        "source_bytes": source_bytes,
+        "sizes": _count_sizes(clips),
+        "classes": classes,
+        "clips_per_class": np.bincount(clips["label"][clips["label"] >= 0], minlength=len(classes)).tolist(),
+        "index": index,
+        "index_crc32": checksums,
+        "index_crc32": index_crc32,
+        "shards": shards,
+        "encoder": settings.encoder_options(),
+        "made_with": old["made_with"] if old else made_with,
+        "appended": [*old.get("appended", []), appended] if old else [],
+    }
+    manifest["crc32"] = manifest_crc32(manifest)
+    manifest["crc32"] = manifest_crc32(manifest)
+    output.write_json("manifest.json", manifest)
+    return manifest
+
+
+def _parts(output: Output, plan: Plan) -> Iterator[tuple[int, Part]]:
+    sizes = output.sizes()
+    for number in plan.numbers:
+        part = read_part(output, number)
+        if len(part.clips) and sizes.get(part.shard["name"]) != part.shard["bytes"]:
+            raise OutputError(
+                f"{output.name}/{part.shard['name']} is missing or not as it was written: delete {part_name(number)} "
+                "beside it, and the same command makes that shard again."
+            )
+        yield number, part
+
+
+def _clip_row(key: str, video: Video, clip: np.void) -> list:
+    seconds = f"{clip['frames'] / float(clip['fps']):.3f}"
+    return [key, video.source, *_interval(video), video.class_name or "", clip["frames"], seconds, clip["width"], clip["height"]]
+
+
+def _interval(video: Video) -> tuple[str, str]:
+    """Start and end as text; empty: of the file."""
+    return str(video.start) if video.start else "", "" if video.end is None else str(video.end)
+
+
+def _count_sizes(clips: np.ndarray) -> dict[str, int]:
+    """"WxH" -> clips, the most frequent first."""
+    sizes, counts = np.unique(np.stack([clips["width"], clips["height"]], 1), axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return {f"{width}x{height}": int(count) for (width, height), count in zip(sizes[order], counts[order])}
+
+
+# What was there before an append. clips.csv and rejected.csv may be those of an append that was interrupted in this very
+# function: its rows come last in clips.csv, and are about the plan's own videos in rejected.csv.
+
+
+def _old_clips(output: Output, old: dict) -> np.ndarray:
+    with output.local_copy(old["index"]["clips"]) as path:
+        return np.load(path)
+
+
+def _copy_fragments(output: Output, old: dict, to) -> None:
+    with output.local_copy(old["index"]["fragments"]) as path, open(path, "rb") as file:
+        np.lib.format.read_magic(file)
+        np.lib.format.read_array_header_1_0(file)
+        shutil.copyfileobj(file, to, 1 << 24)
+
+
+def _old_rows(output: Output, name: str, count: int | None = None) -> Iterator[list[str]]:
+    with output.local_copy(name) as path, open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = csv.reader(file)
+        next(rows)
+        for i, row in enumerate(rows):
+            if i == count:
+                return
+            yield row
+
+
+def known_videos(output: Output, manifest: dict) -> tuple[set, set]:
+    """Identities of the videos that the data set has as clips, and of those that it rejected."""
+    clips = {identity(*row[1:4]) for row in _old_rows(output, "clips.csv", manifest["clips"])}
+    return clips, {identity(*row[:3]) for row in _old_rows(output, "rejected.csv")}
+
+
+def _still_rejected(output: Output, plan: Plan) -> list[list[str]]:
+    """The rows of rejected.csv that are not about the plan's videos."""
+    rows = [(identity(*row[:3]), row) for row in _old_rows(output, "rejected.csv")]
+    rejected = {video for video, _ in rows}
+    tried = (identity(video.source, video.start, video.end) for video in map(plan.videos.__getitem__, plan.order))
+    again = {video for video in tried if video in rejected}
+    return [row for video, row in rows if video not in again]
+
+
+@contextlib.contextmanager
+def _write_table(output: Output, name: str, columns: list[str]):
+    """A CSV writer into NAME.tmp."""
+    path = output.folder / f"{name}.tmp"
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(columns)
+        yield table
+
+
+def _crc32(path) -> int:
+    with open(path, "rb") as file:
+        crc = 0
+        while block := file.read(1 << 24):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _crc32(path: Path) -> int:
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 24):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _npy_header(file, count: int) -> None:
+    facts = {"descr": np.lib.format.dtype_to_descr(FRAGMENT), "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(file, facts)

@@ -1,0 +1,546 @@
+"""How data sets list their videos: every layout becomes rows of path and label.
+
+    folder       videos/abseiling/x.mp4: every subfolder is a class, its video files (at any depth) are the videos
+    list         path,label: one row per video; commas, semicolons, tabs or spaces; labels are names or integers from 0;
+                 without labels the videos are unlabelled. A path without a suffix is an id: x is x.mp4, a/x.webm, ...
+    segments     path,start,end,label: parts of long videos, in seconds or h:m:s
+    kinetics     label,youtube_id,time_start,time_end,split: the clips are {youtube_id}_{start:06d}_{end:06d}.mp4
+    ssv2         Something-Something: train.json of V2, id;label of V1; the class is the template without its brackets
+    ucf101       trainlist01.txt, testlist01.txt: the class is the folder
+    hmdb51       a folder of {class}_test_split1.txt
+    diving48     Diving48_V2_train.json
+    webdataset   tar files with video members, one of them, or videos-{000..010}.tar; labels in .cls, .json or .txt
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import posixpath
+import re
+import tarfile
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from shard_tools.classes import read_classes
+from shard_tools.paths import (
+    SourceError, entries, exists, is_folder, is_video, join, open_binary, parent, read_text, reading, videos_below,
+)  # fmt: skip
+
+FILE_LAYOUTS = ("list", "segments", "kinetics", "ssv2", "ucf101", "diving48", "webdataset")
+FOLDER_LAYOUTS = ("folder", "ucf101", "hmdb51", "webdataset")
+LAYOUTS = ("auto", *dict.fromkeys(FOLDER_LAYOUTS + FILE_LAYOUTS))
+
+PATH_COLUMNS = ("path", "video", "video_path", "filepath", "file_path", "filename", "file_name", "file")
+ID_COLUMNS = ("id", "video_id", "youtube_id", "vid_name", "vid")
+LABEL_COLUMNS = ("label", "class", "class_name", "classname", "label_name", "target", "category")
+START_COLUMNS = ("start", "start_time", "time_start", "start_seconds")
+END_COLUMNS = ("end", "end_time", "time_end", "end_seconds")
+UCF101_PATH = re.compile(r"[^/\s]+/v_[^/\s]+_g\d+_c\d+\.\w+")
+LARGEST_LABEL = 2**16  # bytes of a label's member in a tar
+
+
+class Row(NamedTuple):
+    """One listed video."""
+
+    where: str  # where in the source a reader would look: "row 3"
+    path: str  # as seen from the table's root
+    label: str | None = None  # a name, or an integer as text
+    start: float = 0.0  # seconds
+    end: float | None = None
+    offset: int = 0  # bytes
+    size: int | None = None
+    member: str | None = None  # name in the tar
+
+
+class Table(NamedTuple):
+    """What a source lists."""
+
+    rows: list[Row]
+    root: str
+    classes: list[str] | None = None  # names and order as the data set itself gives them
+    about_classes: str = ""  # where names and order come from, as a sentence; for who gives no class list
+    notes: Sequence[str] = ()  # what else the user should know, as sentences
+
+
+def read_layout(source: str, root: str | None, layout: str, split: str | None) -> Table:
+    """The rows of a source. Raises SourceError."""
+    if layout not in LAYOUTS:
+        raise SourceError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}.")
+    folder = is_folder(source)
+    fitting = FOLDER_LAYOUTS if folder else FILE_LAYOUTS
+    if layout not in ("auto", *fitting):
+        kind = "folder" if folder else "file"
+        raise SourceError(f"{source} is a {kind}, but layout {layout} is not read from one: {', '.join(fitting)} are.")
+    if folder:
+        return _read_folder(source, root, layout, split)
+    if layout == "webdataset" or source.endswith(".tar") or re.search(r"\.(tar\.\w+|tgz)$", source):
+        return _read_webdataset(parent(source), _expand(posixpath.basename(source)), root, split)
+    if not exists(source):
+        raise SourceError(f"{source} does not exist: give a folder of class folders, or a CSV file of path,label.")
+    root = parent(source) if root is None else root
+    if not is_folder(root or "."):
+        raise SourceError(f"the root folder {root} does not exist.")
+    if source.lower().endswith(".json"):
+        _refuse_split(split, source)
+        return _read_json(source, root, layout)
+    return _read_text(source, root, layout, split)
+
+
+# ---- folders
+
+
+def _read_folder(source: str, root: str | None, layout: str, split: str | None) -> Table:
+    files, folders = entries(source)
+    if layout == "auto":
+        if any(re.search(r"_test_split\d\.txt$", name) for name in files):
+            layout = "hmdb51"
+        elif "trainlist01.txt" in files:
+            layout = "ucf101"
+        elif any(name.endswith(".tar") for name in files) and not folders:
+            layout = "webdataset"
+    if layout == "hmdb51":
+        return _read_hmdb51(source, files, source if root is None else root, split)
+    if layout == "ucf101":
+        kind, number = _split_parts(split, source)
+        name = join(source, f"{kind}list{number:02d}.txt")
+        return _read_ucf101(name, _cells(name, read_text(name)), source if root is None else root)
+    if layout == "webdataset":
+        return _read_webdataset(source, [name for name in files if name.endswith(".tar")], root, split)
+    _refuse_split(split, source)
+    if root is not None:
+        raise SourceError(f"{source} is a folder of videos, so there is no other root: leave {root} out.")
+    if any(is_video(name) for name in files):
+        raise SourceError(
+            f"{source} holds videos outside of class folders: give the folder whose subfolders are the classes, "
+            "or a CSV file with only a path column if the videos have no labels."
+        )
+    rows = []
+    for name in folders:
+        rows += [Row(f"folder {name}", f"{name}/{file}", name) for file in videos_below(join(source, name))]
+    if not rows:
+        raise SourceError(f"{source} holds no class folders with videos (mp4, webm, avi, mkv, ...).")
+    return Table(rows, source, folders)
+
+
+def _read_hmdb51(source: str, files: list[str], root: str, split: str | None) -> Table:
+    kind, number = _split_parts(split, source)
+    wanted = {"train": "1", "test": "2"}[kind]  # 0: not in this split
+    suffix = f"_test_split{number}.txt"
+    classes = [name.removesuffix(suffix) for name in files if name.endswith(suffix)]
+    _require_class_folders(root, classes, source)
+    rows = []
+    for name in classes:
+        for number, line in enumerate(read_text(join(source, name + suffix)).splitlines(), 1):
+            cells = line.rsplit(maxsplit=1)
+            if cells and (len(cells) != 2 or cells[1] not in ("0", "1", "2")):
+                raise SourceError(f"row {number} of {join(source, name + suffix)} is not a file name and 0, 1 or 2.")
+            if cells and cells[1] == wanted:
+                rows.append(Row(f"row {number} of {name}{suffix}", f"{name}/{cells[0]}", name))
+    if not rows:
+        raise SourceError(f"{source} holds no *{suffix} with {kind} videos.")
+    return Table(rows, root, classes)
+
+
+def _split_parts(split: str | None, source: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(train|test)([123])", split or "")
+    if match is None:
+        given = f", not {split!r}" if split else ""
+        raise SourceError(f"{source} has three splits: choose train1, test1, ... test3 as the split{given}.")
+    return match[1], int(match[2])
+
+
+def _refuse_split(split: str | None, source: str) -> None:
+    if split is not None:
+        raise SourceError(f"{source} has no splits to choose {split!r} from: leave the split out.")
+
+
+def _require_class_folders(root: str, classes: list[str], source: str) -> None:
+    if classes and not any(is_folder(join(root, name)) for name in classes):
+        raise SourceError(f"{root or '.'} holds no folder {classes[0]}: give the folder of class folders as the root.")
+
+
+# ---- text lists
+
+
+def _read_text(source: str, root: str, layout: str, split: str | None) -> Table:
+    try:
+        table = _cells(source, read_text(source))
+    except csv.Error as error:
+        raise SourceError(f"{source} is not a text file of path,label rows: {error}.") from error
+    if not table:
+        raise SourceError(f"{source} has no rows: one video per row, path,label.")
+    first = table[0][1]
+    header = [re.sub(r"[ -]", "_", cell.lower()) for cell in first if not any(map(is_video, first))]
+    columns = {
+        name: next((header.index(known) for known in names if known in header), None)
+        for name, names in (
+            ("path", PATH_COLUMNS), ("id", ID_COLUMNS), ("label", LABEL_COLUMNS),
+            ("start", START_COLUMNS), ("end", END_COLUMNS), ("split", ("split", "subset")),
+        )
+    }  # fmt: skip
+    numbered = len(first) == 1 or len(first) == 2 and is_integer(first[1])
+    if layout == "ucf101" or layout == "auto" and numbered and UCF101_PATH.fullmatch(first[0]):
+        _refuse_split(split, source)
+        return _read_ucf101(source, table, root)
+    path, segmented = columns["path"], columns["start"] is not None and columns["end"] is not None
+    if layout == "kinetics" or layout == "auto" and path is None and columns["id"] is not None and segmented:
+        if columns["id"] is None or not segmented:
+            raise SourceError(f"{source} has no header with youtube_id, time_start and time_end: use another layout.")
+        return _read_kinetics(source, table[1:], columns, root, split)
+    if layout == "segments" and (path is None or not segmented):
+        raise SourceError(f"{source} has no header with path, start and end: name the columns in a first row.")
+    path = columns["id"] if path is None else path
+    if path is None and columns["label"] is not None:
+        raise SourceError(f"the first row of {source} looks like a header without a path column: call that one path.")
+    if path is None and len(first) > 2:
+        raise SourceError(f"{source} has {len(first)} columns and no header: name them in a first row: path,label.")
+    notes = []
+    if path is None:
+        columns.update(path=0, label=1, start=None, end=None, split=None)
+    else:
+        columns["path"] = path
+        table = table[1:]
+        frames = [name for name in header if re.search(r"(start|end|stop)_?frame|frame_?(start|end|stop)", name)]
+        if frames:
+            notes.append(f"{source} has the columns {', '.join(frames)}, which are not used: parts are start,end in "
+                         "seconds.")  # fmt: skip
+    table = _of_split(source, table, columns["split"], split, notes)
+    rows = [
+        Row(f"row {line}", _cell(cells, columns["path"]) or "", _cell(cells, columns["label"]),
+            *_part(source, line, _cell(cells, columns["start"]), _cell(cells, columns["end"])))
+        for line, cells in table
+    ]  # fmt: skip
+    for row in rows:
+        if not row.path:
+            raise SourceError(f"{row.where} of {source} has no path.")
+    if not is_video(rows[0].path) and not os.path.isfile(join(root, rows[0].path)):
+        return _locate(source, rows, root, None, "", notes)
+    return Table(rows, root, notes=notes)
+
+
+def _cells(source: str, text: str) -> list[tuple[int, list[str]]]:
+    """Line number and cells of every row that is not blank."""
+    lines = list(io.StringIO(text, newline=""))
+    first = next((line for line in lines if line.strip()), "")
+    delimiter = _delimiter(first.strip())
+    if delimiter != " ":
+        reader = csv.reader(lines, delimiter=delimiter)
+        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+        return [(line, cells) for line, cells in rows if any(cells)]
+    rows = []
+    for number, line in enumerate(lines, 1):
+        # A path may hold spaces; in lists without commas a label is an integer (or the header's word).
+        cells = line.strip().rsplit(maxsplit=1)
+        labelled = len(cells) == 2 and (is_integer(cells[1]) or cells[1].lower() in LABEL_COLUMNS)
+        if cells:
+            rows.append((number, cells if labelled else [line.strip()]))
+    return rows
+
+
+def _delimiter(first: str) -> str:
+    """What separates the cells of a first row: what leaves a video's path or the header's word for one."""
+    head, _, tail = first.rpartition(" ")
+    if is_video(head) and is_integer(tail):
+        return " "
+    for character in "\t,;":
+        cells = [cell.strip() for cell in next(csv.reader([first], delimiter=character), [])]
+        if len(cells) > 1 and (is_video(cells[0]) or {cell.lower() for cell in cells} & {*PATH_COLUMNS, *ID_COLUMNS}):
+            return character
+    if is_video(first):
+        return " "
+    return next((character for character in "\t;," if character in first), " ")  # ids; V1's labels hold commas
+
+
+def _cell(cells: list[str], column: int | None) -> str | None:
+    return (cells[column] if column is not None and column < len(cells) else "") or None
+
+
+def _part(source: str, line: int, start: str | None, end: str | None) -> tuple[float, float | None]:
+    """Start and end in seconds; empty cells mean the video's own."""
+    seconds = [_seconds(text) for text in (start or "0", end or "inf")]
+    if None in seconds or not 0 <= seconds[0] < seconds[1] or end and math.isinf(seconds[1]):
+        raise SourceError(
+            f"row {line} of {source}: start {start!r} and end {end!r} are not two times in seconds or h:m:s, the start "
+            "at least 0 and before the end."
+        )
+    return seconds[0], seconds[1] if end else None
+
+
+def _seconds(text: str) -> float | None:
+    try:
+        *larger, seconds = text.split(":")
+        return sum(int(part) * 60**power for power, part in enumerate(reversed(larger), 1)) + float(seconds)
+    except ValueError:
+        return None
+
+
+def _of_split(source: str, table: list, column: int | None, split: str | None, notes: list[str]) -> list:
+    """The rows of one split, where the list has such a column and one is asked for."""
+    if column is None:
+        _refuse_split(split, source)
+        return _not_empty(source, table)
+    counts = Counter(_cell(cells, column) or "" for _, cells in _not_empty(source, table))
+    told = ", ".join(f"{name or 'none'} {count:,}" for name, count in sorted(counts.items())[:10])
+    if split is None:
+        if len(counts) > 1:
+            notes.append(f"all splits of {source} are taken ({told}): name one as the split to take only that.")
+        return table
+    if split not in counts:
+        raise SourceError(f"{source} has no split {split!r}: it has {told}.")
+    return [(line, cells) for line, cells in table if (_cell(cells, column) or "") == split]
+
+
+def _not_empty(source: str, table: list) -> list:
+    if not table:
+        raise SourceError(f"{source} has no rows: one video per row, path,label.")
+    return table
+
+
+def _read_ucf101(source: str, table: list, root: str) -> Table:
+    rows, folders = [], {}
+    for line, cells in table:
+        path, number = (*cells, None)[:2]
+        name, separator, _ = path.partition("/")
+        if not separator:
+            raise SourceError(f"row {line} of {source} is not Class/video.avi, so it has no class: use another layout.")
+        if number is not None and folders.setdefault(number, name) != name:
+            raise SourceError(f"row {line} of {source} gives {name} the number of {folders[number]}, {number}: choose "
+                              "layout list if the numbers are classes of your own.")  # fmt: skip
+        rows.append(Row(f"row {line}", path, name))
+    _require_class_folders(root, sorted({row.label for row in rows}), source)
+    return Table(rows, root, *_classes_beside(source, "classInd.txt"))
+
+
+def _classes_beside(source: str, *names: str) -> tuple[list[str] | None, str]:
+    """The data set's own class names from a file beside the list, and a sentence that says so."""
+    for name in names:
+        path = join(parent(source), name)
+        if exists(path):
+            return read_classes(path), f"class names and their order are those of {path}."
+    return None, f"{names[0]} is not beside {source}: classes are the labels that occur in it, sorted."
+
+
+# ---- lists of ids
+
+
+class _Videos:
+    """The videos below a folder by name: in whatever subfolders they are, whatever their suffix is."""
+
+    def __init__(self, root: str):
+        self.root = root
+        self.named = defaultdict(list)  # stem -> paths
+        self.timed = defaultdict(list)  # (id, start, end) -> paths
+        for path in videos_below(root or "."):
+            stem = posixpath.splitext(posixpath.basename(path))[0]
+            self.named[stem].append(path)
+            if "/" in path:
+                self.named[posixpath.splitext(path)[0]].append(path)
+            if match := re.fullmatch(r"(.+)_(\d+)_(\d+)", stem):
+                self.timed[match[1], int(match[2]), int(match[3])].append(path)
+
+    def one(self, paths: list[str], row: Row) -> str | None:
+        """The only path; of several, the one in the folder of the row's class."""
+        if len(paths) > 1:
+            label = (row.label or "").replace("_", " ")
+            folders = [posixpath.basename(posixpath.dirname(path)).replace("_", " ") for path in paths]
+            of_class = [path for path, folder in zip(paths, folders) if folder == label]
+            if len(of_class) != 1:
+                raise SourceError(f"{row.where}: {row.path} is both {paths[0]} and {paths[1]} in {self.root or '.'}: "
+                                  "give a folder that holds only one of them as the root.")  # fmt: skip
+            paths = of_class
+        return paths[0] if paths else None
+
+
+def _locate(source: str, rows: list[Row], root: str, classes: list[str] | None, about: str, notes: list[str]) -> Table:
+    """Rows whose paths are ids get the path of their video. What is not found stays as it is listed."""
+    first = join(root, rows[0].path)
+    if is_folder(first):
+        raise SourceError(f"{first} is a folder of frames, not a video: give the videos themselves, in any container.")
+    videos = _Videos(root)
+    paths = [row.path if is_video(row.path) else videos.one(videos.named[row.path], row) for row in rows]
+    found = [row._replace(path=path or row.path) for row, path in zip(rows, paths)]
+    _tell_missing(source, root, [row.path for row, path in zip(rows, paths) if path is None], len(rows), notes)
+    return Table(found, root, classes, about, notes)
+
+
+def _tell_missing(source: str, root: str, missing: list[str], count: int, notes: list[str]) -> None:
+    if len(missing) == count:
+        raise SourceError(f"none of the {count:,} videos of {source} is in {root or '.'} or below, the first is "
+                          f"{missing[0]!r}: give their folder as the root.")  # fmt: skip
+    if missing:
+        notes.append(f"{len(missing):,} of the {count:,} videos of {source} are not in {root or '.'}: they stay listed "
+                     f"and will be rejected as missing; the first is {missing[0]}.")  # fmt: skip
+
+
+def _read_kinetics(source: str, table: list, columns: dict, root: str, split: str | None) -> Table:
+    notes: list[str] = []
+    table = _of_split(source, table, columns["split"], split, notes)
+    videos, rows, missing, untimed = _Videos(root), [], [], []
+    for line, cells in table:
+        name = _cell(cells, columns["id"])
+        if name is None:
+            raise SourceError(f"row {line} of {source} has no youtube_id.")
+        start, end = _part(source, line, _cell(cells, columns["start"]), _cell(cells, columns["end"]))
+        if end is None:
+            raise SourceError(f"row {line} of {source} has no time_end.")
+        row = Row(f"row {line}", f"{name}_{int(start):06d}_{int(end):06d}", _cell(cells, columns["label"]))
+        path = videos.one(videos.timed[name, int(start), int(end)], row)
+        if path is None and (path := videos.one(videos.named[name], row)):
+            untimed.append(len(rows))
+            row = row._replace(start=start, end=end)
+        if path is None:
+            missing.append(f"{row.path}.mp4")
+        rows.append(row._replace(path=path or f"{row.path}.mp4"))
+    _tell_missing(source, root, missing, len(rows), notes)
+    if untimed:
+        trimmed = _are_trimmed([rows[i] for i in untimed], root)
+        notes.append(
+            f"{len(untimed):,} videos of {source} are named without their times and last "
+            + ("about as long as their part: they are taken whole." if trimmed else "longer: their part is cut out.")
+        )
+        for i in untimed if trimmed else []:
+            rows[i] = rows[i]._replace(start=0.0, end=None)
+    return Table(rows, root, notes=notes)
+
+
+def _are_trimmed(rows: list[Row], root: str) -> bool:
+    """Whether files named {youtube_id}.mp4 hold only the listed part: both kinds are in use. A few durations tell."""
+    votes = set()
+    for row in sorted(rows, key=lambda row: -row.start)[:5]:  # the later the part, the clearer the difference
+        seconds = _duration(join(root, row.path))
+        if seconds is not None and row.start >= 1:
+            votes.add(seconds < (row.end + (row.end - row.start)) / 2)
+    if len(votes) > 1:
+        raise SourceError(f"{root or '.'} holds whole videos and cut ones under names without times: put the cut ones "
+                          "elsewhere, or name them {youtube_id}_{start:06d}_{end:06d}.")  # fmt: skip
+    return votes == {True}
+
+
+def _duration(place: str) -> float | None:
+    """Seconds; None where the file does not say."""
+    import av
+
+    try:
+        with open_binary(place) as file, av.open(file) as container:
+            return container.duration / av.time_base if container.duration else None
+    except (OSError, av.FFmpegError):
+        return None
+
+
+# ---- JSON
+
+
+def _read_json(source: str, root: str, layout: str) -> Table:
+    data = _parsed(source)
+    if not isinstance(data, list) or not data or not all(isinstance(video, dict) for video in data):
+        ours = isinstance(data, dict) and "shards" in data
+        what = "a manifest, whose folder is what to give" if ours else "no list of videos"
+        raise SourceError(f"{source} is {what}: JSON lists are those of Something-Something V2 and of Diving48.")
+    if layout == "auto":
+        layout = "diving48" if "vid_name" in data[0] else "ssv2"
+    key = {"diving48": "vid_name", "ssv2": "id"}.get(layout)
+    if key is None:
+        raise SourceError(f"{source} is JSON, which layout {layout} is not: choose ssv2 or diving48.")
+    rows = []
+    for number, video in enumerate(data, 1):
+        if not isinstance(video.get(key), (str, int)):
+            raise SourceError(f"entry {number} of {source} has no {key}, as videos of {layout} have: mend the list.")
+        label = video.get("template", video.get("label"))
+        label = None if label is None else re.sub(r"[\[\]]", "", str(label))
+        rows.append(Row(f"entry {number}", str(video[key]), label))
+    notes = []
+    if layout == "ssv2":
+        classes, about = _classes_beside(source, "something-something-v2-labels.json", "labels.json")
+    else:
+        classes, about = _classes_beside(source, "Diving48_vocab.json")
+        later = sum(bool(video.get("start_frame")) for video in data)
+        if later:  # the videos of Diving48 are cut already: start_frame is 0
+            notes.append(f"{later:,} videos of {source} have a start_frame that is not 0: they are taken whole.")
+    return _locate(source, rows, root, classes, about, notes)
+
+
+def _parsed(path: str):
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise SourceError(f"{path} is not JSON ({error}): copy it again.") from error
+
+
+# ---- WebDataset
+
+
+def _expand(name: str) -> list[str]:
+    """videos-{000..010}.tar -> its eleven names."""
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", name)
+    if match is None:
+        return [name]
+    low, high, width = int(match[1]), int(match[2]), len(match[1])
+    if high < low:
+        raise SourceError(f"the range of {name} ends before it starts.")
+    names = [f"{name[: match.start()]}{number:0{width}d}{name[match.end() :]}" for number in range(low, high + 1)]
+    return [expanded for each in names for expanded in _expand(each)]
+
+
+def _read_webdataset(folder: str, tars: list[str], root: str | None, split: str | None) -> Table:
+    _refuse_split(split, join(folder, tars[0]) if tars else folder)
+    if root is not None:
+        raise SourceError(f"the videos are in the tar files of {folder or '.'}: leave the root {root} out.")
+    rows = [row for tar in tars for row in _read_tar(folder, tar)]
+    if not rows:
+        raise SourceError(f"{folder or '.'} holds no tar file with video members (mp4, webm, avi, mkv, ...).")
+    path = join(folder, "manifest.json")
+    manifest = _parsed(path) if exists(path) else None
+    if not isinstance(manifest, dict) or not {"classes", "shards"} <= manifest.keys():  # not one of ours
+        return Table(rows, folder)
+    classes = read_classes(path) if manifest["classes"] else None
+    notes = [f"{folder or '.'} holds shards made from videos before: encoding their clips again costs quality."]
+    return Table(rows, folder, classes, f"class names and their order are those of {path}." if classes else "", notes)
+
+
+def _read_tar(folder: str, tar: str) -> list[Row]:
+    """The videos of one tar, labelled by the member of the same key. Only headers and labels are read."""
+    place, rows, labels = join(folder, tar), [], {}  # labels: (key, cls | json | txt) -> label
+    keys = []
+    try:
+        with reading(place), open_binary(place) as file, tarfile.open(fileobj=file, mode="r:") as members:
+            while (member := members.next()) is not None:
+                base = posixpath.basename(member.name)
+                key, _, suffix = base.lower().partition(".")
+                key = (posixpath.dirname(member.name), base[: len(key)])
+                if member.isfile() and is_video(base):
+                    keys.append(key)
+                    rows.append(Row(f"{tar}/{member.name}", tar, None, 0.0, None, member.offset_data, member.size,
+                                    member.name))  # fmt: skip
+                elif member.isfile() and suffix in ("cls", "json", "txt") and member.size <= LARGEST_LABEL:
+                    labels[key, suffix] = _label(members.extractfile(member).read(), suffix, place, member.name)
+                members.members.clear()  # what tarfile would remember of every member
+    except tarfile.TarError as error:
+        raise SourceError(f"{place} is not a whole, uncompressed tar ({error}): unpack or copy it again.") from error
+    found = [[labels.get((key, suffix)) for suffix in ("cls", "json", "txt")] for key in keys]
+    return [row._replace(label=next((label for label in label_of if label is not None), None))
+            for row, label_of in zip(rows, found)]  # fmt: skip
+
+
+def _label(data: bytes, suffix: str, place: str, member: str) -> str | None:
+    """Text of a label member; of JSON, a name rather than an index."""
+    try:
+        if suffix != "json":
+            return data.decode().strip() or None
+        record = json.loads(data)
+        record = record if isinstance(record, dict) else {}
+        values = [record.get(key) for key in ("class", "class_name", "label", "cls")]
+    except ValueError as error:
+        raise SourceError(f"member {member} of {place} is not {suffix} text that holds a label: {error}.") from error
+    names = [value for value in values if isinstance(value, str) and value]
+    indices = [str(value) for value in values if isinstance(value, int) and not isinstance(value, bool) and value >= 0]
+    return (names + indices or [None])[0]
+
+
+def is_integer(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()

@@ -1,0 +1,135 @@
+"""Where lists and videos are: local paths, or fsspec URLs as s3://bucket/videos is. Local paths never touch fsspec."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import re
+
+VIDEO_SUFFIXES = frozenset(
+    ".3g2 .3gp .asf .avi .divx .f4v .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogg .ogv .rm .rmvb .ts"
+    " .vob .webm .wmv .y4m".split()
+)
+
+
+class SourceError(ValueError):
+    """The source list cannot be used; the message is one sentence that says what, where and what to do."""
+
+
+def is_url(place: str) -> bool:
+    return re.match(r"[A-Za-z][\w+.-]*(://|::)", place) is not None
+
+
+def is_video(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
+
+
+def join(root: str, path: str) -> str:
+    """`path` as seen from `root`; absolute paths and URLs are what they are."""
+    if is_url(path) or os.path.isabs(path) or not is_url(root):
+        return path if is_url(path) else os.path.join(root, path)
+    scheme, separator, folder = root.rpartition("://")
+    path = f"{folder.rstrip('/')}/{path}" if folder else path
+    dotted = {".", ".."} & set(path.split("/"))  # object stores know no parent folder; a double slash may be a name
+    return scheme + separator + (posixpath.normpath(path) if dotted else path)
+
+
+def parent(place: str) -> str:
+    scheme, separator, path = place.rpartition("://") if is_url(place) else ("", "", place)
+    return scheme + separator + posixpath.dirname(path)
+
+
+def is_folder(place: str) -> bool:
+    if not is_url(place):
+        return os.path.isdir(place)
+    with reading(place):
+        file_system, path = _file_system(place)
+        return file_system.isdir(path)
+
+
+def exists(place: str) -> bool:
+    if not is_url(place):
+        return os.path.exists(place)
+    with reading(place):
+        file_system, path = _file_system(place)
+        return file_system.exists(path)
+
+
+def open_binary(place: str):
+    """A seekable file. Small blocks: who reads headers here wants few bytes of many places."""
+    if not is_url(place):
+        return open(place, "rb")
+    file_system, path = _file_system(place)
+    return file_system.open(path, "rb", block_size=2**16)
+
+
+def read_text(place: str) -> str:
+    with reading(place), open_binary(place) as file:
+        data = file.read()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise SourceError(f"{place} is not a text file in UTF-8: give a list of videos or a folder.") from None
+
+
+def entries(folder: str) -> tuple[list[str], list[str]]:
+    """Names of the files and of the folders in a folder, sorted, without hidden ones."""
+    with reading(folder):
+        if is_url(folder):
+            file_system, path = _file_system(folder)
+            found = [(posixpath.basename(e["name"].rstrip("/")), e["type"]) for e in file_system.ls(path, detail=True)
+                     if e["name"].strip("/") != path.strip("/")]  # fmt: skip
+            found = [(name, kind == "directory") for name, kind in found]
+        else:
+            found = [(entry.name, entry.is_dir()) for entry in os.scandir(folder)]
+    found = sorted((name, is_dir) for name, is_dir in found if not name.startswith("."))
+    return [name for name, is_dir in found if not is_dir], [name for name, is_dir in found if is_dir]
+
+
+def videos_below(folder: str) -> list[str]:
+    """Every video file at any depth that is not hidden, relative to the folder, sorted. Links are followed."""
+    with reading(folder):
+        if is_url(folder):
+            file_system, path = _file_system(folder)
+            prefix = path.strip("/") + "/" if path.strip("/") else ""
+            found = [name.lstrip("/").removeprefix(prefix) for name in file_system.find(path)]
+        else:
+            found = []
+            for here, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
+                folders[:] = [name for name in folders if not _leads_upwards(os.path.join(here, name))]
+                prefix = os.path.relpath(here, folder) + "/" if here != folder else ""
+                found += [prefix + name for name in files]
+    return sorted(name for name in found if is_video(name) and "/." not in f"/{name}")
+
+
+@contextlib.contextmanager
+def reading(place: str):
+    """What goes wrong with a place while it is read is told as a SourceError."""
+    try:
+        yield
+    except SourceError:
+        raise
+    except OSError as error:
+        raise SourceError(f"{place} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:  # every object store has exceptions of its own
+        if not is_url(place):
+            raise
+        reason = str(error).strip().rstrip(".").partition("\n")[0] or type(error).__name__
+        raise SourceError(f"{place} cannot be read: {reason}.") from error
+
+
+def _file_system(url: str):
+    import fsspec
+
+    return fsspec.core.url_to_fs(url)
+
+
+def _leads_upwards(folder: str) -> bool:
+    """Whether it is a link to a folder that it lies in: a walk would never end."""
+    real = os.path.realpath(folder)
+    return os.path.islink(folder) and os.path.commonpath([real, os.path.realpath(os.path.dirname(folder))]) == real
+
+
+def _raise(error: OSError):
+    raise error

@@ -1,0 +1,492 @@
+"""Is a data set still what was written? `python shard_tools/verify.py DIR`. `--help` explains."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if not __package__:  # run as a file: this folder's inspect.py must not stand in for Python's
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+import argparse
+import csv
+import io
+import json
+import multiprocessing
+import re
+import signal
+import tarfile
+import time
+import zlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby, pairwise, starmap
+from pathlib import Path
+
+import av
+import numpy as np
+from tqdm import tqdm
+
+from pipelines.shards import CLIP, FORMAT, FRAGMENT, VERSION, clip_key, manifest_crc32, shard_number
+
+BLOCK = 512  # bytes; members of a tar start on multiples of it
+CHUNK = 1 << 26  # bytes read at once where no clip is
+JSON_ROOM = 1 << 16  # bytes, more than any clip's json takes
+SHOWN = 8  # problems printed of each kind; all of them are in --json and --bad
+RESTORE_INDEX = "restore manifest.json and the .npy files from a copy, or run make_shards again"
+
+EPILOG = """\
+what is checked
+  shards      every tar: that it is there, its size, its crc32
+  clips       every mp4 and json: that it is in the tar where clips.npy says and under its key; the checksum of every
+              frame; that the json says the same label, size and number of frames as the index
+  index       the checksums of manifest.json, clips.npy and fragments.npy; that no record in them is impossible; that
+              clips.csv lists the same clips
+  decoding    --decode clips, drawn at random, from the first frame to the last: frames, sizes, keyframes
+
+Damage in one place does not hide damage elsewhere. Nothing is changed. Training itself checks every frame that it
+reads; verify is for after a copy, before a long run, and for a disk that is in doubt.
+
+examples
+  python shard_tools/verify.py shards/train
+  python shard_tools/verify.py shards/train --decode all --workers 32
+  python shard_tools/verify.py shards/train --bad bad.csv --json report.json
+  python shard_tools/make_shards.py bad.csv --root videos/train --classes shards/train/manifest.json --out shards/again
+
+exit codes: 0 all is well; 1 problems were found; 2 wrong arguments; 130 interrupted
+"""
+
+
+class Unusable(Exception):
+    """Nothing can be checked; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a clip (with a shard or an index file as a whole: clip is None), and what to do."""
+
+    what: str
+    remedy: str
+    clip: int | None = None  # its number in the data set
+    shard: str = ""
+    key: str = ""
+    source: dict = field(default_factory=dict)  # path, start, end, class of the source video, as clips.csv has them
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar file, and what the manifest and the index say of it."""
+
+    path: str
+    bytes: int
+    crc32: int
+    classes: list[str]
+    ids: list[int]  # numbers of its clips, without those whose record is impossible
+    keys: list[str]
+    clips: np.ndarray  # (n,) CLIP
+    fragments: np.ndarray  # (m,) FRAGMENT
+    base: int  # where fragments[0] is in fragments.npy
+
+    @property
+    def name(self) -> str:
+        return os.path.basename(self.path)
+
+    def fragments_of(self, i: int) -> np.ndarray:
+        first = int(self.clips["first_fragment"][i]) - self.base
+        return self.fragments[first : first + int(self.clips["frames"][i])]
+
+    def size_of(self, i: int) -> int:
+        """Bytes of the i-th mp4, as the index says."""
+        return int(self.clips["header_size"][i]) + int(self.fragments_of(i)["size"].sum(dtype=np.int64))
+
+
+# ---- the index -------------------------------------------------------------------------------------------------------
+
+
+def read_manifest(path: Path) -> tuple[dict, list[Problem]]:
+    try:
+        manifest = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise Unusable(f"{path} cannot be read as a manifest ({error}): restore it, or run make_shards again.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise Unusable(f"{path} is not a manifest that make_shards wrote.")
+    if manifest.get("version") != VERSION:
+        raise Unusable(f"{path} is of version {manifest.get('version')}, this program reads version {VERSION}.")
+    kinds = {"codec": str, "gop": int, "clips": int, "frames": int, "classes": list, "shards": list}
+    wrong = [name for name, kind in kinds.items() if not isinstance(manifest.get(name), kind)]
+    if not wrong and not all(map(_is_shard, manifest["shards"])):
+        wrong = ["shards"]
+    if not wrong and (manifest["gop"] < 1 or sum(shard["clips"] for shard in manifest["shards"]) != manifest["clips"]):
+        wrong = ["gop or clips"]
+    if wrong:
+        raise Unusable(f"{path} is damaged ({', '.join(wrong)} is missing or wrong): restore it, or run make_shards again.")
+    if manifest.get("crc32", manifest_crc32(manifest)) == manifest_crc32(manifest):
+        return manifest, []
+    return manifest, [Problem("manifest.json is damaged or was edited (checksum differs)", RESTORE_INDEX)]
+
+
+def _is_shard(shard) -> bool:
+    numbers = ("bytes", "clips", "crc32")
+    return (
+        isinstance(shard, dict)
+        and re.fullmatch(r"shard-\d+\.tar", str(shard.get("name"))) is not None
+        and all(isinstance(shard.get(name), int) for name in numbers)
+    )
+
+
+def read_index(root: Path, manifest: dict) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
+    """The clips, the fragments and what is wrong with them; both are empty if either file cannot be used."""
+    problems, tables = [], []
+    for kind, dtype in (("clips", CLIP), ("fragments", FRAGMENT)):
+        name = manifest.get("index", {}).get(kind, f"{kind}.npy")
+        count = manifest["clips" if kind == "clips" else "frames"]
+        try:
+            if manifest.get("index_crc32", {}).get(kind, crc := _crc32(root / name)) != crc:
+                problems.append(Problem(f"{name} is damaged (checksum differs)", RESTORE_INDEX))
+            table = np.asarray(np.load(root / name, mmap_mode="r"))
+            if table.dtype != dtype or table.shape != (count,):
+                raise ValueError(f"it does not hold the {count} records that the manifest speaks of")
+            tables.append(table)
+        except Exception as error:  # numpy lets out nearly anything for a damaged header
+            problems.append(Problem(f"{name} cannot be used: {error}", RESTORE_INDEX))
+    if len(tables) < 2:
+        return np.zeros(0, CLIP), np.zeros(0, FRAGMENT), problems
+    return *tables, problems + [Problem(what, RESTORE_INDEX, clip) for clip, what in impossible_records(tables[0], manifest)]
+
+
+def impossible_records(clips: np.ndarray, manifest: dict) -> list[tuple[int, str]]:
+    """(clip id, what its record says that cannot be true)"""
+    counts = [shard["clips"] for shard in manifest["shards"]]
+    limits = np.repeat([shard["bytes"] for shard in manifest["shards"]], counts).astype(np.uint64)
+    last = clips["first_fragment"] + clips["frames"]
+    wrong = {
+        "shard": clips["shard"] != np.repeat(np.arange(len(counts)), counts),
+        "offset": (clips["offset"] % BLOCK != 0) | (clips["offset"] < BLOCK) | (clips["offset"] >= limits),
+        "label": (clips["label"] < -1) | (clips["label"] >= len(manifest["classes"])),
+        "size": (clips["width"] < 1) | (clips["height"] < 1),
+        "fps": ~((clips["fps"] > 0) & np.isfinite(clips["fps"])),
+        "number of frames": (clips["frames"] < 1) | (last != np.append(clips["first_fragment"][1:], manifest["frames"])),
+    }
+    return [(clip, f"its {what} in the index is impossible") for what, bad in wrong.items() for clip in bad.nonzero()[0].tolist()]
+
+
+def read_sources(root: Path, keys: list[str], clips: np.ndarray, classes: list[str]) -> tuple[dict, list[Problem]]:
+    """Key -> row of clips.csv, and whether they agree with the index."""
+    remedy = "restore clips.csv from a copy; training does not read it"
+    try:
+        with open(root / "clips.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = {row["key"]: row for row in csv.DictReader(file) if row.get("key")}
+    except OSError as error:
+        return {}, [Problem(f"clips.csv cannot be read ({error.strerror})", remedy)]
+    names = dict(enumerate(classes)) | {-1: ""}
+    labels = zip(keys, clips["label"].tolist())
+    differ = [key for key, label in labels if key not in rows or rows[key]["class"] != names.get(label, rows[key]["class"])]
+    what = f"clips.csv does not have the same classes as the index for {len(differ)} clips, such as {differ[0]}" if differ else ""
+    return rows, [Problem(what, remedy)] if differ else []
+
+
+def list_shards(root: Path, manifest: dict, clips, fragments, keys: list[str], impossible: set) -> list[Shard]:
+    shards, first = [], 0
+    for shard in manifest["shards"]:
+        ids = [clip for clip in range(first, min(first + shard["clips"], len(clips))) if clip not in impossible]
+        mine = clips[ids]
+        base = int(mine["first_fragment"].min()) if ids else 0
+        stop = int((mine["first_fragment"] + mine["frames"]).max()) if ids else 0
+        facts = (str(root / shard["name"]), shard["bytes"], shard["crc32"], manifest["classes"])
+        shards.append(Shard(*facts, ids, [keys[clip] for clip in ids], mine, fragments[base:stop], base))
+        first += shard["clips"]
+    return shards
+
+
+def _crc32(path: Path) -> int:
+    with open(path, "rb") as file:
+        crc = 0
+        while block := file.read(CHUNK):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+# ---- the bytes -------------------------------------------------------------------------------------------------------
+
+
+def check_shard(shard: Shard) -> tuple[list[Problem], int]:
+    """Read a shard once, from end to end. Returns what is wrong with it, and its bytes."""
+    restore = f"restore {shard.name} from a copy, or make these clips again (--bad FILE lists them)"
+    found, crc = [], 0
+
+    def report(what: str, i: int | None) -> None:
+        found.append(Problem(what, restore, None if i is None else shard.ids[i], shard.name))
+
+    try:
+        file = open(shard.path, "rb", buffering=0)
+    except OSError as error:
+        for i in range(len(shard.ids)) or [None]:
+            report(f"the shard cannot be opened ({error.strerror})", i)
+        return found, shard.bytes
+    with file:
+        size = os.fstat(file.fileno()).st_size
+        if size != shard.bytes:
+            report(f"the shard has {size} bytes, the manifest says {shard.bytes}", None)
+        starts = {offset - BLOCK: i for i, offset in enumerate(shard.clips["offset"].tolist())}
+        for begin, end in pairwise(sorted({0, size, *range(0, size, CHUNK), *(start for start in starts if start < size)})):
+            i = starts.get(begin)
+            room = 0 if i is None else BLOCK + shard.size_of(i) + JSON_ROOM
+            try:
+                data = _read(file, begin, max(end - begin, min(room, size - begin)))
+            except OSError as error:
+                report(f"bytes {begin} to {end} of the shard cannot be read ({error.strerror})", i)
+                continue
+            crc = zlib.crc32(data[: end - begin], crc)
+            if i is not None and (wrong := check_clip(data, shard, i)):
+                report("; ".join(wrong), i)
+        for start, i in starts.items():
+            if start >= size:
+                report("the shard ends before it", i)
+    if crc == shard.crc32:  # the shard is as it was written
+        found = [replace(problem, remedy=RESTORE_INDEX) for problem in found]
+    elif not found:
+        remedy = f"training can use it; restore {shard.name} from a copy for programs that read the whole tar"
+        found = [Problem("its crc32 differs, but every clip in it is as it was written", remedy, None, shard.name)]
+    return found, shard.bytes
+
+
+def check_clip(data: memoryview, shard: Shard, i: int) -> list[str]:
+    """What is wrong with the i-th clip of a shard; data: from the mp4's tar header on."""
+    clip, fragments, size, key = shard.clips[i], shard.fragments_of(i), shard.size_of(i), shard.keys[i]
+    wrong = _check_member(data[:BLOCK], f"{key}.mp4", size)
+    mp4 = data[BLOCK : BLOCK + size]
+    if len(mp4) < size:
+        return [*wrong, "the shard ends in the middle of it"]
+    ends = int(clip["header_size"]) + np.cumsum(fragments["size"], dtype=np.int64)
+    bounds, crcs = [0, int(clip["header_size"]), *ends.tolist()], [int(clip["header_crc"]), *fragments["crc"].tolist()]
+    damaged = [n for n, (begin, end) in enumerate(pairwise(bounds)) if zlib.crc32(mp4[begin:end]) != crcs[n]]
+    if damaged:
+        where = ", ".join(f"frame {n - 1}" if n else "the header" for n in damaged[:3])
+        more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
+        wrong.append(f"damaged (checksum differs): {where}{more}")
+    times = fragments["time"]
+    if times[0] != 0 or not (np.diff(times) >= 0).all() or not np.isfinite(times[-1]):
+        wrong.append("the times of its frames in the index are not 0 and then ever later")
+    return wrong + _check_json(data[BLOCK + -(-size // BLOCK) * BLOCK :], key, clip, shard.classes)
+
+
+def _check_json(data: memoryview, key: str, clip, classes: list[str]) -> list[str]:
+    """What is wrong with a clip's json; data: from its tar header on."""
+    if wrong := _check_member(data[:BLOCK], f"{key}.json"):
+        return wrong
+    try:
+        facts = json.loads(bytes(data[BLOCK : BLOCK + int(bytes(data[124:135]), 8)]))
+        differ = [name for name in ("label", "frames", "width", "height") if facts[name] != clip[name]]
+    except (ValueError, KeyError, TypeError):
+        return ["its json is damaged"]
+    if not differ and clip["label"] >= 0 and facts.get("class") != classes[clip["label"]]:
+        return [f"its json says class {facts.get('class')!r}, the manifest {classes[clip['label']]!r}"]
+    return [f"its json says {name} {facts[name]}, the index {clip[name]}" for name in differ]
+
+
+def _check_member(header: memoryview, name: str, size: int | None = None) -> list[str]:
+    try:
+        info = tarfile.TarInfo.frombuf(bytes(header), "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return [f"there is no tar header of {name} where it should be"]
+    if info.name != name:
+        return [f"the tar has {info.name} where {name} should be"]
+    return [f"the tar says {info.size} bytes, the index {size}"] if size not in (None, info.size) else []
+
+
+def _read(file, begin: int, length: int) -> memoryview:
+    data, done = memoryview(np.empty(length, np.uint8)), 0
+    while done < length:
+        got = os.preadv(file.fileno(), [data[done:]], begin + done)
+        if got == 0:
+            raise OSError(0, f"it ends at byte {begin + done}")
+        done += got
+    return data
+
+
+# ---- decoding --------------------------------------------------------------------------------------------------------
+
+
+def draw_clips(shards: list[Shard], problems: list[Problem], count: int | None, manifest: dict) -> list[tuple]:
+    """Tasks for decode_clip, one for each clip drawn; bad ones are left out. count: None for all."""
+    bad = {problem.clip for problem in problems}
+    sound = [(shard, i) for shard in shards for i, clip in enumerate(shard.ids) if clip not in bad]
+    if count is not None and count < len(sound):
+        sound = [sound[i] for i in sorted(np.random.default_rng(0).choice(len(sound), count, replace=False))]
+    how = (manifest["codec"], manifest["gop"])
+    return [(shard.path, shard.ids[i], shard.clips[i], shard.size_of(i), *how) for shard, i in sound]
+
+
+def decode_clip(path: str, clip_id: int, clip: np.void, size: int, codec: str, gop: int) -> tuple[list[Problem], int]:
+    """Decode a clip of `size` bytes from end to end. Returns problems, and 1 for one clip."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            data = _read(file, int(clip["offset"]), size)
+        what = decode(data, clip, codec, gop)
+    except OSError as error:  # it could be read a moment ago
+        what = f"it cannot be read any more ({error.strerror})"
+    remedy = "make these clips again (--bad FILE lists them): they are as they were written, but do not play"
+    return [Problem(what, remedy, clip_id, os.path.basename(path))] if what else [], 1
+
+
+def decode(data: bytes, clip, codec: str, gop: int) -> str | None:
+    """What goes wrong when a clip is played from end to end; None: nothing."""
+    packets = frames = 0
+    try:
+        with av.open(io.BytesIO(data)) as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            if stream.codec_context.codec.canonical_name != codec:
+                return f"it is {stream.codec_context.codec.canonical_name}, the manifest says {codec}"
+            for packet in container.demux(stream):
+                if packet.size and packet.is_keyframe != (packets % gop == 0):
+                    return f"frame {packets} {'is' if packet.is_keyframe else 'is not'} a keyframe, one every {gop} is expected"
+                packets += packet.size > 0
+                for frame in packet.decode():
+                    if (frame.width, frame.height) != (clip["width"], clip["height"]):
+                        return f"frame {frames} is {frame.width}x{frame.height}, the index says {clip['width']}x{clip['height']}"
+                    frames += 1
+    except (av.FFmpegError, ValueError, IndexError) as error:
+        return f"decoding stops after {frames} frames ({' '.join(str(error).split())})"
+    return None if frames == clip["frames"] else f"it decodes to {frames} frames, the index says {clip['frames']}"
+
+
+# ---- all of it -------------------------------------------------------------------------------------------------------
+
+
+def verify(root: Path, to_decode: int | None = 100, workers: int = 1) -> dict:
+    """Check the data set in `root`; to_decode: how many clips to decode, None: all. Raises Unusable.
+
+    Returns {"data", "clips", "shards", "bytes", "seconds", "gb_per_s", "decoded", "problems": [Problem, ...]}; seconds
+    and gb_per_s are of reading and checking, without decoding.
+    """
+    began = time.monotonic()
+    manifest, problems = read_manifest(root / "manifest.json")
+    clips, fragments, found = read_index(root, manifest)
+    impossible = {problem.clip for problem in found}
+    keys = [clip_key(shard_number(shard["name"]), i) for shard in manifest["shards"] for i in range(shard["clips"])]
+    rows, differ = read_sources(root, keys, clips, manifest["classes"])
+    problems += found + differ
+    shards = list_shards(root, manifest, clips, fragments, keys, impossible)
+    size = sum(shard.bytes for shard in shards)
+    for found, _ in watched(parallel(check_shard, [(shard,) for shard in shards], workers), size, "B", "reading"):
+        problems += found
+    seconds = time.monotonic() - began
+    tasks = draw_clips(shards, problems, to_decode, manifest)
+    for found, _ in watched(parallel(decode_clip, tasks, workers, 8), len(tasks), "clip", "decoding"):
+        problems += found
+    named = [p if p.clip is None else replace(p, key=keys[p.clip], source=rows.get(keys[p.clip], {})) for p in problems]
+    facts = {"data": str(root), "clips": manifest["clips"], "shards": len(shards), "bytes": size, "seconds": round(seconds, 3)}
+    return facts | {"gb_per_s": round(size / 1e9 / seconds, 3), "decoded": len(tasks), "problems": named}
+
+
+def parallel(function, tasks: list[tuple], workers: int, at_once: int = 1) -> Iterator:
+    """function(*task) of every task, in order; workers: processes, 1: this one; at_once: tasks that one gets at a time."""
+    if workers == 1 or len(tasks) <= at_once:
+        yield from starmap(function, tasks)
+        return
+    spawn, ignore = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent ends it
+    with ProcessPoolExecutor(min(workers, len(tasks)), spawn, signal.signal, ignore) as pool:
+        yield from pool.map(function, *zip(*tasks), chunksize=at_once)
+
+
+def watched(results: Iterable, total: int, unit: str, title: str) -> Iterator:
+    """Pass results on, whose last part is how much of `total` is done: a bar on a terminal, else a line every ten seconds."""
+    done, began = 0, time.monotonic()
+    told = began
+    with tqdm(total=total, unit=unit, unit_scale=True, desc=title, dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
+        for result in results:
+            yield result
+            done += result[-1]
+            bar.update(result[-1])
+            if bar.disable and (now := time.monotonic()) - told >= 10:
+                scale, name = (1e9, "GB") if unit == "B" else (1, f"{unit}s")
+                rate = done / scale / (now - began)
+                print(f"{title}: {done / scale:.4g}/{total / scale:.4g} {name}, {rate:.3g} {name}/s", file=sys.stderr, flush=True)
+                told = now
+
+
+def show(report: dict) -> str:
+    """The report as lines; problems grouped by what to do about them."""
+    lines = []
+    problems = sorted(report["problems"], key=lambda p: (p.shard, p.remedy, p.clip is not None, p.clip))
+    for (shard, remedy), group in groupby(problems, key=lambda p: (p.shard, p.remedy)):
+        group = list(group)
+        width = max(len(problem.source.get("path", "")) for problem in group[:SHOWN])
+        lines.append(f"{shard or report['data']}: {len(group)} problem{'s' if len(group) > 1 else ''}; {remedy}")
+        lines += [f"  {p.key:<13}  {p.source.get('path', ''):<{width}}  {p.what}" for p in group[:SHOWN]]
+        lines += [f"  and {len(group) - SHOWN:,} more (--json FILE lists all)"] * (len(group) > SHOWN)
+    lines.append(
+        f"{report['data']}: {report['clips']:,} clips in {report['shards']:,} shards, {report['bytes'] / 1e9:.3f} GB read "
+        f"({report['gb_per_s']:.2f} GB/s), {report['decoded']:,} clips decoded: "
+        + (f"{len(problems):,} problems." if problems else "all is well.")
+    )
+    return "\n".join(lines)
+
+
+def write_bad(path: Path, problems: list[Problem]) -> str:
+    """The sources of the clips that have problems, as a list that make_shards reads. Returns what was written, in words."""
+    bad = {problem.clip: problem for problem in problems[::-1] if problem.clip is not None}
+    listed = [bad[clip] for clip in sorted(bad) if bad[clip].source.get("path")]
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["path", "start", "end", "label", "reason"])
+        table.writerows([*(p.source.get(name, "") for name in ("path", "start", "end", "class")), p.what] for p in listed)
+    lost = f"; the source of {len(bad) - len(listed):,} more is not known" if len(listed) < len(bad) else ""
+    return f"{path}: {len(listed):,} source videos{lost}"
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="verify",
+        description="Read a data set again, all of it, and say what is not as it was written.",
+        epilog=EPILOG,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=110),
+    )
+    add = parser.add_argument
+    add("data", metavar="DIR", type=Path, help="folder that make_shards wrote")
+    add("--decode", default="100", metavar="N", help="clips to decode as well, drawn at random; all, or 0 (default: 100)")
+    add("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes (default: all cores)")
+    add("--bad", type=Path, metavar="FILE", help="write the sources of bad clips here: a CSV of path,start,end,label,reason "
+        "that make_shards takes as SOURCE")  # fmt: skip
+    add("--json", type=Path, metavar="FILE", help="write the whole report here")
+    arguments = parser.parse_args(argv)
+    if arguments.decode != "all" and not arguments.decode.isdecimal():
+        parser.error(f"--decode must be a number or all, not {arguments.decode}.")
+    if arguments.workers < 1:
+        parser.error(f"--workers must be at least 1, not {arguments.workers}.")
+    if not (arguments.data / "manifest.json").exists():
+        parser.error(f"{arguments.data} holds no manifest.json: give a folder that make_shards has finished.")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    try:
+        report = verify(arguments.data, None if arguments.decode == "all" else int(arguments.decode), arguments.workers)
+    except Unusable as error:
+        print(f"verify: {error}", file=sys.stderr)
+        return 1
+    except BrokenProcessPool:
+        print("verify: a process died, of a crash or of too little memory: try again with --workers 1.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("verify: interrupted; nothing was changed.", file=sys.stderr)
+        return 130
+    print(show(report))
+    try:
+        if arguments.bad:
+            print(write_bad(arguments.bad, report["problems"]))
+        if arguments.json:
+            plain = report | {"problems": [asdict(problem) for problem in report["problems"]]}
+            arguments.json.write_text(json.dumps(plain, indent=1) + "\n")
+    except OSError as error:
+        print(f"verify: {error.filename} cannot be written ({error.strerror}).", file=sys.stderr)
+        return 2
+    return 1 if report["problems"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

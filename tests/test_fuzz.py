@@ -1,0 +1,105 @@
+"""Damage of every kind, before and after sharding: told or survived, never a crash, a hang or a wrong pixel."""
+
+import csv
+import io
+import json
+import multiprocessing
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+
+import av
+import numpy as np
+import pytest
+
+from pipelines import ShardError, build_loader
+from pipelines.shards import ShardSet
+from shard_tools.encode import EncodeSettings
+from shard_tools.sources import Video
+from shard_tools.writer import make_shards
+from tests.fuzz import damaged_sets, damaged_videos
+from tests.videos import moving, write_video
+
+SEED = 0
+PATIENCE = 60  # seconds until a case counts as a hang
+
+
+def test_damaged_sources_are_rejected_with_a_reason_or_stored_as_they_decode(tmp_path):
+    paths = damaged_videos(tmp_path / "videos", 200, SEED)
+    videos = [Video(str(path), source=path.name) for path in paths]
+    manifest = make_shards(videos, [], tmp_path / "out", EncodeSettings(short_side=48), workers=1, timeout=30)
+    assert len(videos) >= 200 and manifest["clips"] + manifest["rejected"] == len(videos)
+    with open(tmp_path / "out" / "rejected.csv", newline="") as file:
+        reasons = {row["path"]: row["reason"] for row in csv.DictReader(file)}
+    assert len(reasons) == manifest["rejected"] and 60 < len(reasons) < 160
+    for name, reason in reasons.items():
+        assert reason and len(reason) < 300 and reason.isprintable() and not reason.endswith("."), (name, reason)
+        assert not reason.startswith(("it cannot be encoded", "it took longer", "the decoder ")), (name, reason)
+    shards = ShardSet(tmp_path / "out")
+    stored = {shards.metadata(i)["source"]: i for i in range(len(shards))}
+    assert stored.keys() | reasons.keys() == {video.source for video in videos} and not stored.keys() & reasons.keys()
+    for name, i in stored.items():
+        clip, times = shards.clips[i], shards.times(i)
+        with av.open(io.BytesIO(shards.read_whole(i))) as container:
+            sizes = [(frame.width, frame.height) for frame in container.decode(video=0)]
+        assert sizes == [(clip["width"], clip["height"])] * clip["frames"] and min(sizes[0]) == 48, name
+        assert times[0] == 0 and np.isfinite(times).all() and (np.diff(times) >= 0).all(), name
+        assert times[-1] <= 3600 * len(times) and 0.001 <= clip["fps"] <= 1000, name
+
+
+# ---- sharded data sets -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """Fifteen clips in four shards, and the pixels and labels of each, as the loader gives them."""
+    folder = tmp_path_factory.mktemp("sound")
+    paths = [write_video(folder / f"{i}.mp4", moving(20, seed=i)) for i in range(15)]
+    videos = [Video(str(path), i % 3, "abc"[i % 3], path.name) for i, path in enumerate(paths)]
+    make_shards(videos, list("abc"), folder / "set", EncodeSettings(short_side=48), shard_clips=4)
+    assert len(list((folder / "set").glob("shard-*.tar"))) >= 3
+    return folder / "set", load(folder / "set")
+
+
+def test_damaged_sets_are_refused_or_their_damaged_clips_are_left_out(sound, tmp_path):
+    folder, expected = sound
+    assert isinstance(expected, list) and all(weight == 1 for *_, weight in expected)
+    refused = quarantined = 0
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as executor:  # a crash breaks it, a hang runs out of patience
+        for name, damaged, damage in damaged_sets(folder, tmp_path / "damaged", 72, SEED):
+            found = executor.submit(load, damaged).result(timeout=PATIENCE)
+            if isinstance(found, str):
+                assert found.endswith(".") and "\n" not in found, (name, found)
+                refused += 1
+                continue
+            assert len(found) == len(expected), name
+            for i, (clip, right) in enumerate(zip(found, expected)):
+                if clip[-1]:
+                    assert clip == right, f"{name}: clip {i} has wrong pixels or a wrong label"
+                else:
+                    assert touches(folder, i, damage), f"{name}: clip {i} is not damaged"
+                    quarantined += 1
+            shutil.rmtree(damaged)
+    assert refused >= 20 and quarantined >= 10
+
+
+def load(folder):
+    """For every clip of a set (checksum of its pixels, label, weight); or what a ShardError says."""
+    try:
+        loader = build_loader(folder, "val", batch_size=4, num_frames=4, size=32, device="cpu", threads=1)
+        clips = {}
+        for batch in loader:
+            for pixels, label, i, weight in zip(batch.clips, batch.labels.tolist(), batch.ids.tolist(), batch.weights.tolist()):
+                clips[i] = max(clips.get(i, (0,)), (weight, label, pixels.numpy().tobytes()))  # filling has weight 0
+        return [(clips[i][2], clips[i][1], clips[i][0]) if clips[i][0] else (None, None, 0.0) for i in sorted(clips)]
+    except ShardError as error:
+        return str(error)
+
+
+def touches(folder, i, damage) -> bool:
+    """Is a damaged byte, (file name, first, end), in clip i?"""
+    shards = ShardSet(folder)
+    clip = shards.clips[i]
+    first, end = int(clip["offset"]), int(clip["offset"]) + len(shards.read_whole(i))
+    name = json.loads((folder / "manifest.json").read_text())["shards"][int(clip["shard"])]["name"]
+    return any(file == name and start < end and first < stop for file, start, stop in damage)
