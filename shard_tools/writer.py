@@ -73,6 +73,8 @@ def make_shards(
     if making and manifest and _generation(making) <= _generation(manifest):
         with output.lock(MAKING):
             _clean_up(output, manifest)  # killed after the manifest was written
+        if making == made_with | {"append": append, "retry": retry, "generation": _generation(manifest)}:
+            return manifest
         making = None
     if append or retry:
         classes = _require_appendable(output, manifest, settings, classes)

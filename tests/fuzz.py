@@ -277,14 +277,16 @@ def _damage(rng, folder: Path, name: str, kind: str, what: str | None, shards: l
         one.write_bytes(other.read_bytes())
         other.write_bytes(data)
     else:
-        places = [0, len(data)] if what is None else _member(rng, path, what)
+        places, changed = [0, len(data)] if what is None else _member(rng, path, what), []
         for _ in range(rng.integers(1, 4)):
             start = int(rng.integers(*places))
             size = int(min(rng.integers(1, 200), places[1] - start)) if kind.startswith("zero") else 1
             part = bytes(size) if kind.startswith("zero") else bytes([data[start] ^ 1 << int(rng.integers(8))])
             data = data[:start] + part + data[start + size :]
+            changed.append((name, start, start + size))
         path.write_bytes(data)
-    return [(name, *places)] if what else [(name, 0, len(data))]
+        return changed
+    return [(name, 0, len(data))]
 
 
 def _member(rng, path: Path, suffix: str) -> list[int]:

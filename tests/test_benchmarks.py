@@ -69,31 +69,29 @@ def run(monkeypatch, module, *options):
 
 
 @pytest.fixture(scope="module")
-def eight_videos(cache):
+def four_videos(cache):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(videos, "DRAWN_FRAMES", 12)
-        return videos.make_videos(cache, 8, 1, None)[0]
+        return videos.make_videos(cache, 4, 1, None)[0]
 
 
-def test_all_contenders_make_the_same_clips(eight_videos):
-    shards = videos.shard_videos(eight_videos, EncodeSettings(crf=4))
+def test_all_contenders_make_the_same_clips(four_videos):
+    shards = videos.shard_videos(four_videos, EncodeSettings(crf=4))
     sampling = loader.SAMPLINGS["TSN-8"]
     plan = loader._loader(shards, sampling).plan
-    order = np.argsort([plan[position].id for position in range(8)])  # webdataset reads them as they are stored
+    order = np.argsort([plan[position].id for position in range(4)])  # webdataset reads them as they are stored
     ours = first_batch(loader.from_shards, shards, shards, sampling)
-    torch_made = first_batch(loader.from_files, eight_videos, shards, sampling)
-    assert ours.shape == torch_made.shape == (8, 3, 8, 224, 224)
-    print('D',(ours - torch_made).abs().mean(), (ours-torch_made.flip(-1)).abs().mean(), (ours-torch_made.flip(2)).abs().mean())
-    assert (ours - torch_made).abs().mean() < 0.15  # other codec, other filter; other clips differ by about 1
+    torch_made = first_batch(loader.from_files, four_videos, shards, sampling)
+    assert ours.shape == torch_made.shape == (4, 3, 8, 224, 224)
+    assert (ours - torch_made).abs().mean() < 0.1  # other codec, other filter; mirrored or backwards it would be 0.5
     for frames_known in (False, True):
         make = partial(loader.from_webdataset, frames_known=frames_known)
         dali_made = first_batch(make, shards, shards, sampling)
-        print('E',(ours[order.tolist()] - dali_made).abs().mean())
         assert (ours[order.tolist()] - dali_made).abs().mean() < 0.02
 
 
 def first_batch(make, data, plan_of, sampling):
-    running = make(data, plan_of, sampling, 8)
+    running = make(data, plan_of, sampling, 4)
     made = next(running).clone()
     running.close()
     return made
@@ -132,16 +130,16 @@ def test_the_sharding_benchmark_and_its_table(cache, tmp_path, monkeypatch, here
     assert "| mjpeg | pyav |" in report.sharding_table()
 
 
-def test_bare_loops_make_what_make_shards_makes(eight_videos, tmp_path):
+def test_bare_loops_make_what_make_shards_makes(four_videos, tmp_path):
     settings = EncodeSettings("mjpeg")
-    clips = ShardSet(videos.shard_videos(eight_videos, settings)).clips
+    clips = ShardSet(videos.shard_videos(four_videos, settings)).clips
     makers = [sharding.by_pyav] + ([sharding.by_ffmpeg] if shutil.which("ffmpeg") else [])
     for make in makers:
         folder = tmp_path / make.__name__
         folder.mkdir()
-        make(eight_videos, settings, folder)
+        make(four_videos, settings, folder)
         made = sorted(folder.glob("*.mp4"))
-        assert len(made) == len(clips) == 8
+        assert len(made) == len(clips) == 4
         with av.open(str(made[0])) as container:
             frames = [(frame.width, frame.height) for frame in container.decode(video=0)]
         assert set(frames) == {(clips["width"][0], clips["height"][0])} and len(frames) == clips["frames"][0]
@@ -166,7 +164,7 @@ def test_the_synthetic_index_points_to_real_bytes(tmp_path):
         shards.read(1, np.array([0]))
 
 
-def test_real_videos_are_cut_or_played_to_and_fro(tmp_path, eight_videos):
+def test_real_videos_are_cut_or_played_to_and_fro(tmp_path, four_videos):
     folder = tmp_path / "real"
     folder.mkdir()
     for number in range(2):

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import multiprocessing
 import shutil
 from concurrent.futures import ProcessPoolExecutor
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipelines import ShardError, build_loader
-from pipelines.shards import ShardSet
+from pipelines.shards import FRAGMENT, ShardSet
 from shard_tools.encode import EncodeSettings
 from shard_tools.sources import Video
 from shard_tools.writer import make_shards
@@ -97,9 +96,13 @@ def load(folder):
 
 
 def touches(folder, i, damage) -> bool:
-    """Is a damaged byte, (file name, first, end), in clip i?"""
+    """Is a damaged byte, (file name, first, end), in clip i or in what the index says of its frames?"""
     shards = ShardSet(folder)
-    clip = shards.clips[i]
-    first, end = int(clip["offset"]), int(clip["offset"]) + len(shards.read_whole(i))
-    name = json.loads((folder / "manifest.json").read_text())["shards"][int(clip["shard"])]["name"]
-    return any(file == name and start < end and first < stop for file, start, stop in damage)
+    clip, (index,) = shards.clips[i], folder.glob("fragments*.npy")
+    records = index.stat().st_size - len(shards.fragments) * FRAGMENT.itemsize  # where they begin in the file
+    offset, record = int(clip["offset"]), records + int(clip["first_fragment"]) * FRAGMENT.itemsize
+    places = {
+        shards.manifest["shards"][int(clip["shard"])]["name"]: (offset, offset + len(shards.read_whole(i))),
+        index.name: (record, record + int(clip["frames"]) * FRAGMENT.itemsize),
+    }
+    return any(file in places and start < places[file][1] and places[file][0] < end for file, start, end in damage)

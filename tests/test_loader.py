@@ -52,6 +52,100 @@ def test_ranks_batch_sizes_and_restarts_see_the_same_pixels_at_the_same_position
     assert [p for batch in resumed for p in pixels(batch)] == expected[10:]
 
 
+EVERYTHING = {"randaugment": "rand-m7-n4-mstd0.5-inc1", "grayscale": 0.5, "erasing": 0.5, "color_jitter": (0.4, 0.4, 0.4, 0.1)}
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_same_global_batches_on_1_2_4_ranks_and_2_resumed_on_3(shapes, mixed):
+    """Pixels, labels and places, under augmentation, windows, balance, repeats and mixtures."""
+    options = EVERYTHING | {"shuffle": "window", "window_shards": 2}
+    data = shapes / "vp9"
+    if mixed:
+        data = [{"path": shapes / "vp9", "weight": 2}, {"path": shapes / "vp9-val", "weight": 1}]
+        options |= {"balance": 0.5, "repeats": 2}
+
+    def stream(world, batch_size, steps, start=0):
+        by_rank = [batches(data, steps, batch_size=batch_size, rank=r, world_size=world, start=start, **options) for r in range(world)]
+        rows = [zip(b.positions.tolist(), b.ids.tolist(), b.labels.tolist(), pixels(b)) for step in zip(*by_rank) for b in step]
+        return [row for batch in rows for row in batch]
+
+    expected = stream(1, 12, 4)
+    assert [row[0] for row in expected] == list(range(48)) and len({row[3] for row in expected}) == 48
+    assert stream(2, 6, 4) == expected
+    assert stream(4, 3, 4) == expected
+    assert stream(2, 6, 2) + stream(3, 4, 2, start=24) == expected
+
+
+def test_a_mixture_reads_the_videos_of_its_data_sets(shapes):
+    data = [{"path": shapes / "vp9", "weight": 1}, {"path": shapes / "mjpeg", "weight": 1}]
+    loader = build_loader(data, batch_size=8, flip=0, **OPTIONS)
+    assert len(loader.plan) == len(loader.shards) == 48
+    seen = list(itertools.islice(loader, 12))
+    ids = torch.cat([batch.ids for batch in seen])
+    assert 0 < (ids >= 24).sum() < 96
+    for batch in seen[:2]:
+        for clip, label, position, made in zip(batch.ids.tolist(), batch.labels.tolist(), batch.positions.tolist(), batch.clips):
+            alone = ShardSet(shapes / ("mjpeg" if clip >= 24 else "vp9"))
+            assert label == alone.clips["label"][clip % 24] and loader.shards.key(clip).endswith(alone.key(clip % 24))
+            assert loader.plan[position].id == clip and made.isfinite().all()
+    with pytest.raises(ShardError, match="same class names"):
+        build_loader([shapes / "vp9", other_classes(shapes)], **OPTIONS)
+
+
+def other_classes(shapes):
+    """A copy of vp9-val whose classes are called otherwise."""
+    import json
+
+    folder = shapes / "other-classes"
+    shutil.copytree(shapes / "vp9-val", folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest.pop("crc32", None)
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"classes": [name + "!" for name in manifest["classes"]]}))
+    return folder
+
+
+def test_views_come_in_parts_and_are_the_same(shapes):
+    """What is normalised part by part equals what is normalised at once, and by the graph."""
+    options = {"split": "test", "sampling": "stride", "stride": 2}
+    (batch,) = batches(shapes / "vp9-val", 1, clips=5, crops=3, **options)
+    assert batch.pixels.dtype == torch.uint8 and batch.clips.shape == (5, 15, 3, 4, 32, 32)
+    for at_once in (1, 5, 20, 1000):
+        parts = list(batch.views(at_once))
+        assert all(part.shape[0] * part.shape[1] <= max(at_once, 5) for part in parts)
+        assert torch.equal(torch.cat(parts, dim=1), batch.clips)
+    one = batches(shapes / "vp9-val", 1, **options)[0]
+    assert one.pixels.dtype == torch.float32
+    assert torch.allclose(batches(shapes / "vp9-val", 1, clips=1, crops=3, **options)[0].clips[:, 1], one.clips, atol=1e-5)
+
+
+def test_windows_cover_each_video_once(shapes):
+    loader = build_loader(shapes / "vp9-val", "windows", window=0.25, hop=0.1, batch_size=8, rank=1, world_size=2, **OPTIONS)
+    other = build_loader(shapes / "vp9-val", "windows", window=0.25, hop=0.1, batch_size=8, rank=0, world_size=2, **OPTIONS)
+    seen = [(p, i) for each in (loader, other) for b in each for p, i, w in zip(b.positions.tolist(), b.ids.tolist(), b.weights) if w]
+    assert sorted(p for p, _ in seen) == list(range(len(loader.plan)))
+    assert all(loader.plan.locate(p)[1] == i for p, i in seen)
+    seconds = 20 / loader.shards.clips["fps"][0]
+    for position, clip in seen:
+        start, end = loader.plan.window(position)
+        times = loader.shards.times(clip)[loader.plan[position].frames]
+        assert start < seconds and ((times >= start - 0.05) & (times <= end + 0.05)).all()
+
+
+@pytest.mark.parametrize("name", ["weights.npy", "weights.csv"])
+def test_sample_weights_from_a_file(shapes, tmp_path, name):
+    shards = ShardSet(shapes / "vp9")
+    weights = np.zeros(24)
+    weights[[3, 5]] = 1, 3
+    np.save(tmp_path / "weights.npy", weights)
+    rows = "".join(f"{shards.key(i)},{w}\n" for i, w in enumerate(weights))
+    (tmp_path / "weights.csv").write_text("key,weight\n" + rows)
+    ids = [i for b in batches(shapes / "vp9", 10, batch_size=12, sample_weights=tmp_path / name) for i in b.ids.tolist()]
+    assert ids.count(3) == 30 and ids.count(5) == 90
+    (tmp_path / "weights.csv").write_text("key,weight\n")
+    with pytest.raises(ValueError, match="a row for every video"):
+        batches(shapes / "vp9", 1, sample_weights=tmp_path / "weights.csv")
+
+
 @pytest.mark.parametrize("world, batch_size", [(1, 16), (1, 3), (2, 3), (4, 2), (8, 3)])
 def test_evaluation_gives_every_video_once_in_batches_of_one_size(shapes, world, batch_size):
     seen, lengths = [], set()
@@ -185,6 +279,13 @@ def test_a_quarantine_of_other_shards_is_not_honoured(shapes, tmp_path):
         ({"device": "tpu"}, ValueError, "device is 'tpu'"),
         ({"interpolation": "nearest"}, ValueError, "interpolation is 'nearest'"),
         ({"decode": "gpu"}, ValueError, "decode is gpu, but device is cpu"),
+        ({"rank": "0"}, ValueError, "rank is '0'"),
+        ({"seed": 1.5}, ValueError, "seed is 1.5"),
+        ({"threads": 0}, ValueError, "threads is 0"),
+        ({"shuffle": "no"}, ValueError, "shuffle is 'no'"),
+        ({"augment": None}, TypeError, "Unknown clip option 'augment'"),
+        ({"balance": 1.0, "sample_weights": np.ones(24)}, ValueError, "give one of them"),
+        ({"sample_weights": np.ones(3)}, ValueError, "must hold 24 weights"),
     ],
 )
 def test_wrong_options_are_named(shapes, options, error, text):
