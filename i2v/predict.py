@@ -5,6 +5,8 @@
 Each video is stored as training stored its videos, cut and looked at from the views of the run's evaluation, and named
 with the classes in the checkpoint: the prediction is the one that an evaluation of that video would count (but shards of
 H.264 or HEVC are imitated with VP9). Needs the checkpoint and the backbone's weights, nothing else.
+
+    python -m i2v.predict --checkpoint ... film.mp4 --window 2 --hop 1     # what happens when: a window slides over the film
 """
 
 from __future__ import annotations
@@ -47,12 +49,18 @@ def find_videos(paths: list[Path]) -> list[Path]:
 
 
 @torch.no_grad()
-def predict(model, meta: dict, videos: list[Path], device: torch.device, autocast, workers: int) -> dict[str, object]:
-    """For every video a (K,) tensor of probabilities, or the reason, as text, why it could not be read."""
+def predict(model, meta: dict, videos: list[Path], device: torch.device, autocast, workers: int, window=None, hop=None) -> dict:
+    """For every video a list of (start, end, probabilities): seconds and a (K,) tensor; or the reason why it could not be read.
+
+    window, hop: seconds; None: the views of the run's evaluation, averaged, are one answer for the whole video.
+    """
     stored = dict(meta["stored"])
     if stored["codec"] not in CPU_CODECS:
         stored |= {"codec": "vp9", "crf": None}
     options = meta["clips"] | {"num_frames": model.num_frames, "size": model.spec.image_size}
+    split = "test"
+    if window:
+        split, options = "windows", options | {"window": window, "hop": hop}
     found: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as folder:
         items = [Video(str(video), source=str(video)) for video in videos]
@@ -61,13 +69,16 @@ def predict(model, meta: dict, videos: list[Path], device: torch.device, autocas
             found |= {row["path"]: row["reason"] for row in csv.DictReader(file)}
         if manifest["clips"]:
             where = "gpu" if device.type == "cuda" else "cpu"
-            loader = build_loader(folder, "test", options, min(8, manifest["clips"]), where)
+            loader = build_loader(folder, split, options, min(8, manifest["clips"]), where)
             for batch in loader:
                 with autocast():
                     probabilities = view_probabilities(model, batch).cpu()
-                for clip_id, weight, row in zip(batch.ids.tolist(), batch.weights.tolist(), probabilities):
-                    if weight:
-                        found[loader.shards.metadata(clip_id)["source"]] = row
+                for i in batch.weights.nonzero().flatten().tolist():
+                    clip = int(batch.ids[i])
+                    length = float(loader.shards.clips["frames"][clip] / loader.shards.clips["fps"][clip])
+                    start, end = loader.plan.window(int(batch.positions[i])) if window else (0.0, length)
+                    answers = found.setdefault(loader.shards.metadata(clip)["source"], [])
+                    answers.append((start, min(end, length), probabilities[i]))
     return {str(video): found[str(video)] for video in videos}
 
 
@@ -78,6 +89,8 @@ def main() -> None:
     parser.add_argument("--checkpoint", required=True, type=Path, help="best.safetensors or last.safetensors of a run")
     parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="files, or folders that are searched for them")
     parser.add_argument("--top", type=int, default=5, help="how many classes to name")
+    parser.add_argument("--window", type=float, metavar="S", help="an answer for every so many seconds of a video")
+    parser.add_argument("--hop", type=float, metavar="S", help="seconds from window to window (default: --window)")
     parser.add_argument("--weights", help="the backbone's file or tag, if it is not where the run had it")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu"))
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "float32"))
@@ -87,6 +100,8 @@ def main() -> None:
     try:
         if args.top < 1:
             raise ValueError(f"--top is {args.top}: it must be at least 1.")
+        if args.hop and not args.window:
+            raise ValueError("--hop says how far windows are apart: give --window as well.")
         if args.workers < 0:
             raise ValueError(f"--workers is {args.workers}: it must be at least 0.")
         if args.json and not args.json.parent.is_dir():
@@ -100,9 +115,9 @@ def main() -> None:
         results = []
         for first in range(0, len(videos), AT_ONCE):
             chunk = videos[first : first + AT_ONCE]
-            found = predict(model, meta, chunk, device, autocast_for(device, dtype), args.workers)
+            found = predict(model, meta, chunk, device, autocast_for(device, dtype), args.workers, args.window, args.hop)
             for video, answer in found.items():
-                results.append(show(video, answer, meta["classes"], args.top))
+                results.append(show(video, answer, meta["classes"], args.top, bool(args.window)))
     except (ValueError, TypeError, OSError, ShardError, OutputError) as error:
         sys.exit(f"i2v.predict: {error}")
     if args.json:
@@ -112,17 +127,22 @@ def main() -> None:
         sys.exit(f"i2v.predict: {unread} of {len(results)} videos could not be read.")
 
 
-def show(video: str, answer, classes: list[str], top: int) -> dict:
+def show(video: str, answer, classes: list[str], top: int, windowed: bool) -> dict:
     """Print one video's result, and return it."""
     print(video)
     if isinstance(answer, str):
         print(f"    cannot be read: {answer}")
         return {"video": video, "error": answer}
-    best = answer.topk(min(top, len(classes)))
-    named = [(classes[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist())]
-    for name, probability in named:
-        print(f"    {100 * probability:5.1f} %  {name}")
-    return {"video": video, "top": [{"class": name, "probability": p} for name, p in named]}
+    windows = []
+    for start, end, probabilities in answer:
+        best = probabilities.topk(min(top, len(classes)))
+        named = [(classes[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist())]
+        if windowed:
+            print(f"  {start:.2f} to {end:.2f} s")
+        for name, probability in named:
+            print(f"    {100 * probability:5.1f} %  {name}")
+        windows.append({"start": start, "end": end, "top": [{"class": name, "probability": p} for name, p in named]})
+    return {"video": video, "windows": windows} if windowed else {"video": video, "top": windows[0]["top"]}
 
 
 if __name__ == "__main__":

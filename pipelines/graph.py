@@ -186,9 +186,10 @@ BLUR_KERNEL = np.pad(np.zeros((3, 3), np.float32), 1, constant_values=1) / 16
 
 def _randaugment(video, drawn: dict, augment: AugmentOptions):
     family = augment.recipe.family
-    fill = FILL[family] if augment.randaugment_fill is None else augment.randaugment_fill
+    fill = _colour(FILL[family] if augment.randaugment_fill is None else augment.randaugment_fill)
+    fill = [float(round(value)) for value in fill]
     for step in range(augment.recipe.steps):
-        video = _distort(video, drawn["ops"][step], drawn["values"][step], _colour(fill))
+        video = _distort(video, drawn["ops"][step], drawn["values"][step], fill)
     return video
 
 
@@ -234,7 +235,7 @@ def _warp(video, matrix, fill: list[float], nearest: bool):
     how = {"matrix": matrix, "interp_type": types.INTERP_NN if nearest else types.INTERP_LINEAR}
     if len(set(fill)) == 1:
         return fn.warp_affine(video, fill_value=fill[0], **how)
-    colour = types.Constant(np.rint(fill).astype(np.int16))  # the operator takes one number: make it 0
+    colour = types.Constant(np.int16(fill))  # the operator takes one number: make it 0
     return fn.cast(fn.warp_affine(fn.cast(video, dtype=types.INT16) - colour, fill_value=0, **how) + colour, dtype=types.UINT8)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from pathlib import Path
 from shard_tools.encode import EncodeSettings
 from shard_tools.files import RejectedVideo, describe
 from shard_tools.output import MAKING, Output, OutputError
+from shard_tools.paths import is_url
 from shard_tools.pool import encode_videos
 from shard_tools.shard_writer import ShardWriter, part_name
 from shard_tools.sources import Video
@@ -84,13 +86,14 @@ def run_ray(job: Job, shards: Shards, report: Callable[[int, int], None], addres
         _connect(ray, address)
     try:
         cpus = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
-        job = replace(job, workers=min(job.workers, cpus))
+        job = replace(job, out=_absolute(job.out), workers=min(job.workers, cpus))
         slots = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)) // max(job.workers, 1))
         task = ray.remote(num_cpus=max(job.workers, 1), max_retries=RETRIES)(_make_shard)
         shards, running = iter(shards), []
         while True:
             while len(running) < slots and (shard := next(shards, None)) is not None:
-                running.append(task.remote(job, *shard))
+                number, videos = shard
+                running.append(task.remote(job, number, [v._replace(path=_absolute(v.path)) for v in videos]))
             if not running:
                 return
             (ended, *_), running = ray.wait(running)
@@ -116,6 +119,10 @@ def _connect(ray, address: str | None) -> None:
     signal.signal(signal.SIGTERM, handler)  # Ray takes it
 
 
+def _absolute(place: str) -> str:
+    return place if is_url(place) else os.path.abspath(place)
+
+
 def _make_shard(job: Job, number: int, videos: list[Video]) -> tuple[int, int]:
     """(videos, rejected ones)"""
     rejected = 0
@@ -124,6 +131,8 @@ def _make_shard(job: Job, number: int, videos: list[Video]) -> tuple[int, int]:
         nonlocal rejected
         rejected += more
 
+    # Ray adds the folder it was started in. If that is the one with our inspect.py, Python's own would be hidden.
+    sys.path[:] = [path for path in sys.path if os.path.basename(path) != "shard_tools"]
     Output(job.out, job.staging).create()
     run_local(job, [(number, videos)], count)
     return len(videos), rejected

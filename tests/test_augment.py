@@ -75,17 +75,18 @@ def through_the_graph(clip, steps, fill=None, size=SIZE):
     for op, numbers in [(a.NOTHING, ()), *steps]:
         values = np.zeros((2, a.VALUES), np.float32)
         values[0, : len(numbers)] = numbers
-        samples.append((clip, [0, 1, 3], [[0, 0, size, size]], 0, (np.int32([op, 0]), values)))
+        samples.append((clip, [0, 3], [[0, 0, size, size]], 0, (np.int32([op, 0]), values)))
     out = render(samples, GraphOptions(size=size, dtype="uint8", augment=options))[:, 0]
     return out[0], out[1:]
 
 
-# Mean absolute difference to PIL in grey levels. Exact is 0. saturation: PIL rounds the grey first. sharpness: PIL
-# rounds the smooth picture first, and leaves the outermost pixels alone, as it does in smooth and blur. equalize: PIL
-# divides by a whole number of pixels. Warps: DALI interpolates linearly, timm cubically; DALI rounds, PIL cuts off.
+# Mean absolute difference to timm in grey levels; 0.01: at most one pixel in a hundred is off by one. Color: PIL rounds
+# the grey first. Sharpness: PIL rounds the smooth picture first, and leaves the outermost pixels alone, as it does in
+# smooth and blur. Equalize: PIL divides by a whole number of pixels, which matters less the larger the picture is. Warps:
+# DALI interpolates linearly and rounds, timm cubically and cuts off.
 TOLERANCE = {
-    "Brightness": 0, "Contrast": 0.01, "Color": 0.2, "Sharpness": 0.5, "Invert": 0, "Posterize": 0, "Solarize": 0,
-    "SolarizeAdd": 0, "AutoContrast": 0.02, "Equalize": 1.0, "Rotate": 1.5, "ShearX": 1.5, "ShearY": 1.5, "TranslateX": 1.5,
+    "Brightness": 0.01, "Contrast": 0.03, "Color": 0.3, "Sharpness": 0.5, "Invert": 0, "Posterize": 0, "Solarize": 0,
+    "SolarizeAdd": 0, "AutoContrast": 0.02, "Equalize": 1.5, "Rotate": 2, "ShearX": 1.5, "ShearY": 1.5, "TranslateX": 1.5,
     "TranslateY": 1.5,
 }  # fmt: skip
 NAMES = {"Posterize": "PosterizeIncreasing", "Solarize": "SolarizeIncreasing", "Color": "ColorIncreasing",
@@ -105,19 +106,23 @@ def timm_operation(name, level, sign, monkeypatch, increasing=True, fill=(128, 1
     return lambda image: timm_augment.NAME_TO_OP[timm_name](image, *arguments, **kwargs)
 
 
-@pytest.mark.parametrize("level, inc", [(7.0, 1), (9.4, 1), (4.2, 0)])
-def test_operations_equal_timms(video, monkeypatch, level, inc):  # noqa: F811
+def test_operations_equal_timms(video, monkeypatch):  # noqa: F811
     clip, _ = video
-    recipe = parse_randaugment(f"rand-m7-n4-inc{inc}")
-    cases = [(name, sign) for name in a.OPERATIONS["rand"] for sign in (-1, 1)]
-    steps = [a._primitive(n, a._strength(n, recipe, level, s), "rand", SIZE, SIZE, (0, 0)) for n, s in cases]
+    cases = [
+        (name, level, sign, inc)
+        for level, inc in ((7.0, 1), (9.4, 1), (4.2, 0))
+        for name in a.OPERATIONS["rand"]
+        for sign in ((1,) if TOLERANCE[name] == 0 or name in ("AutoContrast", "Equalize") else (-1, 1))
+    ]
+    recipes = [parse_randaugment(f"rand-m7-n4-inc{inc}") for inc in (0, 1)]
+    steps = [a._primitive(n, a._strength(n, recipes[inc], m, s), "rand", SIZE, SIZE, (0, 0)) for n, m, s, inc in cases]
     pixels, after = through_the_graph(clip, steps)
-    for (name, sign), got in zip(cases, after):
+    for (name, level, sign, inc), got in zip(cases, after):
         operation = timm_operation(name, level, sign, monkeypatch, bool(inc))
         want = np.stack([np.asarray(operation(Image.fromarray(frame))) for frame in pixels])
         off = np.abs(got.astype(int) - want).mean()
         print(f"{name} {sign * level}: {off:.3f}")
-        assert off <= TOLERANCE[name], name
+        assert off <= TOLERANCE[name], (name, level, sign)
 
 
 def test_operations_of_imgaug_and_fill_colours(video):  # noqa: F811
@@ -128,9 +133,11 @@ def test_operations_of_imgaug_and_fill_colours(video):  # noqa: F811
              (a.WARP, mirrored)]  # fmt: skip
     for fill, colour in ((None, (128, 128, 128)), ("mean", (123, 117, 104))):
         pixels, after = through_the_graph(clip, steps, fill)
-        for (op, v), got, tolerance in zip(steps, after, (0.2, 0.5, 0.05, 0.05, 0.7, 0.7)):
+        for (op, v), got, tolerance in zip(steps, after, (0.01, 0.05, 0, 0.05, 0.8, 0.8)):
             want = np.stack([np.asarray(with_pil(Image.fromarray(frame), op, v, colour)) for frame in pixels])
-            assert np.abs(got.astype(int) - want).mean() <= tolerance, op
+            off = np.abs(got.astype(int) - want)
+            inside = off[:, 2:-2, 2:-2] if op in (a.SMOOTH, a.BLUR) else off  # PIL leaves the border of the picture alone
+            assert inside.mean() <= tolerance and off.mean() < 1, op
 
 
 def test_equalize_and_autocontrast_see_a_black_border_as_pil_does(tmp_path):
@@ -158,7 +165,7 @@ def test_randaugment_as_a_whole_equals_timms(video, monkeypatch):  # noqa: F811
         op.aug_fn = lambda image, *args, _f=function, _n=op.name, **kw: applied.append((_n, args)) or _f(image, *args, **kw)
     pixels, _ = through_the_graph(clip, [])
     samples, wanted = [], []
-    for seed in range(24):
+    for seed in range(20):
         images = []
         for frame in pixels:
             random.seed(seed), np.random.seed(seed), applied.clear()
@@ -168,7 +175,7 @@ def test_randaugment_as_a_whole_equals_timms(video, monkeypatch):  # noqa: F811
         for row, (name, args) in enumerate(applied):
             op, numbers = a._primitive(back[name], *(args or (0,)), "rand", SIZE, SIZE, (0, 0))
             ops[row], values[row, : len(numbers)] = op, numbers
-        samples.append((clip, [0, 1, 3], [[0, 0, SIZE, SIZE]], 0, (ops, values)))
+        samples.append((clip, [0, 3], [[0, 0, SIZE, SIZE]], 0, (ops, values)))
     got = render(samples, GraphOptions(size=SIZE, dtype="uint8", augment=AugmentOptions(randaugment=TIMM)))[:, 0]
     off = np.abs(got.astype(int) - np.stack(wanted)).mean(axis=(1, 2, 3, 4))
     print(np.round(off, 2))
@@ -352,12 +359,12 @@ def test_all_frames_of_a_clip_get_the_same(tmp_path):
     from tests.test_graph import clip_of
     from tests.videos import moving
 
-    clip = clip_of(np.repeat(moving(1, 128, 160), 4, axis=0), tmp_path)
+    clip = clip_of(np.repeat(moving(1, 64, 80), 3, axis=0), tmp_path)
     for name in (TIMM, IMGAUG, PYTORCHVIDEO):
         options = AugmentOptions(randaugment=name, randaugment_on="frames", **EVERYTHING)
-        drawn = [draw_augmentation(options, 160, 128, 64, draws(5, clip)) for clip in range(12)]
-        samples = [(clip, [0, 1, 2, 3], [[0, 0, 128, 128]], 0, augmentation.arrays()) for augmentation in drawn]
-        out = render(samples, GraphOptions(size=64, augment=options))[:, 0]
+        drawn = [draw_augmentation(options, 80, 64, 48, draws(5, clip)) for clip in range(12)]
+        samples = [(clip, [0, 1, 2], [[0, 0, 64, 64]], 0, augmentation.arrays()) for augmentation in drawn]
+        out = render(samples, GraphOptions(size=48, augment=options))[:, 0]
         assert (out == out[:, :1]).all()
         assert len({clip.tobytes() for clip in out}) == 12  # and every clip another one
 

@@ -80,6 +80,16 @@ def test_predictions_are_what_evaluation_counts(checkpoint, shapes, tmp_path):
     assert predicted == confusion
 
 
+def test_a_window_slides_over_a_video(checkpoint, shapes, tmp_path):
+    video = next((shapes / "val").rglob("*.mp4"))
+    done = command("i2v.predict", "--checkpoint", checkpoint, video, "--window", 0.3, "--hop", 0.2, "--json", tmp_path / "w.json")
+    assert done.returncode == 0, done.stderr
+    ((answer,), windows) = (found := json.loads((tmp_path / "w.json").read_text())), found[0]["windows"]
+    assert answer["video"] == str(video) and len(windows) > 1
+    assert [round(w["start"], 3) for w in windows] == [round(0.2 * i, 3) for i in range(len(windows))]
+    assert all(len(w["top"]) == 5 and w["end"] - w["start"] <= 0.3 + 1e-6 for w in windows)
+
+
 def test_a_broken_file_is_named_and_the_others_are_predicted(checkpoint, shapes, tmp_path):
     (tmp_path / "broken.mp4").write_text("not a video")
     good = next((shapes / "val" / "left").iterdir())

@@ -8,16 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.augment import AugmentOptions, draw_augmentation
-from pipelines.graph import MEAN, STD, GraphOptions, build_pipeline
-from pipelines.options import ClipOptions
+from pipelines.augment import AugmentOptions, draw_augmentation, no_augmentation
 from pipelines.boxes import test_boxes as spatial_views
 from pipelines.boxes import train_box
+from pipelines.graph import MEAN, STD, GraphOptions, build_pipeline
+from pipelines.options import ClipOptions
 from pipelines.philox import uniforms
 from tests.videos import REAL_VIDEOS, moving, write_video
 
 SIZE = 112
-GREY_LEVELS = 255 * np.array(STD).mean() / 255  # one unit of a normalised clip
+WHOLE = [[0, 0, 100, 100]]
+GREY_LEVELS = np.mean(STD)  # in one unit of a normalised clip
 
 
 def clip_of(frames, tmp_path) -> np.ndarray:
@@ -53,7 +54,8 @@ def render(samples, options: GraphOptions, device="cpu") -> np.ndarray:
     batch = [
         (clip, np.int32(frames), np.float32(boxes), np.int32([flip]), *arrays) for clip, frames, boxes, flip, arrays in samples
     ]
-    pipeline = build_pipeline(lambda: tuple(map(list, zip(*batch))), options, len(batch), device, "cpu", 0, 1)
+    once = iter([tuple(map(list, zip(*batch)))])  # the graph asks for more batches ahead
+    pipeline = build_pipeline(lambda: next(once), options, len(batch), device, "cpu", 0, 1)
     pipeline.build()
     (out,) = pipeline.run()
     return np.array((out.as_cpu() if device == "gpu" else out).as_tensor())
@@ -88,9 +90,9 @@ def draws(seed):
     return lambda stream, numbers: uniforms(seed, stream, 0, 0, numbers)
 
 
-# Grey levels by which a clip may differ on average. Of it 0.5 to 1.1 is the decoders' YUV to RGB; torch's cubic is a
-# sharper one (a = -0.75) than DALI's and PIL's (-0.5), which is what the rest of cubic without antialias is.
-BOUNDS = {("linear", True): 1.3, ("cubic", True): 1.4, ("linear", False): 1.4, ("cubic", False): 2.0}
+# Grey levels by which a clip may differ on average. 1.0 to 1.2 of it is what PyAV's and DALI's YUV to RGB differ by;
+# torch's cubic is a sharper one (a = -0.75) than DALI's and PIL's (-0.5), which is the rest of cubic without antialias.
+BOUNDS = {("linear", True): 1.4, ("cubic", True): 1.4, ("linear", False): 1.6, ("cubic", False): 2.0}
 
 
 @pytest.mark.parametrize("interpolation, antialias", BOUNDS)
@@ -131,10 +133,8 @@ def test_uint8_clips_normalise_to_the_float_clips(video, mirror):
 
 def test_without_augmentation_the_graph_takes_no_more_inputs(video):
     """Four inputs, and the same pixels as with an augmentation that is on and does nothing."""
-    from pipelines.augment import no_augmentation
-
     clip, _ = video
-    sample = (clip, [0, 1], [[0, 0, 100, 100]], 1)
+    sample = (clip, [0, 1], WHOLE, 1)
     plain = render([(*sample, ())], GraphOptions(size=SIZE))
     everything = AugmentOptions(
         randaugment="rand-m7-n4", color_jitter=(0.4, 0.4, 0.4, 0.1), grayscale=0.2, pca_noise=0.1, erasing=0.25
@@ -147,8 +147,6 @@ def test_without_augmentation_the_graph_takes_no_more_inputs(video):
 
 
 # ---- colour, noise, erasing ------------------------------------------------------------------------------------------
-
-WHOLE = [[0, 0, 100, 100]]
 
 
 def before_and_after(video, seeds=range(6), **options):
@@ -241,8 +239,8 @@ def test_recipes_against_plain_code(video, recipe):
     got = render(samples, options)[:, 0]
     differences = [difference(clip, want) for clip, want in zip(got, wanted)]
     print(recipe, np.round(differences, 2))
-    # Where operations follow each other (equalize, posterize to 2 bits) they magnify what the decoders differ by.
-    assert np.median(differences) < 4 and max(differences) < 12
+    # 1.0 to 1.3 where nothing is done; equalize and posterize to 2 bits magnify what the decoders differ by.
+    assert np.median(differences) < 2.5 and max(differences) < 12
 
 
 # ---- the GPU ---------------------------------------------------------------------------------------------------------

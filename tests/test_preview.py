@@ -73,6 +73,20 @@ def test_views_are_rows(colours, tmp_path):
     assert first.std(axis=(0, 1)).max() < 3 and np.abs(first.mean(axis=(0, 1)) - last.mean(axis=(0, 1))).max() > 30
 
 
+def test_a_view_is_of_the_frames_and_the_box_in_its_title(tmp_path):
+    write_video(tmp_path / "a.mp4", moving(20, 96, 128))
+    make_shards([Video(str(tmp_path / "a.mp4"), -1, None, "a.mp4")], [], tmp_path / "d", EncodeSettings(short_side=SIDE))
+
+    def rows(crops):
+        return read_rows(build_loader(tmp_path / "d", "test", {"num_frames": 4, "size": SIDE, "clips": 2, "crops": crops}, 1, "cpu"), 1, 9)
+
+    for (title, pixels), (other_title, other_pixels) in zip(rows(1), rows(3)[2:4]):  # the middle crop
+        assert title.split("   view")[0] == other_title.split("   view")[0] and title.startswith("not labelled")
+        assert np.abs(pixels.astype(int) - other_pixels).max() <= 1
+    titles = [title for title, _ in rows(3)]
+    assert len(titles) == len(set(titles)) == 6 and all("box 0, 32, 96, 128" in title for title in titles[4:])
+
+
 def test_epoch_start_and_seed_move_in_the_stream(colours, tmp_path):
     def shown(*arguments):
         return draw(colours, tmp_path / "x.png", "--clips", 1, "num_frames=2", *arguments)[TITLE + 2 * MARGIN + 2, 2 * MARGIN + 2]

@@ -74,7 +74,7 @@ def fail(*names, times=1000, error=OSError("connection reset")):
 def room_for(folder, shards, index=True) -> int:
     """Bytes of the index and so many shards."""
     index = sum((folder / name).stat().st_size for name in ("clips.npy", "fragments.npy"))
-    return index + sum(sorted((path.stat().st_size for path in folder.glob("*.tar")))[-shards:])
+    return index + sum(sorted((path.stat().st_size for path in folder.glob("*.tar")), reverse=True)[:shards])
 
 
 # ---- the same bytes --------------------------------------------------------------------------------------------------
@@ -170,6 +170,7 @@ def test_the_least_recently_used_shard_goes_first(folder, url, tmp_path):
 
 
 def test_a_shard_that_is_being_read_and_an_open_index_stay(folder, url, tmp_path):
+    ShardSet(url, tmp_path).read(0, [0])
     remote = ShardSet(url, tmp_path, room_for(folder, 2))
     with remote.files.open(remote._shards[0]) as descriptor:
         for clip in (3, 6, 9, 4):
@@ -181,6 +182,17 @@ def test_a_shard_that_is_being_read_and_an_open_index_stay(folder, url, tmp_path
     small = random_data_set(tmp_path / "other", shards=3, seed=1)
     assert is_same(ShardSet(small), ShardSet(Store.put(small, "b"), tmp_path, room_for(small, 1)), range(9))
     assert len([name for name in sizes(tmp_path) if name.endswith(".npy")]) == 2  # those of b
+
+
+def test_a_large_shard_takes_the_place_of_several_small_ones(folder, url, tmp_path):
+    large = random_data_set(tmp_path / "large", shards=1, clips=8, seed=1)
+    local, remote = ShardSet(large), ShardSet(Store.put(large, "large"), tmp_path / "cache")
+    limit = room_for(folder, 0) + room_for(large, 1)
+    small = ShardSet(url, tmp_path / "cache", limit)
+    small.files.limit = remote.files.limit = limit
+    assert is_same(ShardSet(folder), small, range(6)) and len(staged_shards(tmp_path / "cache")) == 2
+    assert is_same(local, remote, range(8))
+    assert len(staged_shards(tmp_path / "cache")) == 1 and sum(sizes(tmp_path / "cache").values()) <= limit
 
 
 def test_a_cache_smaller_than_a_shard_is_refused(folder, url, tmp_path):
@@ -298,6 +310,25 @@ def test_a_store_that_cannot_list_is_read_all_the_same(folder, url, tmp_path, mo
     assert is_same(ShardSet(folder), ShardSet(url, tmp_path))
 
 
+def test_threads_that_wait_for_the_same_shard_fail_together(url, tmp_path, monkeypatch):
+    remote, locked, waiting = ShardSet(url, tmp_path), storage._locked, []
+
+    def counting(path):
+        waiting.append(path)
+        return locked(path)
+
+    def answer(name, data):
+        wait_until(lambda: len([path for path in waiting if path.suffix == ".lock" and "2-" in path.name]) == 4)
+        raise OSError("connection reset")
+
+    monkeypatch.setattr(storage, "_locked", counting)
+    Store.answer = staticmethod(answer)
+    with ThreadPoolExecutor(4) as threads:
+        reads = [threads.submit(remote.read, 7, [0]) for _ in range(4)]
+        assert all("tried 4 times" in str(read.exception()) for read in reads)
+    assert Store.requests.count("shard-000002.tar") == 4
+
+
 def test_failures_ahead_of_need_are_reported_when_needed(url, tmp_path):
     remote = ShardSet(url, tmp_path)
     Store.answer = fail("shard-000001.tar")
@@ -345,6 +376,19 @@ def test_damage_that_is_in_the_store_too_is_reported_and_fetched_once(url, tmp_p
         with pytest.raises(RuntimeError, match="clip 7: .*frame 0 is damaged"):
             remote.read(7, [0])
     assert Store.requests.count("shard-000002.tar") == 2
+
+
+def test_a_damaged_copy_that_another_process_has_replaced_is_not_fetched_again(folder, url, tmp_path):
+    remote = ShardSet(url, tmp_path)
+    file, path = remote._shards[0], remote.files._local(remote._shards[0])
+    with remote.files.open(file) as descriptor:
+        path.unlink()
+        path.write_bytes((folder / file.name).read_bytes())
+        assert remote.files.discard(file, descriptor) and path.exists()
+    with remote.files.open(file) as descriptor:
+        assert remote.files.discard(file, descriptor) and not path.exists()
+    with remote.files.open(file) as descriptor:
+        assert not remote.files.discard(file, descriptor) and path.exists()
 
 
 PROGRAM = """

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 import zlib
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from pipelines.shards import ShardSet, manifest_crc32
 from shard_tools import verify as command
 from shard_tools.encode import EncodeSettings
 from shard_tools.sources import load_sources
-from shard_tools.verify import Unusable, verify
+from shard_tools.verify import Unusable, decode, verify
 from shard_tools.writer import make_shards
 from tests.videos import moving, write_video
 
@@ -120,12 +121,25 @@ def test_a_json_that_disagrees_is_named(data, old, new, what):
     assert set(problems) == {CLIP} and what in problems[CLIP]
 
 
+def test_a_member_of_another_name_or_size_is_named(data):
+    for clip, name, size in ((5, "000001-000009.mp4", None), (6, "000001-000002.mp4", 100)):
+        start, fragments, _, _ = place(data, clip)
+        info = tarfile.TarInfo(name)
+        info.size = size or fragments[-1] - start
+        with open(data / SHARD, "r+b") as file:
+            file.seek(start - 512)
+            file.write(info.tobuf(tarfile.USTAR_FORMAT))
+    problems = found(data)
+    assert set(problems) == {5, 6} and problems[5] == "the tar has 000001-000009.mp4 where 000001-000001.mp4 should be"
+    assert problems[6].startswith("the tar says 100 bytes")
+
+
 def test_a_truncated_shard_loses_its_last_clips_only(data):
     start, fragments, _, _ = place(data, 6)
     with open(data / SHARD, "r+b") as file:
         file.truncate(fragments[3])
-    problems = found(data, None)
-    assert set(problems) == {None, 6, 7}
+    problems = found(data)
+    assert set(problems) == {None, 6, 7} == set(found(data, None))
     assert "bytes, the manifest says" in problems[None] and "ends" in problems[6] and "ends" in problems[7]
 
 
@@ -157,9 +171,9 @@ def test_bytes_that_no_clip_needs_are_told_apart(data):
 
 
 @pytest.mark.parametrize("field, value, what", [
-    ("label", 99, "label"), ("label", -5, "label"), ("offset", 1000, "offset"), ("offset", 1 << 60, "offset"),
-    ("width", 0, "size"), ("fps", np.nan, "fps"), ("frames", 0, "number of frames"), ("frames", 1 << 30, "number of frames"),
-    ("shard", 7, "shard"), ("header_crc", 1, "header"), ("header_size", 1 << 31, "bytes"), ("height", 64, "height"),
+    ("label", 99, "its label"), ("label", -5, "its label"), ("offset", 1000, "its offset"), ("offset", 1 << 60, "its offset"),
+    ("width", 0, "its size"), ("fps", np.nan, "its fps"), ("frames", 0, "its number"), ("frames", 1 << 30, "its number"),
+    ("shard", 7, "its shard"), ("header_crc", 1, "header"), ("header_size", 1 << 31, "bytes"), ("height", 64, "height"),
 ])  # fmt: skip
 def test_a_damaged_index_is_named_and_the_shard_is_not_blamed(data, field, value, what):
     edit_index(data / "clips.npy", CLIP, field, value)
@@ -208,6 +222,16 @@ def test_clips_that_do_not_play_as_the_manifest_says_are_found_by_decoding(data)
     assert found(data, None) == dict.fromkeys(range(11), "frame 4 is not a keyframe, one every 4 is expected")
     edit_manifest(data, gop=8, codec="h264")
     assert found(data, 2).popitem()[1] == "it is vp9, the manifest says h264"
+
+
+def test_what_is_decoded_is_counted_and_measured(data):
+    shards = ShardSet(data)
+    clip, whole = shards.clips[CLIP].copy(), shards.read_whole(CLIP)
+    assert decode(whole, clip, "vp9", 8) is None
+    for field, what in (("frames", "it decodes to 12 frames, the index says 5"), ("width", "frame 0 is 64x48, the index says 5x48")):
+        other = clip.copy()
+        other[field] = 5
+        assert decode(whole, other, "vp9", 8) == what
 
 
 def test_damage_from_before_the_checksums_is_found_by_decoding(data):
