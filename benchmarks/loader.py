@@ -25,6 +25,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -174,7 +175,10 @@ class Contender:
 
 
 def _contend(connection, batches) -> None:
-    """Answers (sampling, batch) with None when it is ready, seconds with clips per second over at least that time."""
+    """Answers (sampling, batch) with None when it is ready.
+
+    And seconds with clips per second over at least that time, and the part of it that this process had the core.
+    """
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a stopped process would outlive its parent
     use_one_core()
     torch.set_num_threads(1)
@@ -189,11 +193,11 @@ def _contend(connection, batches) -> None:
                 next(running)
             connection.send(None)
             continue
-        begin, rounds, clips = time.perf_counter(), 0, 0
+        begin, worked, rounds, clips = time.perf_counter(), time.process_time(), 0, 0
         while (elapsed := time.perf_counter() - begin) < request or rounds < 2:
             clips += len(next(running))
             rounds += 1
-        connection.send(clips / elapsed)
+        connection.send((clips / elapsed, (time.process_time() - worked) / elapsed))
 
 
 def measure_speed(videos: Path, samplings: dict, gops: list[int], batch: int, rounds: int, seconds: float) -> dict:
@@ -208,7 +212,7 @@ def measure_speed(videos: Path, samplings: dict, gops: list[int], batch: int, ro
         Contender(BASELINES[2], partial(from_webdataset, frames_known=True), whole, whole),
     ]
     steps = tqdm(total=len(samplings) * (rounds + 1) * len(contenders), unit="turn", disable=not sys.stderr.isatty())
-    rates = {}
+    rates, shares = {}, []
     try:
         for sampling, options in samplings.items():
             rates[sampling] = {contender.name: [] for contender in contenders}
@@ -217,7 +221,9 @@ def measure_speed(videos: Path, samplings: dict, gops: list[int], batch: int, ro
                 steps.update()
             for _ in range(rounds):
                 for contender in contenders:
-                    rates[sampling][contender.name].append(contender.ask(seconds))
+                    rate, share = contender.ask(seconds)
+                    rates[sampling][contender.name].append(rate)
+                    shares.append(share)
                     steps.update()
             if steps.disable:
                 print(f"{sampling} is done", file=sys.stderr, flush=True)
@@ -227,6 +233,7 @@ def measure_speed(videos: Path, samplings: dict, gops: list[int], batch: int, ro
             contender.end()
     return {
         "clips_per_s": {s: {name: spread(values) for name, values in of.items()} for s, of in rates.items()},
+        "had_the_core": statistics.median(shares),  # much less than 1: other work has disturbed the measurement
         "baselines": BASELINES,
         "times": {
             s: {name: {base: median_ratio(of[name], of[base]) for base in BASELINES} for name in shards} for s, of in rates.items()
@@ -292,6 +299,8 @@ def table(result: dict) -> str:
         for name, r in rates.items():
             times = " | ".join(f"{value:.1f}" for value in result["times"][sampling].get(name, {}).values())
             lines.append(f"  {name:26} {r['median']:8.1f} {r['min']:8.1f} {r['max']:8.1f}   {times}")
+    if result.get("had_the_core", 1) < 0.9:
+        lines.append(f"Other work took {100 * (1 - result['had_the_core']):.0f} % of the core: do not believe these figures.")
     if "training" in result:
         (early, first), (late, last) = result["training"]["after_batches_mb"].items()
         lines.append(f"training: {first:.0f} MB after {early} batches, {last:.0f} MB after {late} ({100 * (last / first - 1):+.1f} %)")

@@ -61,6 +61,7 @@ def predict(model, meta: dict, videos: list[Path], device: torch.device, autocas
     split = "test"
     if window:
         split, options = "windows", options | {"window": window, "hop": hop}
+        stored["max_seconds"] = None
     found: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as folder:
         items = [Video(str(video), source=str(video)) for video in videos]

@@ -255,7 +255,7 @@ def layers_of(model):
 
 def how_stored(manifest: dict) -> dict:
     """How videos were stored, so that i2v.predict can store others alike."""
-    return {key: manifest[key] for key in ("codec", "gop", "short_side")} | {"crf": manifest["made_with"]["crf"]}
+    return {key: manifest["made_with"][key] for key in ("codec", "gop", "short_side", "crf", "fps", "max_seconds")}
 
 
 def check_labels(loader, val_loader) -> None:

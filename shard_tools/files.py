@@ -55,12 +55,8 @@ def open_video(video: Video) -> Iterator[tuple[av.container.InputContainer, int]
     with contextlib.closing(_Part(video)) as part:
         _check_complete(part.read(HEAD), part.size)
         part.seek(0)
-        try:
-            with _open(part, "none") as container:
-                yield container, part.size
-        finally:
-            if part.failure is not None:  # whatever FFmpeg made of it
-                raise part.failure
+        with _open(part, "none") as container:
+            yield container, part.size
 
 
 def describe(error: Exception) -> str:
@@ -133,10 +129,7 @@ def _store_errors(path: str):
 
 
 class _Part(io.RawIOBase):
-    """The bytes of a video in a local or remote file that may hold more: read-only, seekable, patient.
-
-    size: in bytes. failure: the StoreError that reading ended with, if it did.
-    """
+    """The bytes of a video in a local or remote file that may hold more: read-only, seekable, patient. size: in bytes."""
 
     def __init__(self, video: Video):
         self.path, self.first, self.position, self.failure, self._file = video.path, video.offset, 0, None, None
@@ -183,6 +176,8 @@ class _Part(io.RawIOBase):
         super().close()
 
     def _patiently(self, action: Callable[[io.RawIOBase], T]) -> T:
+        if self.failure is not None:  # FFmpeg may ask again
+            raise self.failure
         for attempt in range(1, TRIES + 1):
             try:
                 if self._file is None:
@@ -190,8 +185,7 @@ class _Part(io.RawIOBase):
                 return action(self._file)
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
                 raise RejectedVideo("the file does not exist") from error
-            except StoreError as error:
-                self.failure = error
+            except StoreError:
                 raise
             except Exception as error:  # stores raise what they like
                 self._file = None

@@ -180,7 +180,10 @@ def table(facts: list[dict]) -> str:
     for need in facts[0]["too_short"]:
         row(f"{need}: too short", lambda f: f"{f['too_short'][need]:,} ({100 * f['too_short'][need] / f['clips']:.1f} %)")
     widths = [max(map(len, rows))] + [max(len(row[i]) for row in rows.values()) for i in range(len(facts))]
-    return "\n".join("  ".join(f"{c:<{w}}" if c is t else f"{c:>{w}}" for c, w in zip([t, *r], widths)) for t, r in rows.items())
+    lines = []
+    for title, cells in rows.items():
+        lines.append("  ".join([f"{title:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(cells, widths[1:]))]))
+    return "\n".join(lines)
 
 
 def histograms(shards: ShardSet, fact: dict) -> str:
@@ -191,8 +194,10 @@ def histograms(shards: ShardSet, fact: dict) -> str:
     lengths = {f"{low:.2f} - {high:.2f} s": n for low, high, n in zip(edges, edges[1:], counts.tolist())}
     sections = [bars("length", lengths), bars("size", fact["sizes"], 10), bars("fps", fact["fps"], 10)]
     per_class = dict(sorted(fact["clips_per_class"].items(), key=lambda item: -item[1]))
-    sections.append(bars("clips per class", per_class, 20) if len(per_class) <= 20 else bars("largest classes", per_class, 5))
-    if len(per_class) > 20:
+    if len(per_class) <= 20:
+        sections.append(bars("clips per class", per_class))
+    else:
+        sections.append(bars("largest classes", per_class, 5))
         sections.append(bars("smallest classes", dict(list(per_class.items())[-5:])))
     sections.append(bars("rejected, by reason", fact["rejected"], 10))
     return "\n".join(filter(None, sections))
@@ -231,7 +236,7 @@ def draw(path: Path, sets: list[ShardSet], facts: list[dict]) -> None:
         edges = np.histogram_bin_edges(np.concatenate(values), 40)
         for one, each in zip(facts, values):
             panel.hist(each, edges, histtype="stepfilled", alpha=0.5, label=one["data"])
-        panel.set(xlabel=title, ylabel="clips", yscale="log")
+        panel.set(xlabel=title, ylabel="clips", yscale="log", ylim=(0.8, None))
     for i, fact in enumerate(facts):
         places = np.arange(len(sizes)) + (i + 0.5) * 0.8 / len(facts) - 0.4
         size.barh(places, [fact["sizes"].get(name, 0) for name in sizes], 0.8 / len(facts), alpha=0.7, label=fact["data"])

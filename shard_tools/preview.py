@@ -1,4 +1,4 @@
-"""Clips as the model will see them, as one picture: `python shard_tools/preview.py DIR --out FILE.png`. `--help` explains."""
+"""Clips as the model will see them, in one picture: `python shard_tools/preview.py DIR --out FILE`. `--help` explains."""
 
 from __future__ import annotations
 
@@ -132,8 +132,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options = read_options(arguments.config, arguments.options)
         loader = build_loader(
-            arguments.data, arguments.split, options, 1, "cpu", seed=arguments.seed, cache=arguments.cache, start=arguments.start
-        )
+            arguments.data, arguments.split, options, 1, "cpu",
+            start=arguments.start, seed=arguments.seed, cache=arguments.cache,
+        )  # fmt: skip
         loader.start += arguments.epoch * len(loader.plan)
         rows = read_rows(loader, arguments.clips, arguments.columns)
     except ShardError as error:

@@ -169,7 +169,8 @@ def impossible_records(clips: np.ndarray, manifest: dict) -> list[tuple[int, str
         "fps": ~((clips["fps"] > 0) & np.isfinite(clips["fps"])),
         "number of frames": (clips["frames"] < 1) | (last != np.append(clips["first_fragment"][1:], manifest["frames"])),
     }
-    return [(clip, f"its {what} in the index is impossible") for what, bad in wrong.items() for clip in bad.nonzero()[0].tolist()]
+    found = ((clip, what) for what, bad in wrong.items() for clip in bad.nonzero()[0].tolist())
+    return [(clip, f"its {what} in the index is impossible") for clip, what in found]
 
 
 def read_sources(root: Path, keys: list[str], clips: np.ndarray, classes: list[str]) -> tuple[dict, list[Problem]]:
@@ -183,8 +184,10 @@ def read_sources(root: Path, keys: list[str], clips: np.ndarray, classes: list[s
     names = dict(enumerate(classes)) | {-1: ""}
     labels = zip(keys, clips["label"].tolist())
     differ = [key for key, label in labels if key not in rows or rows[key]["class"] != names.get(label, rows[key]["class"])]
-    what = f"clips.csv does not have the same classes as the index for {len(differ)} clips, such as {differ[0]}" if differ else ""
-    return rows, [Problem(what, remedy)] if differ else []
+    if not differ:
+        return rows, []
+    what = f"clips.csv does not have the same classes as the index for {len(differ)} clips, such as {differ[0]}"
+    return rows, [Problem(what, remedy)]
 
 
 def list_shards(root: Path, manifest: dict, clips, fragments, keys: list[str], impossible: set) -> list[Shard]:
@@ -342,11 +345,13 @@ def decode(data: bytes, clip, codec: str, gop: int) -> str | None:
                 return f"it is {stream.codec_context.codec.canonical_name}, the manifest says {codec}"
             for packet in container.demux(stream):
                 if packet.size and packet.is_keyframe != (packets % gop == 0):
-                    return f"frame {packets} {'is' if packet.is_keyframe else 'is not'} a keyframe, one every {gop} is expected"
+                    negation = "" if packet.is_keyframe else " not"
+                    return f"frame {packets} is{negation} a keyframe, one every {gop} is expected"
                 packets += packet.size > 0
                 for frame in packet.decode():
                     if (frame.width, frame.height) != (clip["width"], clip["height"]):
-                        return f"frame {frames} is {frame.width}x{frame.height}, the index says {clip['width']}x{clip['height']}"
+                        said = f"the index says {clip['width']}x{clip['height']}"
+                        return f"frame {frames} is {frame.width}x{frame.height}, {said}"
                     frames += 1
     except (av.FFmpegError, ValueError, IndexError) as error:
         return f"decoding stops after {frames} frames ({' '.join(str(error).split())})"
@@ -378,8 +383,9 @@ def verify(root: Path, to_decode: int | None = 100, workers: int = 1) -> dict:
     for found, _ in watched(parallel(decode_clip, tasks, workers, 8), len(tasks), "clip", "decoding"):
         problems += found
     named = [p if p.clip is None else replace(p, key=keys[p.clip], source=rows.get(keys[p.clip], {})) for p in problems]
-    facts = {"data": str(root), "clips": manifest["clips"], "shards": len(shards), "bytes": size, "seconds": round(seconds, 3)}
-    return facts | {"gb_per_s": round(size / 1e9 / seconds, 3), "decoded": len(tasks), "problems": named}
+    speed = {"bytes": size, "seconds": round(seconds, 3), "gb_per_s": round(size / 1e9 / seconds, 3)}
+    counts = {"data": str(root), "clips": manifest["clips"], "shards": len(shards), "decoded": len(tasks)}
+    return counts | speed | {"problems": named}
 
 
 def parallel(function, tasks: list[tuple], workers: int, at_once: int = 1) -> Iterator:
@@ -393,18 +399,22 @@ def parallel(function, tasks: list[tuple], workers: int, at_once: int = 1) -> It
 
 
 def watched(results: Iterable, total: int, unit: str, title: str) -> Iterator:
-    """Pass results on, whose last part is how much of `total` is done: a bar on a terminal, else a line every ten seconds."""
+    """Pass results on, the last part of which is how much they add to what is done of `total`.
+
+    A bar on a terminal; elsewhere a line every ten seconds.
+    """
     done, began = 0, time.monotonic()
     told = began
-    with tqdm(total=total, unit=unit, unit_scale=True, desc=title, dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
+    hidden = not sys.stderr.isatty()
+    with tqdm(total=total, unit=unit, unit_scale=True, desc=title, dynamic_ncols=True, disable=hidden) as bar:
         for result in results:
             yield result
             done += result[-1]
             bar.update(result[-1])
-            if bar.disable and (now := time.monotonic()) - told >= 10:
+            if hidden and (now := time.monotonic()) - told >= 10:
                 scale, name = (1e9, "GB") if unit == "B" else (1, f"{unit}s")
-                rate = done / scale / (now - began)
-                print(f"{title}: {done / scale:.4g}/{total / scale:.4g} {name}, {rate:.3g} {name}/s", file=sys.stderr, flush=True)
+                rate = f"{done / scale / (now - began):.3g} {name}/s"
+                print(f"{title}: {done / scale:.4g}/{total / scale:.4g} {name}, {rate}", file=sys.stderr, flush=True)
                 told = now
 
 

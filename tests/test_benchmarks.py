@@ -105,6 +105,7 @@ def test_the_loader_benchmark_and_its_table(cache, tmp_path, monkeypatch):
     for name, of in times.items():
         for base, ratio in of.items():
             assert rates[name]["min"] / rates[base]["max"] <= ratio <= rates[name]["max"] / rates[base]["min"]
+    assert 0 < result["had_the_core"] < 1.1
     assert not multiprocessing.active_children()
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     text = report.fill("<!-- loader -->\nold\n<!-- /loader -->")

@@ -377,9 +377,10 @@ def test_a_store_that_fails_is_tried_again_and_then_ends_the_run(tmp_path, monke
     assert store.opened == 4
     store.failures = 99
     for error in (PermissionError(13, "Forbidden"), RuntimeError("no\nconnection"), TimeoutError()):
-        store.error = error
+        store.error, store.opened = error, 0
         with pytest.raises(StoreError, match=r"^s3://store/a.mp4 cannot be read, tried 4 times \(.*\)$"):
             encode_video(Video("s3://store/a.mp4"), SMALL)
+        assert store.opened == 4
     with pytest.raises(StoreError):
         list(encode_videos([Video("s3://store/a.mp4")], SMALL))
 
@@ -420,9 +421,12 @@ def test_faults_are_told(tmp_path):
     for name in ("b.mkv", "b.webm", "b.avi"):
         codec = {"b.mkv": "libx264", "b.webm": "libvpx-vp9", "b.avi": "mjpeg"}[name]
         data = write_video(tmp_path / name, noise(100), codec, options={"g": "10"}).read_bytes()
-        for part in (0.3, 0.5, 0.7):
-            (tmp_path / name).write_bytes(data[: int(len(data) * part)])
-            assert "cut short" in reason(tmp_path / name), (name, part)
+        for part in (0.3, 0.6, 0.9):
+            end = int(len(data) * part)
+            (tmp_path / name).write_bytes(data[:end])
+            assert f"it has {end} of" in reason(tmp_path / name), (name, part)
+        (tmp_path / name).write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))  # space was reserved
+        assert "cut short" in reason(tmp_path / name), name
     assert reason(write_audio(tmp_path / "audio.mp4")) == "it has no video stream"
     assert reason(tmp_path / "missing.mp4") == "the file does not exist"
     assert reason(tmp_path) == "it is a folder"

@@ -73,7 +73,8 @@ def test_numbers_equal_those_counted_in_the_tars(train):
     assert fact["bytes_per_second"] == pytest.approx(sum(sizes) / sum(seconds))
     assert fact["sizes"] == {"64x48": 5, "48x80": 1} and fact["fps"] == {"25": 5, "10": 1}
     assert sum(size == "48x80" for *_, size in clips) == 1 and sum(rate == 10 for _, rate, _ in clips) == 1
-    assert fact["too_short"] == {"2x8": sum(n < 9 for n in frames), "30x1": sum(n < 30 for n in frames)} == {"2x8": 1, "30x1": 4}
+    assert fact["too_short"] == {"2x8": sum(n < 9 for n in frames), "30x1": sum(n < 30 for n in frames)}
+    assert fact["too_short"] == {"2x8": 1, "30x1": 4}
     assert fact["clips_per_class"] == {"empty": 0, "few": 1, "many": 4} and fact["empty_classes"] == ["empty"]
     assert (fact["imbalance"], fact["unlabelled"], fact["duplicates"]) == (4, 1, 1)
     assert sum(fact["rejected"].values()) == 1

@@ -59,7 +59,8 @@ def test_rows_are_what_the_loader_delivers(tmp_path):
     loader = build_loader(tmp_path / "d", "train", options, 1, "cpu", seed=3, start=2)
     ((title, shown),) = read_rows(loader, 1, 3)
     (clip,) = next(iter(loader)).clips  # (3, T, H, W)
-    mean, std = (np.array(x).reshape(3, 1, 1, 1) for x in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)))
+    of_clip = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    mean, std = (np.array(x).reshape(3, 1, 1, 1) for x in of_clip)
     expected = ((clip.numpy() * std + mean) * 255).clip(0, 255)[:, [0, 2, 5]]
     assert np.abs(np.moveaxis(expected, 0, -1) - shown).max() <= 0.51
     wanted = ", ".join(str(i) for i in loader.plan[2].frames[[0, 2, 5]])
@@ -78,7 +79,8 @@ def test_a_view_is_of_the_frames_and_the_box_in_its_title(tmp_path):
     make_shards([Video(str(tmp_path / "a.mp4"), -1, None, "a.mp4")], [], tmp_path / "d", EncodeSettings(short_side=SIDE))
 
     def rows(crops):
-        return read_rows(build_loader(tmp_path / "d", "test", {"num_frames": 4, "size": SIDE, "clips": 2, "crops": crops}, 1, "cpu"), 1, 9)
+        options = {"num_frames": 4, "size": SIDE, "clips": 2, "crops": crops}
+        return read_rows(build_loader(tmp_path / "d", "test", options, 1, "cpu"), 1, 9)
 
     for (title, pixels), (other_title, other_pixels) in zip(rows(1), rows(3)[2:4]):  # the middle crop
         assert title.split("   view")[0] == other_title.split("   view")[0] and title.startswith("not labelled")
@@ -89,7 +91,8 @@ def test_a_view_is_of_the_frames_and_the_box_in_its_title(tmp_path):
 
 def test_epoch_start_and_seed_move_in_the_stream(colours, tmp_path):
     def shown(*arguments):
-        return draw(colours, tmp_path / "x.png", "--clips", 1, "num_frames=2", *arguments)[TITLE + 2 * MARGIN + 2, 2 * MARGIN + 2]
+        sheet = draw(colours, tmp_path / "x.png", "--clips", 1, "num_frames=2", *arguments)
+        return sheet[MARGIN + TITLE + 5, MARGIN + 5]
 
     def colour(position, seed=0):
         loader = build_loader(colours, "train", {"num_frames": 2, "size": SIDE}, 1, "cpu", seed=seed, start=position)

@@ -228,7 +228,8 @@ def test_what_is_decoded_is_counted_and_measured(data):
     shards = ShardSet(data)
     clip, whole = shards.clips[CLIP].copy(), shards.read_whole(CLIP)
     assert decode(whole, clip, "vp9", 8) is None
-    for field, what in (("frames", "it decodes to 12 frames, the index says 5"), ("width", "frame 0 is 64x48, the index says 5x48")):
+    said = {"frames": "it decodes to 12 frames, the index says 5", "width": "frame 0 is 64x48, the index says 5x48"}
+    for field, what in said.items():
         other = clip.copy()
         other[field] = 5
         assert decode(whole, other, "vp9", 8) == what
@@ -272,7 +273,8 @@ def test_no_byte_can_change_unnoticed(data, name, where, value, cut):
 def test_processes_find_the_same(data, tmp_path):
     for name in ("shard-000000.tar", SHARD):
         flip(data / name, 700)
-    tool = [sys.executable, str(ROOT / "shard_tools" / "verify.py"), str(data), "--workers", "2", "--json", str(tmp_path / "r.json")]
+    options = ["--workers", "2", "--json", str(tmp_path / "r.json")]
+    tool = [sys.executable, str(ROOT / "shard_tools" / "verify.py"), str(data), *options]
     done = subprocess.run(tool, capture_output=True, text=True)
     assert done.returncode == 1 and not done.stderr, done.stderr
     problems = verify(data, 100)["problems"]
@@ -286,8 +288,10 @@ def test_wrong_use_ends_with_2(tmp_path):
         assert stop.value.code == 2
 
 
-@pytest.mark.parametrize("path", [path for path in sorted((ROOT / "shard_tools").glob("*.py")) if "__main__" in path.read_text()],
-                         ids=lambda path: path.name)  # fmt: skip
+SCRIPTS = [path for path in sorted((ROOT / "shard_tools").glob("*.py")) if "__main__" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_every_tool_runs_as_a_file_beside_inspect(path):
     done = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("usage:"), done.stderr
