@@ -255,22 +255,25 @@ class Loader:
 
     def _read(self, position: int) -> _Clip:
         """The clip at a position; weight 0 and harmless pixels where it is known or found to be bad."""
-        spec = self.plan[position]
-        if spec.weight and spec.id not in self.bad:
-            try:
-                data, frames = self.shards.read(spec.id, spec.frames)
-                return _Clip(spec, data, frames)
-            except ClipError as error:
-                self._add_bad(spec.id, error.reason)
-            except ShardError as error:
-                self.failure = error
-                raise
+        try:
+            spec = self.plan[position]
+            if spec.weight and spec.id not in self.bad:
+                return _Clip(spec, *self.shards.read(spec.id, spec.frames))
+        except ClipError as error:
+            spec = self.plan.blank(position)
+            self._add_bad(spec.id, error.reason)
+        except ShardError as error:
+            self.failure = error
+            raise
         return self._stand_in(spec)
 
     def _stand_in(self, spec: ClipSpec) -> _Clip:
         """Weight 0, and pixels that surely decode."""
         clip = self.shards.sound_clip
-        data, _ = self.shards.read(clip, np.array([0]))
+        try:
+            data, _ = self.shards.read(clip, np.array([0]))
+        except ClipError as error:
+            raise ShardError(f"{error.reason}, and it was sound when this began: restore the shards.") from error
         whole = np.array([0, 0, self.plan.heights[clip], self.plan.widths[clip]], dtype=np.float32)
         boxes = np.tile(whole, (self.plan.crops, 1))
         return _Clip(replace(spec, boxes=boxes, weight=0.0), data, np.zeros_like(spec.frames))

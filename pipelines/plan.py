@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from pipelines.augment import Augmentation, AugmentOptions, draw_augmentation
+from pipelines.augment import Augmentation, AugmentOptions, draw_augmentation, no_augmentation
 from pipelines.boxes import test_boxes, train_box
 from pipelines.frames import test_frames, timeline, train_frames, window_frames
 from pipelines.options import ClipOptions, OrderOptions
@@ -93,6 +93,13 @@ class Plan:
 
     def __getitem__(self, position: int) -> ClipSpec:
         return self._train(position) if self.split == "train" else self._evaluation(position)
+
+    def blank(self, position: int) -> ClipSpec:
+        """What stands at a position, with weight 0 and nothing to read: for a clip whose times cannot be trusted."""
+        frames = np.zeros(self.clips * self.options.num_frames, dtype=np.int32)
+        boxes = np.zeros((self.crops, 4), dtype=np.float32)
+        augmentation = no_augmentation(self.augment) if self._augments else None
+        return ClipSpec(self.locate(position)[1], frames, boxes, False, 0.0, augmentation)
 
     def window(self, position: int) -> tuple[float, float]:
         """Start and end, in seconds from the beginning of the video, of the window at a position of "windows"."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import chain, dropwhile
+from itertools import chain
 
 import av
 from av.codec.context import ThreadType
@@ -108,7 +108,7 @@ def frames_from(container, stream, start: float) -> Iterator[TimedFrame]:
     origin, step = _timestamp(first, container) or 0.0, float(1 / frame_rate(stream))
     if start > 2 * SEEK_MARGIN and first.time is not None and SEEKABLE & _formats(container):
         first, frames = _seek(container, stream, origin + start - SEEK_MARGIN)
-        if first is None or first.time is None or first.time > origin + start:
+        if first is None or not first.key_frame or first.time is None or first.time > origin + start:
             first, frames = _seek(container, stream, origin - LONGEST_PAUSE)
             if first is None:
                 raise RejectedVideo(f"it cannot be searched for second {start:g}")
@@ -132,13 +132,10 @@ def _timestamp(frame: av.VideoFrame, container) -> float | None:
 
 
 def _seek(container, stream, time: float) -> tuple[av.VideoFrame | None, Iterator[av.VideoFrame]]:
-    """The keyframe at or before `time`, None if that did not work, and the frames shown after it.
-
-    What comes out before the keyframe may need frames that were not decoded.
-    """
+    """The frame that decoding begins with when it is to begin before `time`, None if that fails, and those after it."""
     try:
         container.seek(math.floor(time / stream.time_base), stream=stream)
-        frames = dropwhile(lambda frame: not frame.key_frame, _decoded(container, stream))
+        frames = _decoded(container, stream)
         return next(frames, None), frames
     except (av.FFmpegError, RejectedVideo):
         return None, iter(())

@@ -1,5 +1,6 @@
 """What is drawn for a clip, and each operation through the real graph, against timm and PIL."""
 
+import itertools
 import math
 import random
 from collections import Counter
@@ -16,7 +17,8 @@ from pipelines import augment as a
 from pipelines.augment import AugmentOptions, draw_augmentation, no_augmentation, parse_randaugment
 from pipelines.graph import GraphOptions, _colour
 from pipelines.philox import uniforms
-from tests.test_graph import render, video  # noqa: F401 (a fixture)
+from tests.test_graph import EVERYTHING, clip_of, render, videos  # noqa: F401 (a fixture)
+from tests.videos import moving, noise
 
 SIZE = 112
 TIMM, IMGAUG, PYTORCHVIDEO = "rand-m7-n4-mstd0.5-inc1", "imgaug-m7-n4", "pytorchvideo-m7-n4-mstd0.5"
@@ -68,16 +70,16 @@ def distorted(frames, drawn, options) -> np.ndarray:
     return np.stack([np.asarray(image) for image in images])
 
 
-def through_the_graph(clip, steps, fill=None, size=SIZE):
-    """steps: (primitive, values) of one clip each -> (the pixels they are applied to, the pixels after them)."""
-    options = AugmentOptions(randaugment="imgaug-m0-n1", randaugment_fill=fill)
-    samples = []
-    for op, numbers in [(a.NOTHING, ()), *steps]:
+def through_the_graph(clips, steps, fill=None):
+    """steps: (primitive, values) of one clip each. Yields, for every clip, its pixels and what each step makes of them."""
+    options, samples = AugmentOptions(randaugment="imgaug-m0-n1", randaugment_fill=fill), []
+    for clip, (op, numbers) in itertools.product(clips, [(a.NOTHING, ()), *steps]):
         values = np.zeros((2, a.VALUES), np.float32)
         values[0, : len(numbers)] = numbers
-        samples.append((clip, [0, 3], [[0, 0, size, size]], 0, (np.int32([op, 0]), values)))
-    out = render(samples, GraphOptions(size=size, dtype="uint8", augment=options))[:, 0]
-    return out[0], out[1:]
+        samples.append((clip, [0, 3], [[0, 0, SIZE, SIZE]], 0, (np.int32([op, 0]), values)))
+    out = render(samples, GraphOptions(size=SIZE, dtype="uint8", augment=options))[:, 0]
+    for first in range(0, len(out), len(steps) + 1):
+        yield out[first], out[first + 1 : first + 1 + len(steps)]
 
 
 # Mean absolute difference to timm in grey levels; 0.01: at most one pixel in a hundred is off by one. Color: PIL rounds
@@ -106,8 +108,7 @@ def timm_operation(name, level, sign, monkeypatch, increasing=True, fill=(128, 1
     return lambda image: timm_augment.NAME_TO_OP[timm_name](image, *arguments, **kwargs)
 
 
-def test_operations_equal_timms(video, monkeypatch):  # noqa: F811
-    clip, _ = video
+def test_operations_equal_timms(videos, monkeypatch):  # noqa: F811
     cases = [
         (name, level, sign, inc)
         for level, inc in ((7.0, 1), (9.4, 1), (4.2, 0))
@@ -116,24 +117,22 @@ def test_operations_equal_timms(video, monkeypatch):  # noqa: F811
     ]
     recipes = [parse_randaugment(f"rand-m7-n4-inc{inc}") for inc in (0, 1)]
     steps = [a._primitive(n, a._strength(n, recipes[inc], m, s), "rand", SIZE, SIZE, (0, 0)) for n, m, s, inc in cases]
-    pixels, after = through_the_graph(clip, steps)
-    for (name, level, sign, inc), got in zip(cases, after):
-        operation = timm_operation(name, level, sign, monkeypatch, bool(inc))
-        want = np.stack([np.asarray(operation(Image.fromarray(frame))) for frame in pixels])
-        off = np.abs(got.astype(int) - want).mean()
-        print(f"{name} {sign * level}: {off:.3f}")
-        assert off <= TOLERANCE[name], (name, level, sign)
+    for pixels, after in through_the_graph([clip for clip, _ in videos], steps):
+        for (name, level, sign, inc), got in zip(cases, after):
+            operation = timm_operation(name, level, sign, monkeypatch, bool(inc))
+            want = np.stack([np.asarray(operation(Image.fromarray(frame))) for frame in pixels])
+            off = np.abs(got.astype(int) - want).mean()
+            print(f"{name} {sign * level}: {off:.3f}")
+            assert off <= TOLERANCE[name], (name, level, sign)
 
 
-def test_operations_of_imgaug_and_fill_colours(video):  # noqa: F811
-    clip, _ = video
-    turned = a._rotation(7.0, SIZE, SIZE)
-    mirrored = (-0.97, 0, 0.99 * SIZE, 0, 0.98, 0.01 * SIZE)
-    steps = [(a.SMOOTH, ()), (a.BLUR, ()), (a.CUTOUT, (-3, 60, 30, 20)), (a.WARP_NEAREST, turned), (a.WARP, turned),
-             (a.WARP, mirrored)]  # fmt: skip
-    for fill, colour in ((None, (128, 128, 128)), ("mean", (123, 117, 104))):
-        pixels, after = through_the_graph(clip, steps, fill)
-        for (op, v), got, tolerance in zip(steps, after, (0.01, 0.05, 0, 0.05, 0.8, 0.8)):
+@pytest.mark.parametrize("fill, colour", [(None, (128, 128, 128)), ("mean", (123, 117, 104))])
+def test_operations_of_imgaug_and_fill_colours(videos, fill, colour):  # noqa: F811
+    turned, mirrored = a._rotation(7.0, SIZE, SIZE), (-0.97, 0, 0.99 * SIZE, 0, 0.98, 0.01 * SIZE)
+    cases = [(a.SMOOTH, (), 0.01), (a.BLUR, (), 0.05), (a.CUTOUT, (-3, 60, 30, 20), 0), (a.WARP_NEAREST, turned, 0.05),
+             (a.WARP, turned, 0.8), (a.WARP, mirrored, 0.8)]  # fmt: skip
+    for pixels, after in through_the_graph([clip for clip, _ in videos], [(op, v) for op, v, _ in cases], fill):
+        for (op, v, tolerance), got in zip(cases, after):
             want = np.stack([np.asarray(with_pil(Image.fromarray(frame), op, v, colour)) for frame in pixels])
             off = np.abs(got.astype(int) - want)
             inside = off[:, 2:-2, 2:-2] if op in (a.SMOOTH, a.BLUR) else off  # PIL leaves the border of the picture alone
@@ -142,30 +141,27 @@ def test_operations_of_imgaug_and_fill_colours(video):  # noqa: F811
 
 def test_equalize_and_autocontrast_see_a_black_border_as_pil_does(tmp_path):
     """Letterboxed videos: OpenCV's equalize leaves the most frequent dark value out, PIL's does not."""
-    from tests.test_graph import clip_of
-    from tests.videos import noise
-
     frames = noise(4, SIZE, SIZE)
     frames[:, :40] = 0
     frames[3] = 77  # one colour: both leave it as it is
-    pixels, after = through_the_graph(clip_of(frames, tmp_path), [(a.EQUALIZE, ()), (a.AUTOCONTRAST, ())])
+    steps = [(a.EQUALIZE, ()), (a.AUTOCONTRAST, ())]
+    ((pixels, after),) = through_the_graph([clip_of(frames, tmp_path)], steps)
     for got, operation in zip(after, (timm_augment.equalize, timm_augment.auto_contrast)):
         want = np.stack([np.asarray(operation(Image.fromarray(frame))) for frame in pixels])
         assert np.abs(got.astype(int) - want).mean() < 1
 
 
-def test_randaugment_as_a_whole_equals_timms(video, monkeypatch):  # noqa: F811
+def test_randaugment_as_a_whole_equals_timms(videos):  # noqa: F811
     """timm augments a clip, the same draw for every frame; what it drew goes through the graph."""
-    clip, _ = video
     transform = timm_augment.rand_augment_transform(TIMM, {"img_mean": (128, 128, 128), "interpolation": Image.BICUBIC})
     back = {NAMES.get(name, name): name for name in a.OPERATIONS["rand"]}
     applied = []
     for op in transform.ops:
         function = op.aug_fn
         op.aug_fn = lambda image, *args, _f=function, _n=op.name, **kw: applied.append((_n, args)) or _f(image, *args, **kw)
-    pixels, _ = through_the_graph(clip, [])
+    clips = [clip for clip, _ in videos]
     samples, wanted = [], []
-    for seed in range(20):
+    for (clip, (pixels, _)), seed in itertools.product(zip(clips, through_the_graph(clips, [])), range(16)):
         images = []
         for frame in pixels:
             random.seed(seed), np.random.seed(seed), applied.clear()
@@ -329,9 +325,6 @@ def test_jitter_keeps_grey_grey_and_stays_in_its_range():
         assert 0.6 - 1e-3 <= brightness[0] <= 1.4 + 1e-3 and 0.8 - 1e-3 <= 1 - color[0, 3] / brightness[0] <= 1.2 + 1e-3
 
 
-EVERYTHING = {"color_jitter": (0.4, 0.4, 0.4, 0.1), "grayscale": 0.2, "pca_noise": 0.1, "erasing": 0.5}
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     name=st.sampled_from([None, TIMM, IMGAUG, PYTORCHVIDEO, "rand"]),
@@ -356,9 +349,6 @@ def test_a_draw_is_a_function_of_its_numbers_and_has_the_shapes_of_none(name, on
 
 def test_all_frames_of_a_clip_get_the_same(tmp_path):
     """A video of one picture, distorted, is a video of one picture."""
-    from tests.test_graph import clip_of
-    from tests.videos import moving
-
     clip = clip_of(np.repeat(moving(1, 64, 80), 3, axis=0), tmp_path)
     for name in (TIMM, IMGAUG, PYTORCHVIDEO):
         options = AugmentOptions(randaugment=name, randaugment_on="frames", **EVERYTHING)

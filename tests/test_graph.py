@@ -1,6 +1,7 @@
 """The DALI graph against the same thing done plainly: PyAV decodes, PIL and torch do the rest."""
 
 import io
+import itertools
 
 import av
 import numpy as np
@@ -14,10 +15,11 @@ from pipelines.boxes import train_box
 from pipelines.graph import MEAN, STD, GraphOptions, build_pipeline
 from pipelines.options import ClipOptions
 from pipelines.philox import uniforms
-from tests.videos import REAL_VIDEOS, moving, write_video
+from tests.videos import REAL_VIDEOS, decode, moving, write_video
 
 SIZE = 112
 WHOLE = [[0, 0, 100, 100]]
+EVERYTHING = {"color_jitter": (0.4, 0.4, 0.4, 0.1), "grayscale": 0.2, "pca_noise": 0.1, "erasing": 0.25}
 GREY_LEVELS = np.mean(STD)  # in one unit of a normalised clip
 
 
@@ -34,19 +36,15 @@ def real_frames(name, count=4, every=8) -> np.ndarray:
     return np.stack(frames[::every])
 
 
-@pytest.fixture(scope="module", params=["generated", "arm_wrestling.mp4"])
-def video(request, tmp_path_factory):
-    """(bytes of a clip, its frames as PyAV decodes them)."""
-    if request.param == "generated":
-        frames = moving(4, 160, 208)
-        frames = (frames + np.random.default_rng(0).integers(0, 20, (160, 208, 1))).clip(0, 255).astype(np.uint8)
-    elif not REAL_VIDEOS.exists():
-        pytest.skip("no folder of real videos here")
-    else:
-        frames = real_frames(request.param)
-    clip = clip_of(frames, tmp_path_factory.mktemp("clip"))
-    with av.open(io.BytesIO(clip.tobytes())) as container:
-        return clip, np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """(bytes of a clip, its 4 frames as PyAV decodes them): a generated one, and a real one where there are any."""
+    noise = np.random.default_rng(0).integers(0, 20, (160, 208, 1))
+    pictures = [(moving(4, 160, 208) + noise).clip(0, 255).astype(np.uint8)]
+    if REAL_VIDEOS.exists():
+        pictures.append(real_frames("arm_wrestling.mp4"))
+    clips = [clip_of(frames, tmp_path_factory.mktemp("clip")) for frames in pictures]
+    return [(clip, decode(io.BytesIO(clip.tobytes()))) for clip in clips]
 
 
 def render(samples, options: GraphOptions, device="cpu") -> np.ndarray:
@@ -96,104 +94,102 @@ BOUNDS = {("linear", True): 1.4, ("cubic", True): 1.4, ("linear", False): 1.6, (
 
 
 @pytest.mark.parametrize("interpolation, antialias", BOUNDS)
-@pytest.mark.parametrize("crop", ["random_resized", "short_side"])
-def test_crop_resize_mirror_normalise(video, crop, interpolation, antialias):
-    clip, frames = video
-    height, width = frames.shape[1:3]
-    clip_options = ClipOptions(size=SIZE, crop=crop, area=(0.3, 1.0))
+def test_crop_resize_mirror_normalise(videos, interpolation, antialias):
     options = GraphOptions(size=SIZE, interpolation=interpolation, antialias=antialias)
-    boxes = [train_box(width, height, clip_options, draws(seed)) for seed in range(4)]
-    got = render([(clip, [0, 2, 1], [box], seed % 2, ()) for seed, box in enumerate(boxes)], options)[:, 0]
-    for seed, box in enumerate(boxes):
-        want = np.stack([resized(frames[t], np.float32(box).tolist(), interpolation, antialias) for t in (0, 2, 1)])
-        want = normalised(want[:, :, ::-1] if seed % 2 else want)
-        assert difference(got[seed], want) < BOUNDS[interpolation, antialias]
-        assert difference(got[seed], want) < 0.5 * difference(got[seed][:, :, ::-1], want)  # a picture that can tell
+    samples, wanted = [], []
+    for (clip, frames), crop, seed in itertools.product(videos, ("random_resized", "short_side"), range(3)):
+        cut = ClipOptions(size=SIZE, crop=crop, area=(0.3, 1.0))
+        box = np.float32(train_box(frames.shape[2], frames.shape[1], cut, draws(seed)))
+        want = np.stack([resized(frames[t], box.tolist(), interpolation, antialias) for t in (0, 2, 1)])
+        samples.append((clip, [0, 2, 1], [box], seed % 2, ()))
+        wanted.append(normalised(want[:, :, ::-1] if seed % 2 else want))
+    for got, want in zip(render(samples, options)[:, 0], wanted):
+        assert difference(got, want) < BOUNDS[interpolation, antialias]
+        assert difference(got, want) < 0.5 * difference(got[:, :, ::-1], want)  # a picture that can tell
 
 
-def test_three_views(video):
-    clip, frames = video
-    boxes = spatial_views(frames.shape[2], frames.shape[1], ClipOptions(size=SIZE), 3)
-    got = render([(clip, [0, 3], boxes, 0, ())], GraphOptions(size=SIZE, crops=3))[0]  # (3, T, H, W, C)
-    for view, box in zip(got, boxes):
-        want = normalised(np.stack([resized(frames[t], np.float32(box).tolist(), "cubic", True) for t in (0, 3)]))
-        assert difference(view, want) < BOUNDS["cubic", True]
+def test_three_views(videos):
+    views = [spatial_views(frames.shape[2], frames.shape[1], ClipOptions(size=SIZE), 3) for _, frames in videos]
+    got = render([(clip, [0, 3], boxes, 0, ()) for (clip, _), boxes in zip(videos, views)], GraphOptions(size=SIZE, crops=3))
+    for (_, frames), boxes, clips in zip(videos, views, got):
+        for box, clip in zip(np.float32(boxes), clips):
+            want = normalised(np.stack([resized(frames[t], box.tolist(), "cubic", True) for t in (0, 3)]))
+            assert difference(clip, want) < BOUNDS["cubic", True]
 
 
-@pytest.mark.parametrize("mirror", [0, 1])
-def test_uint8_clips_normalise_to_the_float_clips(video, mirror):
-    clip, frames = video
-    sample = (clip, [0, 1, 2], [[3, 5, 100, 120.5]], mirror, ())
-    pixels, floats, halves = (render([sample], GraphOptions(size=SIZE, dtype=d)) for d in ("uint8", "float32", "float16"))
+def test_uint8_clips_normalise_to_the_float_clips(videos):
+    samples = [(clip, [0, 1, 2], [[3, 5, 100, 120.5]], mirror, ()) for clip, _ in videos for mirror in (0, 1)]
+    pixels, floats, halves = (render(samples, GraphOptions(size=SIZE, dtype=d)) for d in ("uint8", "float32", "float16"))
     assert pixels.dtype == np.uint8 and floats.dtype == np.float32 and halves.dtype == np.float16
     # the graph multiplies by 1 / std: the last bit of float32 may differ
     np.testing.assert_allclose((np.float32(pixels) - np.float32(MEAN)) / np.float32(STD), floats, rtol=0, atol=1e-6)
     np.testing.assert_allclose(halves.astype(np.float32), floats, rtol=0, atol=2e-3)
 
 
-def test_without_augmentation_the_graph_takes_no_more_inputs(video):
-    """Four inputs, and the same pixels as with an augmentation that is on and does nothing."""
-    clip, _ = video
-    sample = (clip, [0, 1], WHOLE, 1)
-    plain = render([(*sample, ())], GraphOptions(size=SIZE))
-    everything = AugmentOptions(
-        randaugment="rand-m7-n4", color_jitter=(0.4, 0.4, 0.4, 0.1), grayscale=0.2, pca_noise=0.1, erasing=0.25
-    )
+@pytest.mark.parametrize("on", ["frames", "crop"])
+def test_an_augmentation_that_does_nothing_changes_nothing(videos, on):
+    samples = [(clip, [0, 1], WHOLE, 1) for clip, _ in videos]
+    plain = render([(*sample, ()) for sample in samples], GraphOptions(size=SIZE))
+    everything = AugmentOptions(randaugment="rand-m7-n4", randaugment_on=on, **EVERYTHING)
     assert everything.arrays == ("ops", "values", "color", "noise", "erase")
     nothing = no_augmentation(everything).arrays()
-    for on in ("frames", "crop"):
-        augment = AugmentOptions(**{**vars(everything), "randaugment_on": on})
-        np.testing.assert_array_equal(plain, render([(*sample, nothing)], GraphOptions(size=SIZE, augment=augment)))
+    same = render([(*sample, nothing) for sample in samples], GraphOptions(size=SIZE, augment=everything))
+    np.testing.assert_array_equal(plain, same)
 
 
 # ---- colour, noise, erasing ------------------------------------------------------------------------------------------
 
 
-def before_and_after(video, seeds=range(6), **options):
-    """Plain clips, clips with this augmentation drawn with different seeds, and what was drawn."""
-    clip, _ = video
+def before_and_after(videos, seeds=range(6), **options):
+    """For every video: its pixels; clips with this augmentation drawn with different seeds; what was drawn."""
     augment = AugmentOptions(**options)
     drawn = [draw_augmentation(augment, 100, 100, SIZE, draws(seed)) for seed in seeds]
-    after = render([(clip, [0, 1], WHOLE, 0, a.arrays()) for a in drawn], GraphOptions(size=SIZE, augment=augment))[:, 0]
-    pixels = render([(clip, [0, 1], WHOLE, 0, ())], GraphOptions(size=SIZE, dtype="uint8"))[0, 0]
-    return pixels.astype(np.float64), after, drawn
+    samples = [(clip, [0, 1], WHOLE, 0, a.arrays()) for clip, _ in videos for a in drawn]
+    after = render(samples, GraphOptions(size=SIZE, augment=augment))[:, 0]
+    plain = render([(clip, [0, 1], WHOLE, 0, ()) for clip, _ in videos], GraphOptions(size=SIZE, dtype="uint8"))[:, 0]
+    for number, pixels in enumerate(plain.astype(np.float64)):
+        yield pixels, after[number * len(drawn) : (number + 1) * len(drawn)], drawn
 
 
-def test_grayscale(video):
-    pixels, after, drawn = before_and_after(video, range(12), grayscale=0.5)
-    grey = np.stack([np.stack([np.asarray(Image.fromarray(np.uint8(f)).convert("L"))] * 3, -1) for f in pixels])
-    lost = [difference(clip, normalised(grey)) < 0.05 for clip in after]
-    kept = [difference(clip, normalised(pixels)) < 1e-5 for clip in after]
-    assert all(a != b for a, b in zip(lost, kept)) and any(lost) and any(kept)
+def test_grayscale(videos):
+    for pixels, after, _ in before_and_after(videos, range(12), grayscale=0.5):
+        grey = np.stack([np.stack([np.asarray(Image.fromarray(np.uint8(f)).convert("L"))] * 3, -1) for f in pixels])
+        lost = [difference(clip, normalised(grey)) < 0.05 for clip in after]
+        kept = [difference(clip, normalised(pixels)) < 1e-5 for clip in after]
+        assert all(a != b for a, b in zip(lost, kept)) and any(lost) and any(kept)
 
 
 @pytest.mark.parametrize("jitter", [(0.4, 0, 0.4, 0), (0.4, 0.4, 0.4, 0.2)])
-def test_color_jitter(video, jitter):
+def test_color_jitter(videos, jitter):
     """Brightness, contrast about the frame's mean grey, saturation; hue is a rotation in YIQ, as in DALI's own hue."""
-    pixels, after, drawn = before_and_after(video, color_jitter=jitter)
-    grey = pixels @ np.array([0.299, 0.587, 0.114])
-    for clip, augmentation in zip(after, drawn):
-        matrix, weight = augmentation.color[:, :3], augmentation.color[0, 3]
-        want = pixels @ matrix.T + weight * grey.mean(axis=(1, 2))[:, None, None, None]
-        assert difference(clip, normalised(want.clip(0, 255))) < 0.35
+    for pixels, after, drawn in before_and_after(videos, color_jitter=jitter):
+        mean_grey = (pixels @ np.array([0.299, 0.587, 0.114])).mean(axis=(1, 2))[:, None, None, None]
+        for clip, augmentation in zip(after, drawn):
+            want = pixels @ augmentation.color[:, :3].T + augmentation.color[0, 3] * mean_grey
+            assert difference(clip, normalised(want.clip(0, 255))) < 0.35
 
 
-def test_pca_noise_is_not_rounded(video):
-    pixels, after, drawn = before_and_after(video, pca_noise=0.1)
-    for clip, augmentation in zip(after, drawn):
-        assert 0.1 < np.abs(augmentation.noise).max() < 60
-        assert difference(clip, normalised(pixels + augmentation.noise)) < 1e-4
+def test_pca_noise_is_not_rounded(videos):
+    for pixels, after, drawn in before_and_after(videos, pca_noise=0.1):
+        for clip, augmentation in zip(after, drawn):
+            assert 0.1 < np.abs(augmentation.noise).max() < 60
+            assert difference(clip, normalised(pixels + augmentation.noise)) < 1e-4
 
 
 @pytest.mark.parametrize("fill", ["mean", 128])
-def test_erasing(video, fill):
-    pixels, after, drawn = before_and_after(video, range(12), erasing=0.7, erasing_fill=fill)
-    boxes = [a.erase for a in drawn]
-    assert {bool(box.any()) for box in boxes} == {True, False}
-    for clip, (top, left, height, width) in zip(after, np.int64(boxes)):
-        want = normalised(pixels)
-        want[:, top : top + height, left : left + width] = 0 if fill == "mean" else normalised(np.array([128.0] * 3))
-        assert difference(clip, want) < 1e-4
+def test_erasing(videos, fill):
+    for pixels, after, drawn in before_and_after(videos, range(12), erasing=0.7, erasing_fill=fill):
+        assert {bool(a.erase.any()) for a in drawn} == {True, False}
+        for clip, augmentation in zip(after, drawn):
+            assert difference(clip, erased(normalised(pixels), augmentation.erase, fill)) < 1e-4
+
+
+def erased(clip, box, fill) -> np.ndarray:
+    """A normalised clip (T, H, W, 3) without a box (top, left, height, width)."""
+    top, left, height, width = np.int64(box)
+    clip = clip.copy()
+    clip[:, top : top + height, left : left + width] = 0 if fill == "mean" else normalised(np.array([128.0] * 3))
+    return clip
 
 
 # ---- everything together ---------------------------------------------------------------------------------------------
@@ -209,43 +205,39 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_recipes_against_plain_code(video, recipe):
-    """Decode, distort, crop, distort, normalise, erase: one after the other in PIL, numpy and torch."""
-    from tests.test_augment import distorted
-
-    clip, frames = video
-    height, width = frames.shape[1:3]
-    augment = AugmentOptions(**RECIPES[recipe])
-    clip_options, options = ClipOptions(size=SIZE, area=(0.3, 1.0)), GraphOptions(size=SIZE, augment=augment)
+def test_recipes_against_plain_code(videos, recipe):
+    """Decode, distort, crop, distort, normalise, mirror, erase: one after the other in PIL, numpy and torch."""
+    augment, cut = AugmentOptions(**RECIPES[recipe]), ClipOptions(size=SIZE, area=(0.3, 1.0))
     samples, wanted = [], []
-    for seed in range(8):
-        box = train_box(width, height, clip_options, draws(seed))
+    for (clip, frames), seed in itertools.product(videos, range(7)):
+        height, width = frames.shape[1:3]
+        box = np.float32(train_box(width, height, cut, draws(seed)))
         drawn = draw_augmentation(augment, width, height, SIZE, draws(seed))
         samples.append((clip, [0, 3], [box], seed % 2, drawn.arrays()))
-        pixels = frames[[0, 3]]
-        if augment.randaugment_on == "frames":
-            pixels = distorted(pixels, drawn, augment)
-        pixels = np.stack([resized(frame, box.tolist(), "cubic", True) for frame in pixels])
-        if augment.randaugment_on == "crop":
-            pixels = distorted(pixels.astype(np.uint8), drawn, augment)
-        if drawn.color is not None:
-            pixels = pixels @ drawn.color[:, :3].T
-        pixels = normalised(pixels + (0 if drawn.noise is None else drawn.noise))
-        pixels = pixels[:, :, ::-1].copy() if seed % 2 else pixels
-        if drawn.erase is not None:
-            top, left, h, w = np.int64(drawn.erase)
-            pixels[:, top : top + h, left : left + w] = 0 if augment.erasing_fill == "mean" else normalised(np.array([128.0] * 3))
-        wanted.append(pixels)
-    got = render(samples, options)[:, 0]
+        wanted.append(plainly(frames[[0, 3]], box, seed % 2, drawn, augment))
+    got = render(samples, GraphOptions(size=SIZE, augment=augment))[:, 0]
     differences = [difference(clip, want) for clip, want in zip(got, wanted)]
     print(recipe, np.round(differences, 2))
     # 1.0 to 1.3 where nothing is done; equalize and posterize to 2 bits magnify what the decoders differ by.
     assert np.median(differences) < 2.5 and max(differences) < 12
 
 
-# ---- the GPU ---------------------------------------------------------------------------------------------------------
+def plainly(frames, box, mirror, drawn, augment) -> np.ndarray:
+    from tests.test_augment import distorted  # which imports this module
 
-EVERYTHING = {"color_jitter": (0.4, 0.4, 0.4, 0.1), "grayscale": 0.2, "pca_noise": 0.1, "erasing": 0.25}
+    if augment.randaugment_on == "frames":
+        frames = distorted(frames, drawn, augment)
+    clip = np.stack([resized(frame, box.tolist(), "cubic", True) for frame in frames])
+    if augment.randaugment_on == "crop":
+        clip = distorted(clip.astype(np.uint8), drawn, augment)
+    if drawn.color is not None:
+        clip = clip @ drawn.color[:, :3].T
+    clip = normalised(clip + (0 if drawn.noise is None else drawn.noise))
+    clip = clip[:, :, ::-1] if mirror else clip
+    return clip if drawn.erase is None else erased(clip, drawn.erase, augment.erasing_fill)
+
+
+# ---- the GPU ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("randaugment", ["rand-m7-n4-mstd0.5-inc1", "imgaug-m7-n4", "pytorchvideo-m7-n4-mstd0.5"])
@@ -264,13 +256,12 @@ def test_the_gpu_graph_can_be_defined(randaugment, on):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("randaugment", ["rand-m7-n4-mstd0.5-inc1", "imgaug-m7-n4", "pytorchvideo-m7-n4-mstd0.5"])
 @pytest.mark.parametrize("on", ["frames", "crop"])
-def test_gpu_and_cpu_agree(video, randaugment, on):
-    clip, frames = video
+def test_gpu_and_cpu_agree(videos, randaugment, on):
     augment = AugmentOptions(randaugment=randaugment, randaugment_on=on, randaugment_fill="mean", **EVERYTHING)
+    samples = []
+    for (clip, frames), seed in itertools.product(videos, range(12)):
+        drawn = draw_augmentation(augment, frames.shape[2], frames.shape[1], SIZE, draws(seed))
+        samples.append((clip, [0, 3], WHOLE, seed % 2, drawn.arrays()))
     options = GraphOptions(size=SIZE, augment=augment)
-    height, width = frames.shape[1:3]
-    drawn = [draw_augmentation(augment, width, height, SIZE, draws(seed)) for seed in range(16)]
-    samples = [(clip, [0, 3], WHOLE, seed % 2, a.arrays()) for seed, a in enumerate(drawn)]
-    cpu, gpu = render(samples, options), render(samples, options, "gpu")
-    differences = [difference(a, b) for a, b in zip(cpu, gpu)]
+    differences = [difference(a, b) for a, b in zip(render(samples, options), render(samples, options, "gpu"))]
     assert np.median(differences) < 1 and max(differences) < 6
