@@ -45,10 +45,11 @@ OPTIONS = {
 def make_index(folder: Path, clips: int, shards: int) -> Path:
     """A data set whose every clip is the same real one; only the first, middle and last clip of a shard can be read."""
     write_video(folder / "clip.mp4", render_clip(0, CLASSES[0], FRAMES, (32, 32)))
-    make_shards([Video(str(folder / "clip.mp4"), 0, "only", "clip.mp4")], ["only"], folder / "one", EncodeSettings(short_side=32))
+    video = Video(str(folder / "clip.mp4"), 0, "only", "clip.mp4")
+    make_shards([video], ["only"], folder / "one", EncodeSettings(short_side=32))
     one = ShardSet(folder / "one")
     clip, fragments = one.clips[0], np.array(one.fragments)
-    video, _ = one.read(0, np.array([0]))  # its header and first frame
+    first_bytes, _ = one.read(0, np.array([0]))  # its header and first frame
     member = one.manifest["shards"][0]["bytes"] - 1024  # the clip in the tar, without the end of the tar
 
     out = folder / "many"
@@ -68,7 +69,7 @@ def make_index(folder: Path, clips: int, shards: int) -> Path:
         with open(out / name, "wb") as file:
             file.truncate(per_shard * member + 1024)
             for place in readable:
-                os.pwrite(file.fileno(), video, place * member + int(clip["offset"]))
+                os.pwrite(file.fileno(), first_bytes, place * member + int(clip["offset"]))
                 first = (shard * per_shard + place) * FRAMES
                 index[first : first + FRAMES] = fragments
     index.flush()
@@ -86,7 +87,8 @@ def measure_shard_set(data: Path) -> dict:
     """Seconds and memory until the index is open, in a process without torch."""
     before, begin = resident_mb(), time.perf_counter()
     ShardSet(data)
-    return {"seconds": time.perf_counter() - begin, "before_mb": before, "after_mb": resident_mb(), "peak_mb": peak_resident_mb()}
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "before_mb": before, "after_mb": resident_mb(), "peak_mb": peak_resident_mb()}
 
 
 def measure_loader(data: Path) -> dict:
@@ -135,14 +137,18 @@ def table(result: dict) -> str:
     s, b = result["shard_set"], result["loader"]
     lines = [
         f"{result['clips']:,} clips, {result['frames']:,} frames, {result['shards']:,} shards",
-        f"index open          {s['seconds']:6.2f} s   {s['after_mb']:6.0f} MB, {s['before_mb']:.0f} MB of it before; peak {s['peak_mb']:.0f} MB",
-        f"loader built        {b['seconds']:6.2f} s   {b['after_mb']:6.0f} MB, {b['before_mb']:.0f} MB of it torch and others; peak {b['peak_mb']:.0f} MB",
+        f"index open          {s['seconds']:6.2f} s   {_memory(s)}",
+        f"loader built        {b['seconds']:6.2f} s   {_memory(b)}",
         f"first plan          {b['first_plan_seconds']:6.2f} s   with the order of its epoch",
         f"border of an epoch  {result['epoch_border_seconds']['median']:6.2f} s",
     ]
     for name, r in result["plans_per_s"].items():
         lines.append(f"plans, {name:20} {r['median']:8,.0f} /s of one core ({r['min']:,.0f} to {r['max']:,.0f})")
     return "\n".join(lines)
+
+
+def _memory(of: dict) -> str:
+    return f"{of['after_mb']:6.0f} MB, {of['before_mb']:.0f} MB of it the libraries; at most {of['peak_mb']:.0f} MB"
 
 
 def main() -> None:

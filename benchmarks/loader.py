@@ -43,7 +43,15 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from benchmarks.machine import write_result
-from benchmarks.measure import in_fresh_process, median_ratio, peak_resident_mb, resident_mb, shown_command, spread, use_one_core
+from benchmarks.measure import (
+    in_fresh_process,
+    median_ratio,
+    peak_resident_mb,
+    resident_mb,
+    shown_command,
+    spread,
+    use_one_core,
+)
 from benchmarks.videos import make_videos, shard_videos
 from pipelines import ShardError, build_loader
 from pipelines.graph import MEAN, STD
@@ -236,7 +244,8 @@ def measure_speed(videos: Path, samplings: dict, gops: list[int], batch: int, ro
         "had_the_core": statistics.median(shares),  # much less than 1: other work has disturbed the measurement
         "baselines": BASELINES,
         "times": {
-            s: {name: {base: median_ratio(of[name], of[base]) for base in BASELINES} for name in shards} for s, of in rates.items()
+            s: {name: {base: median_ratio(of[name], of[base]) for base in BASELINES} for name in shards}
+            for s, of in rates.items()
         },
         "bytes": {contender.name: _bytes(contender.data) for contender in contenders},
     }
@@ -303,7 +312,8 @@ def table(result: dict) -> str:
         lines.append(f"Other work took {100 * (1 - result['had_the_core']):.0f} % of the core: do not believe these figures.")
     if "training" in result:
         (early, first), (late, last) = result["training"]["after_batches_mb"].items()
-        lines.append(f"training: {first:.0f} MB after {early} batches, {last:.0f} MB after {late} ({100 * (last / first - 1):+.1f} %)")
+        growth = 100 * (last / first - 1)
+        lines.append(f"training: {first:.0f} MB after {early} batches, {last:.0f} MB after {late} ({growth:+.1f} %)")
         e = result["evaluation"]
         lines.append(
             f"evaluation, {e['views']} views of {e['frames']} frames, {e['at_once']} at once: {e['peak_mb']:.0f} MB at most, "

@@ -34,7 +34,8 @@ def throughput_table() -> str:
     rows = []
     for r in results("throughput_*.json"):
         rates = [f"{r['clips_per_s'][name]['median']:.1f}" for name in ("loader", "model", "end_to_end")]
-        rows.append([f"`{r['command'].split('throughput.py ')[1].split(' --json')[0]}`", f"{r['devices']} x {where(r)}", *rates])
+        config = r["command"].split("throughput.py ")[1].split(" --json")[0]
+        rows.append([f"`{config}`", f"{r['devices']} x {where(r)}", *rates])
     return table(["config", "on", "loader", "model", "end to end, clips/s"], rows)
 
 
@@ -48,8 +49,8 @@ def loader_table() -> str:
             rows.append([name, f"{size / r['videos']['videos'] / 1e3:,.0f}", *cells])
         parts.append(
             table(["clips/s", "KB per video", *r["clips_per_s"]], rows)
-            + f"\n\nOne core of {r['machine']['cpu']}, {r['size']} pixels, {of_what(r)}; median of {r['rounds']} rounds, in brackets "
-            f"times {' / '.join(r['baselines'])}."
+            + f"\n\nOne core of {r['machine']['cpu']}, {r['size']} pixels, {of_what(r)}; median of {r['rounds']} rounds, "
+            f"in brackets times {' / '.join(r['baselines'])}."
         )
     return "\n\n".join(parts)
 
@@ -82,8 +83,8 @@ def sharding_table() -> str:
         workers = ", ".join(f"{of['median']:.2f} with {n}" for n, of in r["workers"].items())
         parts.append(
             table(["codec", "", "videos/s", "frames/s", "make_shards in % of it"], rows)
-            + f"\n\nOne core of {r['machine']['cpu']}, {of_what(r)}; median of {r['rounds']} rounds. make_shards in worker processes, videos/s "
-            f"with their start: {workers}. Its parent process holds {held[0]:.0f} MB after a tenth of "
+            + f"\n\nOne core of {r['machine']['cpu']}, {of_what(r)}; median of {r['rounds']} rounds. make_shards in worker "
+            f"processes, videos/s with their start: {workers}. Its parent process holds {held[0]:.0f} MB after a tenth of "
             f"{r['memory']['videos']:,} small videos and {held[-1]:.0f} MB after the last."
         )
     return "\n\n".join(parts)
@@ -106,7 +107,10 @@ def index_table() -> str:
 
 TABLES = {
     "demo": (demo_table, "python benchmarks/demo.py --out runs/demo --json benchmarks/results/demo_st_adapter.json"),
-    "throughput": (throughput_table, "python benchmarks/throughput.py --preset tiny --json benchmarks/results/throughput_tiny_cpu.json"),
+    "throughput": (
+        throughput_table,
+        "python benchmarks/throughput.py --preset tiny --json benchmarks/results/throughput_tiny_cpu.json",
+    ),
     "loader": (loader_table, "python benchmarks/loader.py --json benchmarks/results/loader_speed.json"),
     "memory": (memory_table, "python benchmarks/loader.py --memory --json benchmarks/results/loader_memory.json"),
     "sharding": (sharding_table, "python benchmarks/sharding.py --json benchmarks/results/sharding.json"),

@@ -101,7 +101,9 @@ def measure_speed(videos: Path, codecs: tuple[str, ...], rounds: int) -> dict:
         per_codec[codec] = {
             "videos_per_s": {name: spread(values) for name, values in rates.items()},
             "frames_per_s": {name: spread([value * frames / count for value in values]) for name, values in rates.items()},
-            "make_shards_of": {n: median_ratio(rates["make_shards"], values) for n, values in rates.items() if n != "make_shards"},
+            "make_shards_of": {
+                name: median_ratio(rates["make_shards"], values) for name, values in rates.items() if name != "make_shards"
+            },
         }
     return per_codec
 
@@ -165,7 +167,7 @@ def table(result: dict) -> str:
             frames = of["frames_per_s"][name]["median"]
             lines.append(f"  {name:12} {r['median']:10.2f} {r['min']:8.2f} {r['max']:8.2f} {frames:10.0f}{share}")
     for workers, r in result["workers"].items():
-        lines.append(f"{workers} worker processes: {r['median']:.2f} videos/s ({r['min']:.2f} to {r['max']:.2f}), their start included")
+        lines.append(f"{workers} workers: {r['median']:.2f} videos/s ({r['min']:.2f} to {r['max']:.2f}), with their start")
     m = result["memory"]
     held = ", ".join(f"{mb:.0f}" for mb in m["after_percent_mb"].values())
     lines.append(f"parent: {m['before_mb']:.0f} MB before {m['videos']:,} videos; after every tenth of them {held} MB")

@@ -30,8 +30,8 @@ def make_videos(cache: Path, count: int, seconds: int, material: Path | None) ->
     """
     sources = _usable(material) if material else []
     made_from = "real videos" if sources else "moving shapes"
-    facts = {"videos": count, "seconds": seconds, "size": f"{WIDTH}x{HEIGHT}", "fps": FPS, "codec": "h264", "made_from": made_from}
-    facts |= {"of": len(sources)} if sources else {}
+    facts = {"videos": count, "seconds": seconds, "size": f"{WIDTH}x{HEIGHT}", "fps": FPS, "codec": "h264"}
+    facts |= {"made_from": made_from} | ({"of": len(sources)} if sources else {})
     names = "".join(f"{path.name} {path.stat().st_size}" for path in sources)
     folder = cache / f"{made_from.split()[0]}-{count}x{seconds}s-{hashlib.sha256(names.encode()).hexdigest()[:8]}" / "videos"
     if not folder.exists():
@@ -61,7 +61,8 @@ def _usable(material: Path) -> list[Path]:
         raise ValueError(f"{material} is not a folder: give one with videos in it, or none.")
     paths = sorted(path for path in material.iterdir() if path.is_file() and _is_usable(path))
     if not paths:
-        raise ValueError(f"{material} holds no video of {LEAST_FRAMES} frames and {LEAST_SIDE} pixels: give another folder, or none.")
+        least = f"{LEAST_FRAMES} frames and {LEAST_SIDE} pixels"
+        raise ValueError(f"{material} holds no video of {least}: give another folder, or none.")
     return paths
 
 

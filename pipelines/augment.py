@@ -5,7 +5,7 @@ few small arrays, which pipelines/graph.py carries out with one DALI node per pr
 are known; sources: timm.data.auto_augment, imgaug 0.4 (augmenters/collections.py) and pytorchvideo (transforms/).
 
     rand-m7-n4-mstd0.5-inc1       timm. n of 15 operations with replacement, each with probability p
-    imgaug-m7-n4                  mirror with probability 0.5, trim up to m/224 of each side, then n of 18 operations, each once
+    imgaug-m7-n4                  mirror with probability 0.5, trim up to m/224 of each side, n of 18 operations, each once
     pytorchvideo-m7-n4-mstd0.5    n of 14 operations, each once, with probability p
 
 imgaug's mirror is part of the family: the label does not change with it, and ClipOptions.flip comes on top.
@@ -65,7 +65,7 @@ ERASING_TRIES = 10  # as timm
 class AugmentOptions:
     """What is done to the pixels of training clips, in this order; by default nothing."""
 
-    randaugment: str | None = None  # such as rand-m7-n4-mstd0.5-inc1 (timm's names), imgaug-m7-n4, pytorchvideo-m7-n4-mstd0.5
+    randaugment: str | None = None  # a name as at the top of pipelines/augment.py
     randaugment_on: str = "crop"  # frames: the whole picture, before the crop; crop: what is left of it
     randaugment_fill: int | str | None = None  # what moves in from outside: a grey level, or mean; None: the family's own
     color_jitter: tuple = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation: factor 1 - x to 1 + x; hue: -x to x turns
@@ -100,14 +100,11 @@ class AugmentOptions:
         return parse_randaugment(self.randaugment)
 
     @property
-    def any(self) -> bool:
-        return bool(self.arrays)
-
-    @property
     def arrays(self) -> tuple[str, ...]:
         """The fields of Augmentation that these options fill, in the order in which the graph takes them."""
         recolour = self.grayscale > 0 or (self.color_jitter_p > 0 and any(self.color_jitter))
-        wanted = {"ops": self.recipe, "values": self.recipe, "color": recolour, "noise": self.pca_noise, "erase": self.erasing}
+        distort = self.recipe is not None
+        wanted = {"ops": distort, "values": distort, "color": recolour, "noise": self.pca_noise > 0, "erase": self.erasing > 0}
         return tuple(name for name, on in wanted.items() if on)
 
 
@@ -117,7 +114,7 @@ class Augmentation:
 
     ops: np.ndarray | None = None  # (steps,) int32, primitives
     values: np.ndarray | None = None  # (steps, VALUES) float32
-    color: np.ndarray | None = None  # (3, 4) float32: what the new colour takes from red, green, blue and the frame's mean grey
+    color: np.ndarray | None = None  # (3, 4) float32: new colour = this @ (red, green, blue, mean grey of the frame)
     noise: np.ndarray | None = None  # (3,) float32, added to the pixels, 0..255
     erase: np.ndarray | None = None  # (4,) float32: top, left, height, width in pixels of the crop
 
@@ -196,7 +193,7 @@ def parse_randaugment(name: str | None) -> RandAugment | None:
     for part in parts:
         match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
         if match is None or match[1] not in known or match[1] in given:
-            raise ValueError(f"randaugment is {name!r}: {part!r} is not one of {', '.join(known)} with a number behind, once each.")
+            raise ValueError(f"randaugment is {name!r}: {part!r} is not one of {', '.join(known)} and a number, once each.")
         given[match[1]] = float(match[2])
     m, n, p, std, inc = (given.get(key, default) for key, default in zip(("m", "n", "p", "mstd", "inc"), (10, 2, 0.5, 0, 0)))
     largest, operations = LARGEST[family], len(OPERATIONS[family])

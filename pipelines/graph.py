@@ -98,7 +98,7 @@ def build_pipeline(source, options: GraphOptions, batch_size: int, device: str, 
         num_threads=threads,
         device_id=device_id if device == "gpu" else None,
         prefetch_queue_depth=2,
-        enable_conditionals=augment.any,
+        enable_conditionals=bool(extra),
     )
     def clips():
         encoded, frames, boxes, mirror, *drawn = fn.external_source(
@@ -236,7 +236,8 @@ def _warp(video, matrix, fill: list[float], nearest: bool):
     if len(set(fill)) == 1:
         return fn.warp_affine(video, fill_value=fill[0], **how)
     colour = types.Constant(np.int16(fill))  # the operator takes one number: make it 0
-    return fn.cast(fn.warp_affine(fn.cast(video, dtype=types.INT16) - colour, fill_value=0, **how) + colour, dtype=types.UINT8)
+    moved = fn.warp_affine(fn.cast(video, dtype=types.INT16) - colour, fill_value=0, **how)
+    return fn.cast(moved + colour, dtype=types.UINT8)
 
 
 def _brightness(video, factor):

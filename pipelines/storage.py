@@ -291,10 +291,11 @@ class StagedFiles:
                 when, failure = self._failures.get(file.name, (asked, None))
                 if when > asked:
                     raise failure  # another thread tried it while this one waited
-                return self._open_staged(file) or self._download(file, path, urgent)
-        except StoreError as error:
-            self._failures[file.name] = time.monotonic(), error
-            raise
+                try:
+                    return self._open_staged(file) or self._download(file, path, urgent)
+                except StoreError as error:
+                    self._failures[file.name] = time.monotonic(), error
+                    raise
         except OSError as error:
             raise StoreError(f"{path} cannot be written ({error.strerror}): see to the cache's disk.") from error
 

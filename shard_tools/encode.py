@@ -39,7 +39,8 @@ LARGEST_CLIP = 1 << 30  # bytes
 ROUNDED_TIME = 0.002  # seconds; Matroska rounds times to milliseconds
 MOVFLAGS = "frag_every_frame+empty_moov+default_base_moof+skip_trailer"
 
-MATRIX = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}  # AVColorSpace
+BT601 = "smpte170m"
+MATRIX = {1: "bt709", 4: "fcc", 5: BT601, 6: BT601, 7: "smpte240m", 9: "bt2020nc", 10: "bt2020nc"}  # AVColorSpace
 QUARTER_TURNS = {  # counter-clockwise
     0: [],
     1: [("transpose", "cclock")],
@@ -187,21 +188,27 @@ def _conversion(frame, turns: int, upright: tuple[Fraction, Fraction], size: tup
     """
     factor = max(size[0] / upright[0], size[1] / upright[1])
     scaled = [max(_even(side * factor), least) for side, least in zip(upright, size)]
-    matrix = MATRIX.get(frame.colorspace) or ("bt601" if min(frame.width, frame.height) < 720 else "bt709")
-    scale = f"{scaled[0]}:{scaled[1]}:flags=bicubic+accurate_rnd+bitexact:in_color_matrix={matrix}"
+    scale = f"{scaled[0]}:{scaled[1]}:flags=bicubic+accurate_rnd+bitexact:in_color_matrix=bt601:out_color_matrix=bt601"
     if frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj"):
         scale += ":in_range=pc"
     elif frame.color_range == ColorRange.MPEG:
         scale += ":in_range=tv"
-    scale += f":out_color_matrix=bt601:out_range={'pc' if full else 'tv'}"
+    levels = "pc" if full else "tv"
+    scale += f":out_range={levels}"
+    steps = [*QUARTER_TURNS[turns], ("scale", scale), ("format", "yuvj420p" if full else "yuv420p")]
+    steps.append(("crop", f"{size[0]}:{size[1]}"))
+    matrix = MATRIX.get(frame.colorspace) or (BT601 if min(frame.width, frame.height) < 720 else "bt709")
+    if matrix != BT601 and not frame.format.is_rgb:
+        # Four times as fast as the scaler's conversion, and nearer: that one darkens by one level.
+        same = f"iprimaries=bt709:primaries=bt709:itrc=bt709:trc=bt709:irange={levels}:range={levels}"
+        steps.append(("colorspace", f"ispace={matrix}:space={BT601}:{same}"))
 
     graph = Graph()
     graph.threads = 1
     last = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 1000)
     )
-    steps = [*QUARTER_TURNS[turns], ("scale", scale), ("format", "yuvj420p" if full else "yuv420p")]
-    for name, arguments in [*steps, ("crop", f"{size[0]}:{size[1]}"), ("buffersink", None)]:
+    for name, arguments in [*steps, ("buffersink", None)]:
         step = graph.add(name, arguments)
         last.link_to(step)
         last = step

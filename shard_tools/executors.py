@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
+import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -107,15 +109,19 @@ def run_ray(job: Job, shards: Shards, report: Callable[[int, int], None], addres
 
 
 def _connect(ray, address: str | None) -> None:
+    address = address or os.environ.get("RAY_ADDRESS")
+    where = f"at {address}" if address else "on this machine"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     handler = signal.getsignal(signal.SIGTERM)
     root = Path(__file__).resolve().parent.parent
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     packages = {"py_modules": [str(root / "shard_tools"), str(root / "pipelines")]}  # every machine runs this code
     try:
+        if address and re.fullmatch(r"[^/]+:\d+", address):  # Ray itself would ask for ten minutes and more
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), 10).close()
         ray.init(address, runtime_env=packages, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        where = f"at {address}" if address else "on this machine"
-        raise OutputError(f"there is no Ray cluster {where} ({describe(error)}): see `ray status`.") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise OutputError(f"the Ray cluster {where} cannot be used ({describe(error)}): see `ray status`.") from error
     signal.signal(signal.SIGTERM, handler)  # Ray takes it
 
 

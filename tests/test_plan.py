@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from pipelines.boxes import random_resized_box, test_boxes
 from pipelines.frames import test_frames, train_frames
 from pipelines.options import VARIANTS, ClipOptions
-from pipelines.philox import permutation
+from pipelines.philox import FRAMES, permutation, uniforms
 from pipelines.plan import Plan
 
 SAMPLING = Path(__file__).parent.parent.parent / "shared" / "reference" / "golden" / "sampling.json"
 test_boxes.__test__ = test_frames.__test__ = False  # pytest: these are not tests
 
 
-def plan_of(n, split="train", seed=0, frames=40, width=340, height=256, fps=30.0, **options):
+def plan_of(n, split="train", seed=0, frames=40, width=340, height=256, fps=30.0, fps_of_clips=None, **options):
     facts = (np.full(n, value) for value in (frames, width, height, fps))
-    return Plan(*facts, ClipOptions(**options), split, seed)
+    return Plan(*facts, ClipOptions(**options, fps=fps_of_clips), split, seed)
 
 
 @given(n=st.integers(1, 97), first=st.integers(0, 500), seed=st.integers(0, 2**63 - 1))
@@ -171,8 +171,53 @@ def test_shuffled_frames_are_the_same_frames():
 @pytest.mark.parametrize(
     "options", [{"num_frames": 0}, {"num_frames": 2.5}, {"sampling": "dense"}, {"crop": "none"}, {"crops": 2}, {"flip": 2},
                 {"area": (0, 1)}, {"area": (0.5, 2)}, {"aspect": 1}, {"scale": (0.5, 1)}, {"test_short_side": 100},
-                {"flip_labels": [[1, 1]]}, {"flip_labels": [1, 2]}, {"flip_labels": [[1, 2], [2, 3]]}, {"variant": "x"}]
+                {"flip_labels": [[1, 1]]}, {"flip_labels": [1, 2]}, {"flip_labels": [[1, 2], [2, 3]]}, {"variant": "x"},
+                {"fps": 0}, {"window": None}, {"hop": -1}]
 )  # fmt: skip
 def test_a_wrong_option_is_named(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         ClipOptions(**options)
+
+
+@given(count=st.integers(1, 200), t=st.integers(1, 16), clips=st.integers(1, 4), u=st.floats(0, 0.999999))
+@settings(deadline=None)
+def test_uniform_takes_the_same_place_of_every_part(count, t, clips, u):
+    options = ClipOptions(num_frames=t, sampling="uniform")
+    drawn = train_frames(count, 30, options, np.full(t, u))[0]
+    assert drawn.tolist() == [min(int((i + u) * count / t), count - 1) for i in range(t)]
+    views = test_frames(count, 30, options, clips)
+    assert views.shape == (clips, t) and (np.diff(views, axis=0) >= 0).all() and (np.diff(views, axis=1) >= 0).all()
+
+
+@given(gaps=st.lists(st.floats(0.005, 0.3), min_size=1, max_size=80), fps=st.floats(2, 40), t=st.integers(1, 8),
+       stride=st.integers(1, 5), position=st.integers(0, 50), split=st.sampled_from(["train", "val", "test"]))
+@settings(deadline=None)
+def test_frames_are_as_far_apart_in_time_as_was_said_however_the_rate_varies(gaps, fps, t, stride, position, split):
+    times = np.concatenate([[0], np.cumsum(gaps)])
+    count, length = len(times), times[-1] + np.mean(gaps)
+    options = ClipOptions(num_frames=t, sampling="stride", stride=stride, fps=fps)
+    plan = Plan(*(np.array([v]) for v in (count, 64, 48, count / length)), options, split, times=lambda sample: times)
+    shown = [np.abs(times - at).argmin() for at in np.arange(max(1, round(length * fps))) / fps]  # at every 1/fps of a second
+    if split == "train":
+        chosen = train_frames(len(shown), fps, options, uniforms(0, FRAMES, position, 0, t))
+    else:
+        chosen = test_frames(len(shown), fps, options, 1)
+    assert np.allclose(times[plan[position].frames], times[shown][chosen.ravel()])
+
+
+def test_at_a_constant_rate_frames_by_time_are_frames_by_number():
+    """fps equal to the stored rate changes nothing; half of it takes every second frame."""
+    for options in ({"sampling": "segments"}, {"sampling": "stride", "stride": 3}, {"sampling": "stride", "stride": 3, "variant": "tada"}):
+        plain, same = (plan_of(5, frames=91, **options, fps_of_clips=fps) for fps in (None, 30.0))
+        assert all(np.array_equal(plain[p].frames, same[p].frames) for p in range(5))
+    half = plan_of(5, "test", frames=90, clips=2, sampling="stride", stride=3, fps_of_clips=15)
+    assert np.array_equal(half[0].frames, 2 * test_frames(45, 15, half.options, 2).ravel())
+
+
+def test_windows_slide_to_the_end():
+    plan = plan_of(3, "windows", frames=95, fps=30.0, window=1.0, hop=0.5, num_frames=4)
+    assert len(plan) == 18 and [plan.locate(p)[1] for p in (0, 5, 6, 17)] == [0, 0, 1, 2]  # 3.17 s: six windows
+    assert [plan.window(p)[0] for p in range(6)] == [0, 0.5, 1, 1.5, 2, 2.5]
+    assert plan[0].frames.tolist() == [4, 11, 19, 26] and plan[5].frames.tolist() == [79, 86, 94, 94]
+    assert plan[18].weight == 0 and plan[17].weight == 1
+    assert len(plan_of(3, "windows", frames=90, fps=30.0, window=1.0)) == 9 and len(plan_of(1, "windows", frames=3, window=9.0)) == 1
