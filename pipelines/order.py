@@ -6,7 +6,9 @@ mixture of data sets. Ranks, batch sizes and accumulation only decide who takes 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +41,7 @@ class Order:
         self.n, self.options, self.seed, self.number = len(shards), options, seed, number
         self.shards, self.weights = shards, weights
         # Two rounds: batches and ranks straddle the border.
-        self._round = lru_cache(maxsize=2)(self._make_round)
+        self._round = _remember_two(self._make_round)
 
     def __getitem__(self, position: int) -> Place:
         position, copy = divmod(position, self.options.repeats)
@@ -93,7 +95,7 @@ class Mixture:
         if counts.min() < 1:
             raise ValueError(f"Share {shares[int(counts.argmin())]} of a data set is less than 1 in {BLOCK}: leave it out.")
         self.counts = counts
-        self._block = lru_cache(maxsize=2)(self._make_block)
+        self._block = _remember_two(self._make_block)
 
     def __getitem__(self, position: int) -> Place:
         block, index = divmod(position, BLOCK)
@@ -130,6 +132,17 @@ def balancing_weights(labels: np.ndarray, balance: float) -> np.ndarray | None:
         return None
     _, which, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     return sizes[which] ** -float(balance)
+
+
+def _remember_two(function: Callable) -> Callable:
+    """A function that remembers its last two results. Several threads that ask at once wait for one answer."""
+    cached, lock = lru_cache(maxsize=2)(function), Lock()
+
+    def remembering(number: int):
+        with lock:
+            return cached(number)
+
+    return remembering
 
 
 def _in_turn(lists: list[list]) -> list[list]:

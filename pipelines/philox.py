@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 
 # Independent streams: adding a draw to one does not change the others.
@@ -11,15 +13,27 @@ LARGEST_EPOCH = 2**20  # of the 64 bits of a key, a stream takes 4, an epoch 20 
 
 def uniforms(seed: int, stream: int, epoch: int, sample: int, numbers: int) -> np.ndarray:
     """(numbers,) float64 in [0, 1), the same on every machine and with every version of numpy."""
-    raw = philox(seed, stream, epoch, sample).random_raw(numbers)
-    return (raw >> np.uint64(11)) * 2.0**-53
+    return (_raw(seed, stream, epoch, sample, numbers) >> np.uint64(11)) * 2.0**-53
 
 
 def permutation(seed: int, epoch: int, n: int, part: int = 0) -> np.ndarray:
     """(n,) the order of n things in one epoch; part: which permutation of several."""
     # numpy may change what its shuffles do with their random numbers; the raw numbers are fixed.
-    return np.argsort(philox(seed, ORDER, epoch, part).random_raw(n), kind="stable")
+    return np.argsort(_raw(seed, ORDER, epoch, part, n), kind="stable")
 
 
-def philox(seed: int, stream: int, epoch: int, sample: int) -> np.random.Philox:
-    return np.random.Philox(key=np.array([seed, stream << 60 | epoch << 40 | sample], dtype=np.uint64))
+def _raw(seed: int, stream: int, epoch: int, sample: int, numbers: int) -> np.ndarray:
+    """(numbers,) uint64: the first ones of the generator with this key."""
+    key = np.array([seed, stream << 60 | epoch << 40 | sample], dtype=np.uint64)
+    # To make a generator takes longer than to draw a clip's numbers, so each thread has one and sets its key.
+    if not hasattr(_thread, "generator"):
+        _thread.generator = np.random.Philox(key=0)
+    state = {"counter": _ZEROS, "key": key}
+    _thread.generator.state = {
+        "bit_generator": "Philox", "state": state, "buffer": _ZEROS, "buffer_pos": 4, "has_uint32": 0, "uinteger": 0,
+    }  # fmt: skip
+    return _thread.generator.random_raw(numbers)
+
+
+_thread = threading.local()
+_ZEROS = np.zeros(4, dtype=np.uint64)

@@ -389,6 +389,7 @@ def test_names_are_read_as_timm_reads_them():
         ({"randaugment": "imgaug-m7-mstd0.5"}, "'mstd0.5' is not one of m, n"),
         ({"randaugment": "rand-inc2"}, "inc is 2, but it must be 0 or 1"),
         ({"randaugment": 7}, "it must be a name such as rand-m7"),
+        ({"randaugment": ["rand-m7"]}, "it must be a name such as rand-m7"),
         ({"randaugment_on": "clip"}, "it must be frames or crop"),
         ({"randaugment_fill": 256}, "it must be mean or a whole number from 0 to 255"),
         ({"color_jitter": (0.4, 0.4)}, "color_jitter is"),

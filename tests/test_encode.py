@@ -103,6 +103,20 @@ def test_colours_survive_until_dali_has_decoded_them(tags, codec, tmp_path):
         assert np.abs(seen.astype(int) - color).max() <= 6, (tags, color, seen[0, 0, 0])
 
 
+@pytest.mark.parametrize("space", range(11))
+def test_every_colour_space_tag_is_understood(space, tmp_path):
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv444p" if space in (0, 8) else "yuv420p10le"
+        stream.codec_context.colorspace = space
+        for _ in range(2):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(solid((90, 90, 90), 1)[0], "rgb24")))
+        container.mux(stream.encode(None))
+    clip = encode_video(tmp_path / "a.mkv", SMALL)
+    if space not in (0, 8):  # RGB and YCgCo are other things than grey here
+        assert np.abs(decode(io.BytesIO(clip.data)).astype(int) - 90).max() <= 3
+
+
 def dali_decode(datas):
     fn, types = pytest.importorskip("nvidia.dali.fn"), pytest.importorskip("nvidia.dali.types")
     from nvidia.dali import pipeline_def

@@ -167,6 +167,13 @@ def test_mistakes(arguments, sentence, source, tmp_path, capsys):
 # ---- Ray
 
 
+def test_a_cluster_that_is_not_there(source, tmp_path, capsys):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    arguments = ["--out", str(tmp_path / "out"), *OPTIONS, "--executor", "ray", "--ray-address", "127.0.0.1:1"]
+    assert main([str(source), *arguments]) == 2
+    assert "the Ray cluster at 127.0.0.1:1 cannot be used (Connection refused)" in capsys.readouterr().err
+
+
 def test_on_ray_though_a_worker_is_killed(source, whole, tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed")
     killed, over = [], threading.Event()

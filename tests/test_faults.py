@@ -186,7 +186,8 @@ def test_no_flipped_bit_in_the_index_gives_a_wrong_label_time_or_pixel(shapes, c
             continue
         assert np.array_equal(shards.clips, truth.clips) and shards.classes == truth.classes
         assert {k: v for k, v in shards.manifest.items() if k in truth.manifest} | {"crc32": 0} == truth.manifest | {"crc32": 0}
-        for clip in rng.integers(0, len(truth), 6) if name != "fragments.npy" else np.unique(np.flatnonzero(shards.fragments != truth.fragments) // 20):
+        changed = np.unique(np.flatnonzero(shards.fragments != truth.fragments) // 20)
+        for clip in changed if len(changed) else rng.integers(0, len(truth), 3):
             try:
                 assert shards.read_whole(clip) == whole[clip]
             except (ClipError, ShardError):

@@ -33,6 +33,8 @@ def test_shapes_and_types(shapes):
     assert batch.samples_seen == 5
     labels = ShardSet(shapes / "vp9").clips["label"]
     assert batch.labels.tolist() == [labels[i] for i in batch.ids]
+    (batch,) = batches(shapes / "vp9", 1, clips=2, crops=3)  # views are of evaluation
+    assert batch.clips.shape == (5, 3, 4, 32, 32)
     (batch,) = batches(shapes / "vp9", 1, split="test", clips=2, crops=3)
     assert batch.clips.shape == (5, 6, 3, 4, 32, 32)
 

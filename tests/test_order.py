@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pipelines.options import OrderOptions
 from pipelines.order import BLOCK, Mixture, Order, balancing_weights
+from pipelines.philox import uniforms
 
 SHARDS = st.lists(st.integers(1, 9), min_size=1, max_size=12).map(lambda sizes: np.repeat(np.arange(len(sizes)), sizes))
 
@@ -123,3 +124,16 @@ def test_what_is_ahead_is_what_comes(make, options):
 def test_a_wrong_option_is_named(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         OrderOptions(**options)
+
+
+def test_random_numbers_are_those_of_a_new_philox_whoever_draws_them():
+    from concurrent.futures import ThreadPoolExecutor
+
+    keys = [(seed, stream, epoch, sample) for seed in (0, 2**63 - 1) for stream in (0, 7) for epoch in (0, 9) for sample in (0, 5, 2**39)]
+    expected = []
+    for seed, stream, epoch, sample in keys:
+        key = np.array([seed, stream << 60 | epoch << 40 | sample], dtype=np.uint64)
+        expected.append((np.random.Philox(key=key).random_raw(13) >> np.uint64(11)) * 2.0**-53)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda key: uniforms(*key, 13), keys * 5))
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected * 5))

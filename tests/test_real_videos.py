@@ -16,8 +16,10 @@ from i2v.distributed import World
 from i2v.train import run
 from i2v.vit import ViTSpec, VisionTransformer
 from pipelines import build_loader
-from shard_tools.encode import EncodeSettings
-from shard_tools.sources import load_sources
+from pipelines.shards import ShardSet
+from shard_tools import decode
+from shard_tools.encode import EncodeSettings, encode_video
+from shard_tools.sources import Video, load_sources
 from shard_tools.writer import make_shards
 from tests.test_evaluate import command
 
@@ -43,6 +45,34 @@ def test_the_corrupt_file_is_rejected_with_a_reason_and_no_other(data):
     with open(data / "shards" / "rejected.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["path"] == "corrupted.mp4" and row["reason"].startswith("decoding stopped after")
+
+
+FRAMES = {  # (number, per second)
+    "arm_wrestling.mp4": (280, 28), "mma_test.mp4": (300, 30), "mma_test.avi": (164, 25), "part_0.mp4": (32, 29.06),
+    "stdet.mp4": (57, 6), "bikes.mp4": (250, 25), "carphone_pristine.mp4": (120, 29.97), "flipping_a_pancake.mkv": (310, 30),
+    "nasa_13013.mp4": (390, 29.97), "unordered.mov": (4, 32), "video_0.mov": (3, 30), "video_90.mov": (3, 30),
+    "av1_video.mkv": (125, 25), "h265_video.mp4": (10, 10), "h264_10bits.mp4": (30, 30),
+}  # fmt: skip
+
+
+def test_no_frame_is_lost_and_every_frame_has_its_time(data):
+    shards = ShardSet(data / "shards")
+    for i in range(len(shards)):
+        name, clip, times = shards.metadata(i)["source"], shards.clips[i], shards.times(i)
+        assert clip["frames"] == FRAMES[name][0] and clip["fps"] == pytest.approx(FRAMES[name][1], abs=0.01), name
+        even = np.arange(len(times)) / clip["fps"]
+        if name == "part_0.mp4":  # one frame is missing in it
+            assert sorted(set(np.diff(times).round(3))) == pytest.approx([0.033, 0.067])
+        else:
+            assert times == pytest.approx(even, abs=0.002), name
+
+
+@pytest.mark.parametrize("name", ["arm_wrestling.mp4", "flipping_a_pancake.mkv", "nasa_13013.mp4", "av1_video.mkv", "bikes.mp4"])
+def test_a_cut_is_what_decoding_from_the_beginning_gives(name, monkeypatch):
+    video, settings = Video(str(VIDEOS / name), start=3.7, end=4.1), EncodeSettings(short_side=96)
+    clip = encode_video(video, settings)
+    monkeypatch.setattr(decode, "SEEKABLE", set())
+    assert encode_video(video, settings).data == clip.data and clip.frames in (10, 11, 12)
 
 
 def test_the_rotated_video_comes_out_upright(data):
