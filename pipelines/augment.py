@@ -78,7 +78,9 @@ class AugmentOptions:
     erasing_fill: int | str = "mean"  # mean: 0 after normalising; or a grey level before normalising
 
     def __post_init__(self):
-        parse_randaugment(self.randaugment)
+        name = self.randaugment
+        require(name is None or isinstance(name, str), "randaugment", self, "a name such as rand-m7-n4-mstd0.5-inc1")
+        parse_randaugment(name)
         require(self.randaugment_on in ("frames", "crop"), "randaugment_on", self, "frames or crop")
         for name in ("erasing_area", "erasing_aspect"):
             object.__setattr__(self, name, interval(name, getattr(self, name)))
@@ -104,7 +106,7 @@ class AugmentOptions:
         """The fields of Augmentation that these options fill, in the order in which the graph takes them."""
         recolour = self.grayscale > 0 or (self.color_jitter_p > 0 and any(self.color_jitter))
         distort = self.recipe is not None
-        wanted = {"ops": distort, "values": distort, "color": recolour, "noise": self.pca_noise > 0, "erase": self.erasing > 0}
+        wanted = {"ops": distort, "values": distort, "color": recolour, "noise": self.pca_noise, "erase": self.erasing}
         return tuple(name for name, on in wanted.items() if on)
 
 
@@ -183,8 +185,6 @@ def parse_randaugment(name: str | None) -> RandAugment | None:
     """Read a name such as rand-m7-n4-mstd0.5-inc1; parts that are missing are timm's: m10, n2, p0.5, mstd0, inc0."""
     if name is None:
         return None
-    if not isinstance(name, str):
-        raise ValueError(f"randaugment is {name!r}: it must be a name such as rand-m7-n4-mstd0.5-inc1, or nothing.")
     family, *parts = name.split("-")
     if family not in OPERATIONS:
         raise ValueError(f"randaugment is {name!r}: it must begin with one of {', '.join(OPERATIONS)}.")
@@ -278,7 +278,7 @@ def _primitive(name: str, strength: float, family: str, width: int, height: int,
     if name == "TranslateY":
         return warp, (1, 0, 0, 0, 1, strength * height)
     if name == "Posterize":
-        return POSTERIZE, (256 - 2 ** (8 - int(strength)),)
+        return POSTERIZE, (256 - 2 ** (8 - int(strength)),)  # no bits, at magnitude 10, is black
     if name == "Solarize":
         return (SOLARIZE, (strength,)) if strength < 256 else (NOTHING, ())
     if name == "Cutout":

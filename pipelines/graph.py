@@ -229,6 +229,7 @@ def _distort(video, op, v, fill: list[float]):
 
 
 def _warp(video, matrix, fill: list[float], nearest: bool):
+    """Linear where timm is cubic: DALI has no cubic warp on both devices."""
     from nvidia.dali import fn, types
 
     matrix = fn.reshape(matrix, shape=[2, 3])

@@ -27,10 +27,13 @@ class JoinedShards:
         self.clips = {name: np.concatenate([each.clips[name] for each in sets]) for name in FIELDS}
         self.root = " + ".join(str(each.root) for each in sets)
         self.classes, self.manifest = sets[0].classes, sets[0].manifest
-        self.sound_clip = sets[0].sound_clip
 
     def __len__(self) -> int:
         return self.firsts[-1]
+
+    @property
+    def sound_clip(self) -> int:
+        return self.sets[0].sound_clip
 
     def key(self, clip_id: int) -> str:
         """Which data set, and the clip's WebDataset key in it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import functools
 import os
 import zlib
 from collections import deque
@@ -269,14 +270,18 @@ class Loader:
 
     def _stand_in(self, spec: ClipSpec) -> _Clip:
         """Weight 0, and pixels that surely decode."""
+        data, box = self._harmless()
+        return _Clip(replace(spec, boxes=np.tile(box, (self.plan.crops, 1)), weight=0.0), data, np.zeros_like(spec.frames))
+
+    @functools.cache
+    def _harmless(self) -> tuple[np.ndarray, np.ndarray]:
+        """The first frame of a sound clip, and the box of all of it."""
         clip = self.shards.sound_clip
         try:
             data, _ = self.shards.read(clip, np.array([0]))
         except ClipError as error:
             raise ShardError(f"{error.reason}, and it was sound when this began: restore the shards.") from error
-        whole = np.array([0, 0, self.plan.heights[clip], self.plan.widths[clip]], dtype=np.float32)
-        boxes = np.tile(whole, (self.plan.crops, 1))
-        return _Clip(replace(spec, boxes=boxes, weight=0.0), data, np.zeros_like(spec.frames))
+        return data, np.array([0, 0, self.plan.heights[clip], self.plan.widths[clip]], dtype=np.float32)
 
     def _batch(self, output, prepared: _Prepared) -> Batch:
         clips = prepared.wait()

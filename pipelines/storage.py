@@ -82,7 +82,9 @@ def open_files(
     """Where the files of a data set are, and the name of its manifest among them."""
     location = os.fspath(manifest)
     if "://" in location:
-        root, _, name = location.rpartition("/") if location.endswith(".json") else (location.rstrip("/"), "", "manifest.json")
+        root, name = location.rstrip("/"), "manifest.json"
+        if location.endswith(".json"):
+            root, _, name = location.rpartition("/")
         return StagedFiles(root, cache, cache_size), name
     path = Path(location)
     return (LocalFiles(path), "manifest.json") if path.is_dir() else (LocalFiles(path.parent), path.name)
@@ -176,7 +178,8 @@ class StagedFiles:
             with _locked(self.cache / ".lock"):
                 pass
         except OSError as error:
-            raise StoreError(f"{self.cache} cannot be used as a cache ({error}): set cache to a folder on a local disk.") from error
+            message = f"{self.cache} cannot be used as a cache ({error}): set cache to a folder on a local disk."
+            raise StoreError(message) from error
         try:
             import fsspec.core
 

@@ -73,10 +73,10 @@ class EncodeSettings:
             raise ValueError(f"quality {self.quality!r} is not one of {', '.join(CRF)}.")
         if self.crf is None:
             object.__setattr__(self, "crf", CRF[self.quality][self.codec])
-        for name in ("fps", "max_seconds"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} {value} is not a positive number.")
+        if self.fps is not None and not 0.01 <= self.fps <= 1000:
+            raise ValueError(f"fps {self.fps} is not between 0.01 and 1000.")
+        if self.max_seconds is not None and not 0 < self.max_seconds < math.inf:
+            raise ValueError(f"max_seconds {self.max_seconds} is not a positive number.")
         if not 1 <= self.gop <= 1000:
             raise ValueError(f"gop {self.gop} is not between 1 and 1000.")
         if self.codec == "mjpeg" and self.gop != 1:
@@ -159,7 +159,7 @@ def _true_rate(times: np.ndarray, declared: float) -> float:
     """Frames per second: frames over time, or what is declared where the two agree but for rounding."""
     if len(times) == 1 or abs((len(times) - 1) / declared - times[-1]) < ROUNDED_TIME:
         return declared
-    return float(np.clip((len(times) - 1) / times[-1], 1e-3, 1e3))
+    return float(np.clip((len(times) - 1) / times[-1], 1e-4, 1e3))
 
 
 def _upright_frames(

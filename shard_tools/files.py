@@ -1,4 +1,4 @@
-"""Open a source video wherever it lies: a local file, an object in a store (any fsspec URL), a member of a tar of either.
+"""Open a source video wherever it lies: a local file, an object in a store (any fsspec URL), a member of a tar.
 
 A fault of one file is a RejectedVideo, and the run goes on. A fault of the store (no connection, no permission, no
 such service) says nothing about the video: after some tries it is a StoreError, which ends a run that can be continued.
@@ -49,7 +49,7 @@ def open_video(video: Video) -> Iterator[tuple[av.container.InputContainer, int]
         path = os.path.abspath(video.path)  # never taken for a URL by FFmpeg
         size = _check_file(path)
         # Only local files: a playlist cannot make the decoder fetch anything from elsewhere.
-        with _open(path, "file") as container, _store_errors(path):
+        with _store_errors(path), _open(path, "file") as container:
             yield container, size
         return
     with contextlib.closing(_Part(video)) as part:
@@ -93,7 +93,7 @@ def _check_file(path: str) -> int:
 
 
 def _check_complete(head: bytes, size: int) -> None:
-    """FFmpeg plays Matroska and AVI files that are cut anywhere, and says nothing. Their headers say how long they are."""
+    """FFmpeg plays Matroska and AVI files that are cut anywhere, and says nothing; their headers say how long they are."""
     if size == 0:
         raise RejectedVideo("the file is empty")
     end = 0
@@ -129,7 +129,7 @@ def _store_errors(path: str):
 
 
 class _Part(io.RawIOBase):
-    """The bytes of a video in a local or remote file that may hold more: read-only, seekable, patient. size: in bytes."""
+    """The bytes of a video in a local or remote file that may hold more: read-only, seekable, patient."""
 
     def __init__(self, video: Video):
         self.path, self.first, self.position, self.failure, self._file = video.path, video.offset, 0, None, None
@@ -199,10 +199,10 @@ class _Part(io.RawIOBase):
 def _open_file(path: str):
     if not is_url(path):
         return open(path, "rb", buffering=0)
-    import fsspec
+    import fsspec.core
 
     try:
-        file_system, name = fsspec.url_to_fs(path)
+        file_system, name = fsspec.core.url_to_fs(path)
     except (ImportError, ValueError) as error:
         raise StoreError(f"{path} cannot be read ({describe(error)})") from error
     file = file_system.open(name, "rb")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import shutil
-import zlib
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -98,7 +98,6 @@ def join(output: Output, plan: Plan, classes: list[str], settings: EncodeSetting
         table.writerows(still)
         for _, video, reason in sorted(rejected, key=lambda row: row[0]):
             table.writerow([video.source, *_interval(video), video.class_name or "", reason])
-    index_crc32 = {kind: _crc32(output.folder / f"{name}.tmp") for kind, name in index.items()}
     checksums = {kind: _crc32(output.folder / f"{name}.tmp") for kind, name in index.items()}
     for name in (*index.values(), "clips.csv", "rejected.csv"):
         output.publish(output.folder / f"{name}.tmp")
@@ -112,7 +111,7 @@ def join(output: Output, plan: Plan, classes: list[str], settings: EncodeSetting
         "short_side": settings.short_side,
         "clips": len(clips),
         "frames": frames,
-        "hours": float((clips["frames"] / clips["fps"].astype(np.float64)).sum() / 3600),
+        "hours": _hours(clips),
         "rejected": len(rejected) + len(still),
         "source_bytes": source_bytes,
         "sizes": _count_sizes(clips),
@@ -120,13 +119,11 @@ def join(output: Output, plan: Plan, classes: list[str], settings: EncodeSetting
         "clips_per_class": np.bincount(clips["label"][clips["label"] >= 0], minlength=len(classes)).tolist(),
         "index": index,
         "index_crc32": checksums,
-        "index_crc32": index_crc32,
         "shards": shards,
         "encoder": settings.encoder_options(),
         "made_with": old["made_with"] if old else made_with,
         "appended": [*old.get("appended", []), appended] if old else [],
     }
-    manifest["crc32"] = manifest_crc32(manifest)
     manifest["crc32"] = manifest_crc32(manifest)
     output.write_json("manifest.json", manifest)
     return manifest
@@ -154,6 +151,10 @@ def _interval(video: Video) -> tuple[str, str]:
     return str(video.start) if video.start else "", "" if video.end is None else str(video.end)
 
 
+def _hours(clips: np.ndarray) -> float:
+    return float((clips["frames"] / clips["fps"].astype(np.float64)).sum() / 3600)
+
+
 def _count_sizes(clips: np.ndarray) -> dict[str, int]:
     """"WxH" -> clips, the most frequent first."""
     sizes, counts = np.unique(np.stack([clips["width"], clips["height"]], 1), axis=0, return_counts=True)
@@ -177,20 +178,23 @@ def _copy_fragments(output: Output, old: dict, to) -> None:
         shutil.copyfileobj(file, to, 1 << 24)
 
 
-def _old_rows(output: Output, name: str, count: int | None = None) -> Iterator[list[str]]:
-    with output.local_copy(name) as path, open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = csv.reader(file)
-        next(rows)
-        for i, row in enumerate(rows):
-            if i == count:
-                return
-            yield row
+def _old_rows(output: Output, name: str, count: int | None = None) -> list[list[str]]:
+    """The rows of a table, or the first `count`."""
+    try:
+        with output.local_copy(name) as path, open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = list(itertools.islice(csv.reader(file), 1, None if count is None else count + 1))
+    except (FileNotFoundError, csv.Error):
+        rows = None
+    columns = CLIP_COLUMNS if name == "clips.csv" else REJECTED_COLUMNS
+    if rows is None or any(len(row) != len(columns) for row in rows) or count not in (None, len(rows)):
+        raise OutputError(f"{output.name}/{name} is missing or not as it was written: restore it to append to the data set.")
+    return rows
 
 
 def known_videos(output: Output, manifest: dict) -> tuple[set, set]:
     """Identities of the videos that the data set has as clips, and of those that it rejected."""
     clips = {identity(*row[1:4]) for row in _old_rows(output, "clips.csv", manifest["clips"])}
-    return clips, {identity(*row[:3]) for row in _old_rows(output, "rejected.csv")}
+    return clips, {identity(*row[:3]) for row in _old_rows(output, "rejected.csv", manifest["rejected"])}
 
 
 def _still_rejected(output: Output, plan: Plan) -> list[list[str]]:
@@ -210,14 +214,6 @@ def _write_table(output: Output, name: str, columns: list[str]):
         table = csv.writer(file, lineterminator="\n")
         table.writerow(columns)
         yield table
-
-
-def _crc32(path) -> int:
-    with open(path, "rb") as file:
-        crc = 0
-        while block := file.read(1 << 24):
-            crc = zlib.crc32(block, crc)
-    return crc
 
 
 def _crc32(path: Path) -> int:

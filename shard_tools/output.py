@@ -50,7 +50,7 @@ class Output:
 
     def create(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.fs is not None:
+        if self.fs is not None and not self.put_is_atomic:  # object stores have no folders
             self._ask(f"creating {self.name}", lambda: self.fs.makedirs(self.root, exist_ok=True))
 
     def sizes(self) -> dict[str, int]:
@@ -147,14 +147,18 @@ class Output:
     def lock(self, name: str) -> Iterator[bool]:
         """Wait until nobody else holds the lock on this published file. False: it is gone.
 
-        A store has no locks: there, whatever is done twice at once must come to the same bytes.
+        A store has no locks: there, only who shares the staging folder is waited for, and what others do twice at once
+        must come to the same bytes.
         """
-        if self.fs is not None or not self.has(name):
-            yield self.has(name)
+        if self.fs is None and not self.has(name):
+            yield False
             return
-        with open(self.folder / name, "ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield os.fstat(file.fileno()).st_nlink > 0
+        locked = os.open(self.folder / name if self.fs is None else self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(locked, fcntl.LOCK_EX)
+            yield self.has(name)
+        finally:
+            os.close(locked)
 
     def _upload(self, path: Path, to: str) -> None:
         temporary = to if self.put_is_atomic else f"{to}.{os.getpid()}.upload"

@@ -71,6 +71,7 @@ def make_shards(
     # In this order: what another task finishes meanwhile is then seen as unfinished or as finished, never as neither.
     names, making, manifest = output.sizes(), output.read_json(MAKING), _read_manifest(output)
     if making and manifest and _generation(making) <= _generation(manifest):
+        output.create()
         with output.lock(MAKING):
             _clean_up(output, manifest)  # killed after the manifest was written
         if making == made_with | {"append": append, "retry": retry, "generation": _generation(manifest)}:
@@ -208,7 +209,6 @@ def _join_if_complete(
 
 def _clean_up(output: Output, manifest: dict) -> None:
     """Remove what only making takes, and the index that only readers of the data set before the last append had."""
-    output.create()
     generation = _generation(manifest)
     kept = {name for g in (generation, generation - 1) for name in index_names(g).values()}
     names = {*output.sizes(), *os.listdir(output.folder)} - kept

@@ -300,7 +300,7 @@ def test_what_cannot_be_appended(prepare, options, sentence, source, tmp_path, c
     assert (contents(out) if out.exists() else {}) == before
 
 
-@pytest.mark.parametrize("name, keep", [("clips.csv", None), ("rejected.csv", None), ("clips.csv", 2), ("rejected.csv", 25)])
+@pytest.mark.parametrize("name, keep", [("clips.csv", None), ("rejected.csv", None), ("clips.csv", 2), ("rejected.csv", 2)])
 def test_tables_that_are_lost_or_cut(name, keep, source, tmp_path):
     """Without them it is not known what is new."""
     out = tmp_path / "out"
@@ -308,7 +308,7 @@ def test_tables_that_are_lost_or_cut(name, keep, source, tmp_path):
     data = (out / name).read_bytes()
     (out / name).unlink()
     if keep:
-        (out / name).write_bytes(b"".join(data.splitlines(True)[:keep])[: None if keep < 10 else len(data) - keep])
+        (out / name).write_bytes(b"".join(data.splitlines(True)[:keep]))
     before = contents(out)
     with pytest.raises(OutputError, match=f"{name} is missing or not as it was written: restore it"):
         make(grow(source), out, append=True)

@@ -1,5 +1,6 @@
 """One video: whatever comes in, a clip of the stored kind comes out, or a reason."""
 
+import errno
 import io
 import multiprocessing
 import os
@@ -399,6 +400,20 @@ def test_a_store_that_fails_is_tried_again_and_then_ends_the_run(tmp_path, monke
         list(encode_videos([Video("s3://store/a.mp4")], SMALL))
 
 
+def test_a_mount_that_is_gone_ends_the_run_and_a_file_that_cannot_be_read_does_not(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", moving(4))
+
+    def gone(_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(files.os.path, "getsize", gone)
+    code = errno.ESTALE
+    with pytest.raises(StoreError, match=r"a.mp4 cannot be read \(Stale file handle\)$"):
+        encode_video(path, SMALL)
+    code = errno.EACCES
+    assert reason(path) == "the file cannot be read (Permission denied)"
+
+
 def test_a_store_that_cannot_be_asked_ends_the_run_of_a_pool():
     with pytest.raises(StoreError, match="nosuch://x/a.mp4 cannot be read"):
         list(encode_videos([Video("nosuch://x/a.mp4")], SMALL, workers=1, timeout=60))
@@ -473,7 +488,7 @@ def test_more_than_can_be_meant_is_rejected_early(tmp_path, monkeypatch):
         (dict(crf=64), "crf 64 is not between 0 and 63"),
         (dict(codec="mjpeg", crf=0), "crf 0 is not between 1 and 31"),
         (dict(quality="best"), "quality 'best' is not one of small, standard, high"),
-        (dict(fps=0), "fps 0 is not a positive number"),
+        (dict(fps=0), "fps 0 is not between 0.01 and 1000"),
         (dict(max_seconds=float("nan")), "max_seconds nan is not a positive number"),
     ],
 )

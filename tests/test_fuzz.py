@@ -29,7 +29,7 @@ def test_damaged_sources_are_rejected_with_a_reason_or_stored_as_they_decode(tmp
     assert len(videos) >= 200 and manifest["clips"] + manifest["rejected"] == len(videos)
     with open(tmp_path / "out" / "rejected.csv", newline="") as file:
         reasons = {row["path"]: row["reason"] for row in csv.DictReader(file)}
-    assert len(reasons) == manifest["rejected"] and 60 < len(reasons) < 160
+    assert len(reasons) == manifest["rejected"] and 80 < len(reasons) < 150
     for name, reason in reasons.items():
         assert reason and len(reason) < 300 and reason.isprintable() and not reason.endswith("."), (name, reason)
         assert not reason.startswith(("it cannot be encoded", "it took longer", "the decoder ")), (name, reason)
@@ -42,7 +42,7 @@ def test_damaged_sources_are_rejected_with_a_reason_or_stored_as_they_decode(tmp
             sizes = [(frame.width, frame.height) for frame in container.decode(video=0)]
         assert sizes == [(clip["width"], clip["height"])] * clip["frames"] and min(sizes[0]) == 48, name
         assert times[0] == 0 and np.isfinite(times).all() and (np.diff(times) >= 0).all(), name
-        assert times[-1] <= 3600 * len(times) and 0.001 <= clip["fps"] <= 1000, name
+        assert times[-1] <= 3600 * len(times) and 0.0001 <= clip["fps"] <= 1000, name
 
 
 # ---- sharded data sets -----------------------------------------------------------------------------------------------
