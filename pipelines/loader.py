@@ -11,6 +11,7 @@ import csv
 import difflib
 import functools
 import os
+import threading
 import zlib
 from collections import deque
 from collections.abc import Iterator
@@ -149,6 +150,7 @@ class Loader:
         self.threads = threads
         self.quarantine = quarantine
         self.prefetch_bytes = prefetch_bytes
+        self._adding = threading.Lock()
         self.bad: dict[int, str] = _read_quarantine(quarantine, shards)  # clip id -> reason
         self.failure: ShardError | None = None  # of a read ahead: batches that were read before still come
         self._labels = np.array(shards.clips["label"], dtype=np.int64)
@@ -270,10 +272,10 @@ class Loader:
 
     def _stand_in(self, spec: ClipSpec) -> _Clip:
         """Weight 0, and pixels that surely decode."""
-        data, box = self._harmless()
+        data, box = self._harmless
         return _Clip(replace(spec, boxes=np.tile(box, (self.plan.crops, 1)), weight=0.0), data, np.zeros_like(spec.frames))
 
-    @functools.cache
+    @functools.cached_property
     def _harmless(self) -> tuple[np.ndarray, np.ndarray]:
         """The first frame of a sound clip, and the box of all of it."""
         clip = self.shards.sound_clip
@@ -323,7 +325,10 @@ class Loader:
             return False
 
     def _add_bad(self, clip_id: int, reason: str) -> None:
-        self.bad[clip_id] = reason
+        with self._adding:
+            if clip_id in self.bad:
+                return
+            self.bad[clip_id] = reason
         if self.quarantine is not None:
             _append_quarantine(self.quarantine, clip_id, self.shards, reason)
             self.bad |= _read_quarantine(self.quarantine, self.shards)  # what other ranks found counts as well

@@ -70,7 +70,7 @@ def chosen_frames(container, stream, start: float, end: float | None, fps: float
 
 
 def _segment(container, stream, start: float, end: float | None) -> Iterator[TimedFrame]:
-    found, time, frame = False, 0.0, None
+    found, time = False, 0.0
     for time, frame in frames_from(container, stream, start):
         if end is not None and time >= end - SAME_TIME:
             if not found:

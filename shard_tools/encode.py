@@ -216,7 +216,9 @@ def _conversion(frame, turns: int, upright: tuple[Fraction, Fraction], size: tup
     return graph
 
 
-def _encode(frames: Iterator[TimedFrame], rate: Fraction, settings: EncodeSettings) -> tuple[bytes, int, int, np.ndarray]:
+def _encode(
+    frames: Iterator[TimedFrame], rate: Fraction, settings: EncodeSettings
+) -> tuple[bytes, int, int, np.ndarray]:
     """The mp4, its width and height, and when each frame is shown, in seconds from the first."""
     output, encoder, times = io.BytesIO(), None, []
     with av.open(output, "w", format="mp4", options={"movflags": MOVFLAGS, "fflags": "+bitexact"}) as container:

@@ -92,6 +92,7 @@ def run_ray(job: Job, shards: Shards, report: Callable[[int, int], None], addres
         slots = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)) // max(job.workers, 1))
         task = ray.remote(num_cpus=max(job.workers, 1), max_retries=RETRIES)(_make_shard)
         shards, running = iter(shards), []
+        report(0, 0)
         while True:
             while len(running) < slots and (shard := next(shards, None)) is not None:
                 number, videos = shard

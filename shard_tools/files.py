@@ -93,7 +93,7 @@ def _check_file(path: str) -> int:
 
 
 def _check_complete(head: bytes, size: int) -> None:
-    """FFmpeg plays Matroska and AVI files that are cut anywhere, and says nothing; their headers say how long they are."""
+    """FFmpeg plays Matroska and AVI files that are cut and says nothing; their headers say how long they are."""
     if size == 0:
         raise RejectedVideo("the file is empty")
     end = 0

@@ -143,7 +143,8 @@ def _parts(output: Output, plan: Plan) -> Iterator[tuple[int, Part]]:
 
 def _clip_row(key: str, video: Video, clip: np.void) -> list:
     seconds = f"{clip['frames'] / float(clip['fps']):.3f}"
-    return [key, video.source, *_interval(video), video.class_name or "", clip["frames"], seconds, clip["width"], clip["height"]]
+    named = [key, video.source, *_interval(video), video.class_name or ""]
+    return [*named, clip["frames"], seconds, clip["width"], clip["height"]]
 
 
 def _interval(video: Video) -> tuple[str, str]:

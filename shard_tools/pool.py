@@ -21,7 +21,7 @@ WAITING_BYTES = 1 << 30  # of finished clips that wait for a slow one before the
 def encode_videos(
     videos: Iterable[Video | str], settings: EncodeSettings, workers: int = 0, timeout: float = 600
 ) -> Iterator[EncodedClip | RejectedVideo]:
-    """The outcome of every video (or path of one), in order. Raises StoreError if the place where they are cannot be read.
+    """The outcome of every video (or path of one), in order. Raises StoreError if their place cannot be read.
 
     workers: processes; a video that kills its process or takes longer than `timeout` seconds is rejected, the others
     go on. 0: in this process, without that protection. What is in flight is bounded, however long the list.

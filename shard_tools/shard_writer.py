@@ -63,7 +63,7 @@ class ShardWriter:
         made_with: everything that decides what is written, as JSON. A journal of something else is begun again.
         """
         lines = self._lines()
-        if next(lines, None):
+        if next(lines, None) == {"made_with": made_with}:
             good = self._line_end
             for line in lines:
                 if not self._confirm(line):

@@ -7,11 +7,12 @@ whoever finds all parts joins them. The manifest is written last: a data set wit
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def make_shards(
             _clean_up(output, manifest)  # killed after the manifest was written
         if making == made_with | {"append": append, "retry": retry, "generation": _generation(manifest)}:
             return manifest
-        making = None
+        names, making = output.sizes(), None
     if append or retry:
         classes = _require_appendable(output, manifest, settings, classes)
         made_with |= {"append": append, "retry": retry, "generation": _generation(manifest) + 1}
@@ -95,10 +96,17 @@ def make_shards(
     shuffled = np.argsort(np.random.Philox(key=seed).random_raw(len(chosen)), kind="stable")
     plan = Plan(videos, chosen[shuffled], shard_clips, first)
 
-    numbers = [number for number in plan.numbers if number % task[1] == task[0]]
+    job = Job(os.fspath(out), None if staging is None else os.path.abspath(staging), made_with, settings, workers, timeout)
+    run = run_local if executor == "local" else functools.partial(run_ray, address=ray_address)
+    _make_missing(run, job, plan, [number for number in plan.numbers if number % task[1] == task[0]], names, on_progress)
+    return _join_if_complete(output, plan, classes, settings, made_with, manifest)
+
+
+def _make_missing(run: Callable, job: Job, plan: Plan, numbers: list[int], names: Iterable[str], on_progress) -> None:
+    """Make those of the shards `numbers` whose parts are not among the output's files."""
     missing = [number for number in numbers if part_name(number) not in names]
-    total, rejected = sum(len(plan.listed_at(number)) for number in numbers), 0
-    done = total - sum(len(plan.listed_at(number)) for number in missing)
+    total = sum(len(plan.listed_at(number)) for number in numbers)
+    done, rejected = total - sum(len(plan.listed_at(number)) for number in missing), 0
 
     def report(more: int, more_rejected: int) -> None:
         nonlocal done, rejected
@@ -106,14 +114,10 @@ def make_shards(
         if on_progress:
             on_progress(done, total, rejected)
 
-    if executor == "ray" or not missing:
-        report(0, 0)
     if missing:
-        staging = None if staging is None else os.path.abspath(staging)
-        job = Job(os.fspath(out), staging, made_with, settings, workers, timeout)
-        shards = ((number, plan.shard(number)) for number in missing)
-        run_ray(job, shards, report, ray_address) if executor == "ray" else run_local(job, shards, report)
-    return _join_if_complete(output, plan, classes, settings, made_with, manifest)
+        run(job, ((number, plan.shard(number)) for number in missing), report)
+    else:
+        report(0, 0)
 
 
 def _read_manifest(output: Output) -> dict | None:
@@ -161,6 +165,8 @@ def _begin_append(output: Output, making: dict | None, manifest: dict, videos: l
         _require_same(making, made_with, f"{output.name} holds an append that is not finished,", "give its command first")
         output.create()
         return np.load(io.BytesIO(output.read(CHOSEN)))
+    if any(name.startswith("shard-") and not name.endswith(".tar") for name in output.sizes()):
+        raise OutputError(f"{output.name} holds parts of shards but no {MAKING} that says how they were made: delete them.")
     clips, rejected = known_videos(output, manifest)
     retry, append = made_with["retry"], made_with["append"]
     wanted = []

@@ -19,13 +19,13 @@ from tests.videos import moving, noise, solid, write_audio, write_video
 
 
 def damaged_videos(folder, count: int = 200, seed: int = 0) -> list[Path]:
-    """Write at least `count` damaged or strange files, each named after what was done to it; the same for the same seed."""
+    """Write at least `count` damaged or strange files, named after what was done to them; the seed decides all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     good = _good_videos(folder / "good")
-    files = {**_no_videos(folder / "good"), **_swapped(good), **_lying_mp4s(good["h264.mp4"]), **_strange(folder / "good")}
-    files |= _lying_webms(good["vp9.webm"])
+    files = _no_videos(folder / "good") | _swapped(good) | _strange(folder / "good")
+    files |= _lying_mp4s(good["h264.mp4"]) | _lying_webms(good["vp9.webm"])
     kinds, names = list(DAMAGE), list(good)
     while len(files) < count:
         name, kind = names[len(files) % len(names)], kinds[rng.integers(len(kinds))]
@@ -89,7 +89,8 @@ def _block(rng, data: bytes) -> tuple[int, int]:
 
 
 DAMAGE = {
-    "cut": cut, "headless": headless, "flip": flip_bits, "flip-head": flip_bits_in_header, "flip-tail": flip_bits_in_last_part,
+    "cut": cut, "headless": headless,
+    "flip": flip_bits, "flip-head": flip_bits_in_header, "flip-tail": flip_bits_in_last_part,
     "zero": zero_block, "repeat": repeat_block, "remove": remove_block, "overwrite": overwrite_block,
 }  # fmt: skip
 
@@ -133,8 +134,10 @@ def _no_videos(folder: Path) -> dict[str, bytes]:
         "archive.mp4": archive.getvalue(), "bomb.mp4": gzip.compress(bytes(1 << 22)), "random.mp4": b"\x00\x01" * 5000,
         "playlist.mp4": b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nh264.mp4\n#EXT-X-ENDLIST\n",
         "list.mp4": b"ffconcat version 1.0\nfile 'good/h264.mp4'\n", "script.mp4": b"#!/bin/sh\nexit 1\n",
-        "subtitles.mp4": b"1\n00:00:00,000 --> 00:00:01,000\nhello\n", "sound.mp4": write_audio(folder / "s.mp4").read_bytes(),
-        "ftyp.mp4": b"\0\0\0\x18ftypisom\0\0\2\0isomiso2", "moov.mp4": b"\0\0\0\x08moov", "box.mp4": b"\xff\xff\xff\xffmoov",
+        "subtitles.mp4": b"1\n00:00:00,000 --> 00:00:01,000\nhello\n",
+        "sound.mp4": write_audio(folder / "s.mp4").read_bytes(),
+        "ftyp.mp4": b"\0\0\0\x18ftypisom\0\0\2\0isomiso2", "moov.mp4": b"\0\0\0\x08moov",
+        "box.mp4": b"\xff\xff\xff\xffmoov",
         "ebml.webm": b"\x1a\x45\xdf\xa3\x01\xff\xff\xff\xff\xff\xff\xff", "riff.avi": b"RIFF\xff\xff\xff\xffAVI LIST",
     }  # fmt: skip
 
@@ -157,20 +160,27 @@ def _lying_mp4s(good: bytes) -> dict[str, bytes]:
         return good[:place] + struct.pack(form, *values) + good[place + struct.calcsize(form) :]
 
     return {
-        "duration-mvhd.mp4": edited(b"mvhd", 16, ">I", 0xFFFFFFFF), "duration-mdhd.mp4": edited(b"mdhd", 16, ">I", 0xFFFFFFFF),
+        "duration-mvhd.mp4": edited(b"mvhd", 16, ">I", 0xFFFFFFFF), "duration-mdhd.mp4": edited(b"mdhd", 16,
+        ">I", 0xFFFFFFFF),
         "duration-zero.mp4": edited(b"mdhd", 16, ">I", 0), "timescale-zero.mp4": edited(b"mdhd", 12, ">I", 0),
         "timescale-one.mp4": edited(b"mdhd", 12, ">I", 1), "timescale-huge.mp4": edited(b"mdhd", 12, ">I", 0xFFFFFFFF),
         "stts-count.mp4": edited(b"stts", 8, ">I", 0xFFFFFFFF), "stts-many.mp4": edited(b"stts", 8, ">I", 50_000_000),
         "stts-entries.mp4": edited(b"stts", 4, ">I", 0x0FFFFFFF), "stts-zero.mp4": edited(b"stts", 12, ">I", 0),
         "stts-huge.mp4": edited(b"stts", 12, ">I", 0x7FFFFFFF), "stts-negative.mp4": edited(b"stts", 12, ">i", -512),
-        "stsz-one-size.mp4": edited(b"stsz", 4, ">II", 1, 100_000_000), "stsz-count.mp4": edited(b"stsz", 8, ">I", 0x7FFFFFFF),
+        "stsz-one-size.mp4": edited(b"stsz", 4, ">II", 1, 100_000_000), "stsz-count.mp4": edited(b"stsz", 8,
+        ">I", 0x7FFFFFFF),
         "stsz-none.mp4": edited(b"stsz", 8, ">I", 0), "stsz-large.mp4": edited(b"stsz", 12, ">I", 0x7FFFFFFF),
         "stsc-samples.mp4": edited(b"stsc", 12, ">I", 0x7FFFFFFF), "stco-far.mp4": edited(b"stco", 8, ">I", 0x7FFFFFFF),
-        "stss-entries.mp4": edited(b"stss", 4, ">I", 0x0FFFFFFF), "ctts-negative.mp4": edited(b"ctts", 12, ">i", -5_000_000),
-        "elst-far.mp4": edited(b"elst", 8, ">Ii", 1000, 0x7FFFFFFF), "elst-empty.mp4": edited(b"elst", 8, ">Ii", 0x7FFFFFFF, -1),
-        "size-tkhd.mp4": edited(b"tkhd", 76, ">II", 0xFFFF0000, 0xFFFF0000), "size-stsd.mp4": edited(b"avc1", 24, ">HH", 65535, 65535),
-        "size-none.mp4": edited(b"avc1", 24, ">HH", 0, 0), "turned-askew.mp4": edited(b"tkhd", 40, ">iii", 46341, 46341, 0),
-        "turned-none.mp4": edited(b"tkhd", 40, ">9i", *[0] * 9), "codec-unknown.mp4": edited(b"avc1", -4, ">4s", b"xxxx"),
+        "stss-entries.mp4": edited(b"stss", 4, ">I", 0x0FFFFFFF), "ctts-negative.mp4": edited(b"ctts", 12,
+        ">i", -5_000_000),
+        "elst-far.mp4": edited(b"elst", 8, ">Ii", 1000, 0x7FFFFFFF), "elst-empty.mp4": edited(b"elst", 8,
+        ">Ii", 0x7FFFFFFF, -1),
+        "size-tkhd.mp4": edited(b"tkhd", 76, ">II", 0xFFFF0000, 0xFFFF0000), "size-stsd.mp4": edited(b"avc1", 24,
+        ">HH", 65535, 65535),
+        "size-none.mp4": edited(b"avc1", 24, ">HH", 0, 0), "turned-askew.mp4": edited(b"tkhd", 40,
+        ">iii", 46341, 46341, 0),
+        "turned-none.mp4": edited(b"tkhd", 40, ">9i", *[0] * 9), "codec-unknown.mp4": edited(b"avc1", -4,
+        ">4s", b"xxxx"),
         "codec-wrong.mp4": edited(b"avc1", -4, ">4s", b"vp09"), "avcC-cut.mp4": edited(b"avcC", -8, ">I", 9),
         "depth.mp4": b"".join(struct.pack(">I4s", 8 * (500 - i), b"moov") for i in range(500)),
     }  # fmt: skip
@@ -192,17 +202,20 @@ def _lying_webms(good: bytes) -> dict[str, bytes]:
         return good[:duration] + struct.pack(">d", seconds * 1000) + good[duration + 8 :]
 
     return {
-        "size-16384.webm": sized(16384, 16384), "size-65536.webm": sized(65536, 65536), "size-wide.webm": sized(65536, 2),
+        "size-16384.webm": sized(16384, 16384), "size-65536.webm": sized(65536, 65536),
+        "size-wide.webm": sized(65536, 2),
         "duration-year.webm": timed(3e7), "duration-nan.webm": timed(float("nan")), "duration-negative.webm": timed(-5),
         "duration-inf.webm": timed(float("inf")), "duration-none.webm": timed(0), "duration-minute.webm": timed(60),
-        "scale-zero.webm": good[:scale] + bytes(3) + good[scale + 3 :], "scale-huge.webm": good[:scale] + b"\xff" * 3 + good[scale + 3 :],
+        "scale-zero.webm": good[:scale] + bytes(3) + good[scale + 3 :],
+        "scale-huge.webm": good[:scale] + b"\xff" * 3 + good[scale + 3 :],
     }  # fmt: skip
 
 
 def _strange(folder: Path) -> dict[str, bytes]:
     """Nothing is damaged here, but much is unusual."""
     frames = moving(8)
-    many = write_video(folder / "many.mp4", np.tile(solid((90, 90, 90), 1, 16, 16), (1500, 1, 1, 1)), options={"preset": "ultrafast"})
+    still = np.tile(solid((90, 90, 90), 1, 16, 16), (1500, 1, 1, 1))
+    many = write_video(folder / "many.mp4", still, options={"preset": "ultrafast"})
     slow = write_video(folder / "slow.mkv", frames, fps=1, options={"bf": "0"})
     fast = write_video(folder / "fast.mp4", frames, fps=50_000)
     narrow = write_video(folder / "narrow.mp4", solid((1, 2, 3), 2, 2, 600))
@@ -235,12 +248,12 @@ def damaged_sets(folder, out, count: int = 72, seed: int = 0):
     """
     rng = np.random.default_rng(seed)
     shards = sorted(path.name for path in Path(folder).glob("shard-*.tar"))
-    indices = [path.name for path in Path(folder).glob("*.npy")]
+    indices = sorted(path.name for path in Path(folder).glob("*.npy"))
     cases = [("missing", name) for name in (shards[0], shards[-1], *indices, "manifest.json")]
     cases += [("empty", name) for name in (shards[1], *indices, "manifest.json")]
-    cases += [("swapped", shards[0]), ("swapped-indices", indices[0]), ("extended", shards[0]), ("extended", "manifest.json")]
-    cases += [("extended", name) for name in indices] + [("zeroed", shards[1])]
-    kinds = ["flip-mp4"] * 4 + ["zero-mp4"] * 2 + ["flip-json", "flip-index", "flip-index", "flip-manifest", "flip-manifest", "cut"]
+    cases += [("extended", name) for name in (shards[0], *indices, "manifest.json")]
+    cases += [("swapped", shards[0]), ("swapped-indices", indices[0]), ("zeroed", shards[1])]
+    kinds = ["flip-mp4"] * 4 + ["zero-mp4"] * 2 + ["flip-json", "flip-index", "flip-manifest"] * 2 + ["cut"]
     cases += [(kinds[i % len(kinds)], None) for i in range(count - len(cases))]
     for number, (kind, name) in enumerate(cases):
         copy = Path(out) / f"{number:03d}-{kind}"
@@ -249,7 +262,7 @@ def damaged_sets(folder, out, count: int = 72, seed: int = 0):
         if what:
             name = shards[rng.integers(len(shards))]
         elif name is None:
-            name = {"flip-index": indices[rng.integers(len(indices))], "flip-manifest": "manifest.json"}.get(kind)
+            name = {"flip-index": rng.choice(indices), "flip-manifest": "manifest.json"}.get(kind)
             name = name or rng.choice([*shards, *indices, "manifest.json"])
         yield f"{copy.name} {name}", copy, _damage(rng, copy, name, kind, what, shards)
 

@@ -201,6 +201,24 @@ def test_killed_anywhere_the_old_data_set_is_whole(step, after, source, grown, m
     assert contents(out) == contents(expected)
 
 
+def test_a_shard_without_clips_whose_append_was_killed_last(source, tmp_path, monkeypatch):
+    """Its number is free again, but what it left behind is not a part of the next append."""
+    out, publish = tmp_path / "out", Output.publish
+    make(source, out)
+
+    def die(self, path, name=None, keep=False):
+        publish(self, path, name, keep)
+        if name == "manifest.json":
+            raise Stop
+
+    monkeypatch.setattr(Output, "publish", die)
+    with pytest.raises(Stop):
+        make(source, out, retry=True)  # in vain
+    monkeypatch.undo()
+    make(grow(source), out, append=True)
+    assert len(require_consistent(out)) == 8 and len(rejected(out)) == 3
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_a_job_array_that_crashes_appends_the_same(seed, source, grown):
     out, expected = grown

@@ -222,9 +222,13 @@ class Elsewhere(LocalFileSystem):
 
     protocol = "elsewhere"
     cachable = False
-    failures = 0
+    failures = losses = 0
 
     def put_file(self, path, to, **options):
+        if Elsewhere.losses > 0:
+            Elsewhere.losses -= 1
+            Path(to).write_bytes(Path(path).read_bytes()[:100])
+            return
         if Elsewhere.failures > 0:
             Elsewhere.failures -= 1
             Path(to).write_bytes(Path(path).read_bytes()[:100])
@@ -238,6 +242,7 @@ def stores(monkeypatch):
     fsspec.register_implementation("elsewhere", Elsewhere, clobber=True)
     monkeypatch.setattr(output, "BACKOFF", (0, 0))
     monkeypatch.setattr(Elsewhere, "failures", 0)
+    monkeypatch.setattr(Elsewhere, "losses", 0)
     MemoryFileSystem.store.clear()
     MemoryFileSystem.pseudo_dirs[:] = [""]
 
@@ -286,8 +291,9 @@ def test_a_url_after_interruptions(elsewhere, seed, source, whole, tmp_path):
     assert contents(fetch(url, tmp_path / "fetched")) == contents(whole)
 
 
-def test_a_store_that_fails_now_and_then_is_asked_again(source, whole, tmp_path):
-    Elsewhere.failures = 2
+@pytest.mark.parametrize("fault", ["failures", "losses"])  # with an error, and without one
+def test_a_store_that_fails_now_and_then_is_asked_again(fault, source, whole, tmp_path):
+    setattr(Elsewhere, fault, 2)
     make(source, f"elsewhere://{tmp_path}/store", staging=tmp_path / "staging")
     assert contents(fetch(f"elsewhere://{tmp_path}/store", tmp_path / "fetched")) == contents(whole)
 

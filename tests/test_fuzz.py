@@ -88,7 +88,8 @@ def load(folder):
         loader = build_loader(folder, "val", batch_size=4, num_frames=4, size=32, device="cpu", threads=1)
         clips = {}
         for batch in loader:
-            for pixels, label, i, weight in zip(batch.clips, batch.labels.tolist(), batch.ids.tolist(), batch.weights.tolist()):
+            facts = zip(batch.labels.tolist(), batch.ids.tolist(), batch.weights.tolist())
+            for pixels, (label, i, weight) in zip(batch.clips, facts):
                 clips[i] = max(clips.get(i, (0,)), (weight, label, pixels.numpy().tobytes()))  # filling has weight 0
         return [(clips[i][2], clips[i][1], clips[i][0]) if clips[i][0] else (None, None, 0.0) for i in sorted(clips)]
     except ShardError as error:
