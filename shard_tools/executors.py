@@ -84,7 +84,8 @@ def run_ray(job: Job, shards: Shards, report: Callable[[int, int], None], addres
         import ray
     except ImportError:
         raise OutputError("--executor ray needs Ray: pip install 'i2v[ray]'.") from None
-    if not ray.is_initialized():
+    connected_before = ray.is_initialized()
+    if not connected_before:
         _connect(ray, address)
     try:
         cpus = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
@@ -106,7 +107,8 @@ def run_ray(job: Job, shards: Shards, report: Callable[[int, int], None], addres
     except ray.exceptions.RayError as error:
         raise RuntimeError(f"Ray gave up ({describe(error)})") from error
     finally:
-        ray.shutdown()
+        if not connected_before:
+            ray.shutdown()
 
 
 def _connect(ray, address: str | None) -> None:

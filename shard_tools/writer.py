@@ -165,7 +165,8 @@ def _begin_append(output: Output, making: dict | None, manifest: dict, videos: l
         _require_same(making, made_with, f"{output.name} holds an append that is not finished,", "give its command first")
         output.create()
         return np.load(io.BytesIO(output.read(CHOSEN)))
-    if any(name.startswith("shard-") and not name.endswith(".tar") for name in output.sizes()):
+    unfinished = [name for name in output.sizes() if name.startswith("shard-") and not name.endswith(".tar")]
+    if unfinished and not output.has(MAKING):
         raise OutputError(f"{output.name} holds parts of shards but no {MAKING} that says how they were made: delete them.")
     clips, rejected = known_videos(output, manifest)
     retry, append = made_with["retry"], made_with["append"]
@@ -181,7 +182,8 @@ def _begin_append(output: Output, making: dict | None, manifest: dict, videos: l
     with open(output.folder / f"{CHOSEN}.{os.getpid()}.tmp", "wb") as file:
         np.save(file, chosen)
     output.publish(Path(file.name), CHOSEN)
-    output.write_json(MAKING, made_with)
+    if not output.has(MAKING):
+        output.write_json(MAKING, made_with)
     return chosen
 
 

@@ -318,6 +318,16 @@ def test_what_cannot_be_appended(prepare, options, sentence, source, tmp_path, c
     assert (contents(out) if out.exists() else {}) == before
 
 
+def test_parts_of_an_unknown_append_are_not_taken(source, tmp_path):
+    out = tmp_path / "out"
+    make(source, out)
+    with pytest.raises(Stop):
+        make(grow(source), out, append=True, on_progress=stop_at_three)
+    (out / "making.json").unlink()
+    with pytest.raises(OutputError, match="holds parts of shards but no making.json that says how they were made: delete them"):
+        make(source, out, append=True)
+
+
 @pytest.mark.parametrize("name, keep", [("clips.csv", None), ("rejected.csv", None), ("clips.csv", 2), ("rejected.csv", 2)])
 def test_tables_that_are_lost_or_cut(name, keep, source, tmp_path):
     """Without them it is not known what is new."""

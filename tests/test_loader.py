@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipelines import ShardError, build_loader
+from pipelines.loader import Loader
 from pipelines.shards import ShardSet
 
 OPTIONS = {"num_frames": 4, "size": 32, "threads": 1, "device": "cpu"}
@@ -118,6 +119,31 @@ def test_views_come_in_parts_and_are_the_same(shapes):
     one = batches(shapes / "vp9-val", 1, **options)[0]
     assert one.pixels.dtype == torch.float32
     assert torch.allclose(batches(shapes / "vp9-val", 1, clips=1, crops=3, **options)[0].clips[:, 1], one.clips, atol=1e-5)
+
+
+def test_a_memory_budget_bounds_what_is_read_ahead_and_changes_nothing(shapes, monkeypatch):
+    expected = [pixels(batch) for batch in batches(shapes / "vp9", 8)]
+    waiting, most = 0, {}
+    original, delivered = ShardSet.read, Loader._batch
+    for budget in (1, 1 << 30):
+        waiting, most[budget] = 0, 0
+
+        def read(self, *arguments, budget=budget):
+            nonlocal waiting
+            waiting += 1
+            most[budget] = max(most[budget], waiting)
+            return original(self, *arguments)
+
+        def deliver(self, output, prepared):
+            nonlocal waiting
+            waiting -= len(prepared.positions)
+            return delivered(self, output, prepared)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(ShardSet, "read", read)
+            patched.setattr(Loader, "_batch", deliver)
+            assert [pixels(batch) for batch in batches(shapes / "vp9", 8, prefetch_bytes=budget)] == expected
+    assert most[1] < most[1 << 30]
 
 
 def test_windows_cover_each_video_once(shapes):
