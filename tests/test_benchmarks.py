@@ -44,6 +44,13 @@ def test_a_wrong_config_is_one_sentence():
     assert done.returncode == 1 and "none.yaml cannot be read" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_the_gpu_script_runs_where_there_is_none(tmp_path):
+    command = [sys.executable, "benchmarks/gpu.py", "--quick", "--json", str(tmp_path / "r.json"), "--only", "facts"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "facts: {" in done.stdout, done.stderr
+    assert "libnvcuvid.so.1" in json.loads((tmp_path / "r.json").read_text())["facts"]["libraries"]
+
+
 # ---- the data side ---------------------------------------------------------------------------------------------------
 
 
