@@ -102,6 +102,17 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
     return config
 
 
+def parse_option(text: str) -> tuple[str, object]:
+    """"crops=3" -> ("crops", 3): the value is YAML. Raises ConfigError."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"{text!r} is not an option: write name=value, for example crops=3.")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{text!r} is not valid YAML: {' '.join(str(error).split())}.") from error
+
+
 def to_dict(config: Config) -> dict:
     """Plain dicts and lists: what YAML and JSON can hold."""
     return dataclasses.asdict(config)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+# How long a rank waits for the others: longer than a store may take to fail, so that the rank that knows why speaks first.
+PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ def init_world(device: str = "auto") -> World:
         torch.cuda.set_device(local)
     if size > 1 and not dist.is_initialized():
         # gloo carries the small host-side messages, nccl the gradients
-        dist.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout=PATIENCE)
     return World(rank, size, torch.device("cuda", local) if use_gpu else torch.device("cpu"))
 
 
@@ -66,8 +70,17 @@ def share_buffers(model: torch.nn.Module) -> None:
             dist.broadcast(buffer, 0)
 
 
+def all_agree(fine: bool) -> bool:
+    """Whether every rank says so. A message between hosts; devices do not wait."""
+    if not dist.is_initialized():
+        return fine
+    troubles = torch.tensor(int(not fine))
+    dist.all_reduce(troubles)
+    return not troubles.item()
+
+
 class StopSignal:
-    """SIGTERM, Ctrl-C or a request, agreed upon: all ranks see it after the same step, although it comes at different times.
+    """SIGTERM or Ctrl-C, agreed upon: all ranks see it after the same step, although it comes at different times.
 
     A second Ctrl-C stops at once.
     """
@@ -83,9 +96,8 @@ class StopSignal:
             raise KeyboardInterrupt
         self._received = True
 
-    def __call__(self, wanted: bool = False) -> bool:
+    def __call__(self) -> bool:
         """Call once per step on every rank. The vote of a step is read at the next one, so that nobody waits for it."""
-        self._received |= wanted
         if not dist.is_initialized():
             return self._received
         flag = torch.tensor(int(self._received))

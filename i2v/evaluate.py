@@ -16,29 +16,23 @@ import json
 import sys
 from pathlib import Path
 
-import yaml
-
 from i2v.checkpoint import load_checkpoint
-from i2v.config import load_config
+from i2v.config import load_config, parse_option
 from i2v.distributed import World, close_world, init_world
-from i2v.metrics import VIEWS_AT_ONCE, Scores, evaluate
+from i2v.metrics import VIEWS_AT_ONCE, Scores, evaluate, videos_at_once
 from i2v.runtime import autocast_for, build_model, choose_precision, place, restore_model
 from pipelines import ShardError, build_loader
 from pipelines.shards import ShardSet
-
-BYTES_PER_PIXEL = 30  # of a frame of a view, while it is decoded, cut, queued and shown to the model; measured: see benchmarks
-
 
 def score(args, world: World) -> tuple[Scores, list[str], dict]:
     """Scores, class names, and how they came about."""
     model, meta, data = open_checkpoint(args) if args.checkpoint else open_config(args)
     options = meta["clips"] | {"num_frames": model.num_frames, "size": model.spec.image_size}
     options |= dict(map(parse_option, args.options))
-    frames = options["num_frames"] * options.get("clips", 1) * options.get("crops", 1)  # of a video, all views
-    batch_size = args.batch_size or max(1, min(8, int(args.memory * 1e9 / (frames * options["size"] ** 2 * BYTES_PER_PIXEL))))
+    batch_size = args.batch_size or videos_at_once(options, args.memory)
     loader = build_loader(
         data, "test", options, batch_size, "gpu" if world.device.type == "cuda" else "cpu", world.rank, world.size,
-        decode=args.decode, quarantine=args.quarantine, cache=args.cache,
+        decode=args.decode, quarantine=args.quarantine, cache=args.cache, cache_size=args.cache_size,
     )  # fmt: skip
     if loader.shards.classes != meta["classes"]:
         raise ValueError(
@@ -72,7 +66,7 @@ def open_config(args):
     """(model, meta, where the data is) of a model that needs no training, such as CLIP with a text head."""
     config = load_config(args.config, [f"model.weights={args.weights}"] if args.weights else [])
     data = require_data(args.data or config.data.val)
-    classes = ShardSet(data).classes
+    classes = ShardSet(data, args.cache, args.cache_size).classes
     model, _ = build_model(config.model, classes)
     if model.trainable_parameters():
         raise ValueError(f"{args.config} is a model that must be trained first: give its run's --checkpoint.")
@@ -83,16 +77,6 @@ def require_data(data: str | None) -> str:
     if data is None:
         raise ValueError("The run had no data.val: say with --data which shards to score on.")
     return data
-
-
-def parse_option(text: str) -> tuple[str, object]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"{text!r} is not an option: write name=value, for example crops=3.")
-    try:
-        return name, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{text!r} is not valid YAML: {' '.join(str(error).split())}.") from error
 
 
 def report(scores: Scores, classes: list[str], how: dict) -> str:
@@ -134,6 +118,7 @@ def main() -> None:
     parser.add_argument("--decode", default="auto", choices=("auto", "cpu", "gpu"))
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "float32"))
     parser.add_argument("--cache", help="where shards of a URL are staged")
+    parser.add_argument("--cache-size", help="how much of it they may fill, such as 200GB")
     parser.add_argument("--quarantine", type=Path, help="a CSV to which videos that cannot be read are written")
     parser.add_argument("--json", type=Path, help="write scores, per-class accuracy and the confusion matrix here")
     parser.add_argument("options", nargs="*", metavar="name=value", help="how clips are cut: clips, crops, stride, ...")

@@ -31,52 +31,61 @@ import torch
 from tqdm import tqdm
 
 from i2v.checkpoint import load_checkpoint
-from i2v.config import load_config
+from i2v.config import load_config, parse_option
 from i2v.distributed import World, close_world, init_world, wait_for_all
-from i2v.metrics import VIEWS_AT_ONCE
+from i2v.metrics import VIEWS_AT_ONCE, videos_at_once
 from i2v.runtime import autocast_for, build_model, choose_precision, place, restore_model
+from i2v.weights import fingerprint
 from pipelines import ShardError, build_loader
+from pipelines.shards import ClipError
 
-PART = 256  # videos that are written together
+PART = 16  # videos that are written together, and that an interruption costs at most
+MEMORY = 4.0  # GB for clips
 
 
 def extract(args, world: World) -> tuple[int, list[str]]:
     """Write the features. Returns how many videos there are, and the keys of those that could not be read."""
     model, clips, name = open_model(args)
-    options = clips | {"num_frames": model.num_frames, "size": model.spec.image_size} | dict(args.options)
+    options = clips | {"num_frames": model.num_frames, "size": model.spec.image_size} | dict(map(parse_option, args.options))
     split = "test"
-    if args.window:
+    if args.window is not None:
         split, options = "windows", options | {"window": args.window, "hop": args.hop}
     dtype = choose_precision(args.precision, world.device)
+    weights = fingerprint({name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head.")})
     place(model, world.device, dtype)
     model.eval()
-    loader_of = lambda start: build_loader(  # noqa: E731
-        args.data, split, options, args.batch_size, "gpu" if world.device.type == "cuda" else "cpu", start=start,
-        decode=args.decode, cache=args.cache,
+    loader = build_loader(
+        args.data, split, options, args.batch_size or videos_at_once(options, MEMORY),
+        "gpu" if world.device.type == "cuda" else "cpu", decode=args.decode, cache=args.cache, cache_size=args.cache_size,
     )  # fmt: skip
-    plan, shards = loader_of(0).plan, loader_of(0).shards
-    how = {"model": name, "data": str(args.data), "split": split, "format": args.format, "videos": len(shards), "part": PART,
-           "options": {key: value for key, value in options.items() if key != "class_names"}, "precision": str(dtype)}  # fmt: skip
+    how = {"model": name, "weights": weights, "data": loader.fingerprint(), "videos": len(loader.shards), "split": split,
+           "format": args.format, "part": PART, "options": options, "precision": str(dtype).removeprefix("torch.")}  # fmt: skip
     claim(args.out, how, world)
-    parts = range(-(-len(shards) // PART))
+    parts = range(-(-len(loader.shards) // PART))
     mine = [part for part in parts if part % world.size == world.rank and not (args.out / part_name(part)).exists()]
-    autocast, rows = autocast_for(world.device, dtype), first_rows(plan)
-    videos = tqdm(total=len(mine) * PART, unit="video", disable=not (world.is_main and sys.stderr.isatty()))
-    for part in mine:
-        first, last = part * PART, min((part + 1) * PART, len(shards))
-        found = {clip: [] for clip in range(first, last)}
-        for batch in until(loader_of(int(rows[first])), int(rows[last])):
-            with torch.no_grad(), autocast():
-                features = features_of(model, batch, plan)
-            for i, (position, clip, weight) in enumerate(zip(batch.positions.tolist(), batch.ids.tolist(), batch.weights.tolist())):
-                if position < rows[last] and weight:
-                    found[clip].append((features[i], spans(plan, shards, clip, position, batch.frames[i].numpy())))
-        complete = {clip: pieces for clip, pieces in found.items() if len(pieces) == rows[clip + 1] - rows[clip]}
-        write_part(args, shards, part, complete, first, last)
-        videos.update(last - first)
-    videos.close()
+    autocast = autocast_for(world.device, dtype)
+    for part in tqdm(mine, unit=f"{PART} videos", disable=not (world.is_main and sys.stderr.isatty())):
+        first, last = part * PART, min((part + 1) * PART, len(loader.shards))
+        write_part(args, loader.shards, part, features_of_videos(model, loader, first, last, autocast), first, last)
     wait_for_all()
-    return len(shards), join_parts(args.out, parts) if world.is_main else []
+    return len(loader.shards), join_parts(args.out, parts) if world.is_main else []
+
+
+def features_of_videos(model, loader, first: int, last: int, autocast) -> dict[int, list]:
+    """Of each video from `first` to `last` - 1 that could be read: [(features, spans), ...] of its samples in order."""
+    rows, shards = first_rows(loader.plan), loader.shards
+    found: dict[int, list] = {clip: [] for clip in range(first, last)}
+    loader.start = int(rows[first])
+    for batch in until(loader, int(rows[last])):
+        with torch.no_grad(), autocast():
+            features = features_of(model, batch, loader.plan)
+        for i, (position, clip, weight) in enumerate(zip(batch.positions.tolist(), batch.ids.tolist(), batch.weights.tolist())):
+            if position < rows[last] and weight:
+                try:
+                    found[clip].append((features[i], spans(loader.plan, shards, clip, position, batch.frames[i].numpy())))
+                except ClipError:
+                    pass  # without its times it is not complete
+    return {clip: pieces for clip, pieces in found.items() if len(pieces) == rows[clip + 1] - rows[clip]}
 
 
 def open_model(args):
@@ -115,10 +124,10 @@ def features_of(model, batch, plan) -> np.ndarray:
 
 def spans(plan, shards, clip: int, position: int, frames: np.ndarray) -> np.ndarray:
     """(clips, 2) start and end of each clip of a sample, in seconds of the source."""
-    begin = shards.metadata(clip).get("start") or 0.0
+    begin, fps = shards.metadata(clip).get("start") or 0.0, float(shards.clips["fps"][clip])
     if plan.split == "windows":
-        return np.array([plan.window(position)]) + begin
-    times, fps = shards.times(clip)[frames.reshape(plan.clips, -1)], float(shards.clips["fps"][clip])
+        return np.array([plan.window(position)]).clip(max=int(shards.clips["frames"][clip]) / fps) + begin
+    times = shards.times(clip)[frames.reshape(plan.clips, -1)]
     return np.stack([times.min(1), times.max(1) + 1 / fps], axis=1).astype(np.float64) + begin
 
 
@@ -130,7 +139,7 @@ def claim(out: Path, how: dict, world: World) -> None:
         how = json.loads(json.dumps(how))
         if path.exists() and json.loads(path.read_text()) != how:
             raise ValueError(f"{out} holds features that were made otherwise (see {path}): choose a new folder.")
-        path.write_text(json.dumps(how, indent=1) + "\n")
+        write_whole(path, (json.dumps(how, indent=1) + "\n").encode())
     wait_for_all()
 
 
@@ -142,10 +151,13 @@ def write_part(args, shards, part: int, found: dict, first: int, last: int) -> N
     """The features of some videos, then the list of them, which says that they are complete."""
     lines, members = [], []
     for clip in range(first, last):
-        facts, key = shards.metadata(clip), shards.key(clip)
-        lines.append([key, facts["source"], facts["class"] or "", len(found[clip]) if clip in found else "unreadable"])
-        if clip in found:
+        key = shards.key(clip)
+        if clip not in found:
+            lines.append([key, "", "", "unreadable"])
+        else:
+            facts = shards.metadata(clip)
             features, times = (np.concatenate([np.atleast_2d(piece[i]) for piece in found[clip]]) for i in (0, 1))
+            lines.append([key, facts["source"], facts["class"] or "", len(features)])
             members += [(f"{key}.npy", npy(features)), (f"{key}.times.npy", npy(times))]
             if args.format == "shards":
                 members.append((f"{key}.json", json.dumps(facts).encode()))
@@ -192,15 +204,6 @@ def join_parts(out: Path, parts: range) -> list[str]:
     return [row[0] for row in rows if row[3] == "unreadable"]
 
 
-def parse_option(text: str) -> tuple[str, object]:
-    import yaml
-
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an option: write name=value, for example crops=3.")
-    return name, yaml.safe_load(value)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="i2v.features", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -214,16 +217,17 @@ def main() -> None:
     parser.add_argument("--hop", type=float, metavar="S", help="seconds from window to window (default: --window)")
     parser.add_argument("--format", default="npy", choices=("npy", "shards"))
     parser.add_argument("--weights", help="the backbone's file or tag, if it is not where the run had it")
-    parser.add_argument("--batch-size", type=int, default=8, help="windows, or videos, at once")
+    parser.add_argument("--batch-size", type=int, help="windows, or videos, at once (default: what fits into 4 GB, at most 8)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu"))
     parser.add_argument("--decode", default="auto", choices=("auto", "cpu", "gpu"))
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "float32"))
     parser.add_argument("--cache", help="where shards of a URL are staged")
-    parser.add_argument("options", nargs="*", type=parse_option, metavar="name=value", help="how clips are cut: clips, crops, fps")
+    parser.add_argument("--cache-size", help="how much of it they may fill, such as 200GB")
+    parser.add_argument("options", nargs="*", metavar="name=value", help="how clips are cut: clips, crops, fps")
     args = parser.parse_args()
     world = None
     try:
-        if args.hop and not args.window:
+        if args.hop is not None and args.window is None:
             raise ValueError("--hop says how far windows are apart: give --window as well.")
         world = init_world(args.device)
         videos, unreadable = extract(args, world)

@@ -9,6 +9,7 @@ import torch
 from i2v.distributed import sum_over_ranks
 
 VIEWS_AT_ONCE = 64
+BYTES_PER_PIXEL = 30  # of a frame of a view, while it is decoded, cut, queued and shown to the model (benchmarks/loader.py)
 
 
 @dataclass
@@ -36,6 +37,12 @@ def view_probabilities(model, batch, at_once: int = VIEWS_AT_ONCE) -> torch.Tens
         logits = model(clips.flatten(0, 1)).float()  # (B * v, K)
         parts.append(logits.softmax(-1).view(*clips.shape[:2], -1))
     return torch.cat(parts, dim=1).mean(1)
+
+
+def videos_at_once(options: dict, memory: float) -> int:
+    """How many videos fit into `memory` GB with all their views, at least 1 and at most 8; options: of the clips."""
+    frames = options["num_frames"] * options.get("clips", 1) * options.get("crops", 1)
+    return max(1, min(8, int(memory * 1e9 / (frames * options["size"] ** 2 * BYTES_PER_PIXEL))))
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ import torch
 
 from i2v.checkpoint import load_checkpoint
 from i2v.distributed import init_world
-from i2v.metrics import view_probabilities
+from i2v.metrics import videos_at_once, view_probabilities
 from i2v.runtime import autocast_for, choose_precision, place, restore_model
 from pipelines import ShardError, build_loader
 from pipelines.graph import CPU_CODECS
@@ -30,6 +30,7 @@ from shard_tools.encode import EncodeSettings
 from shard_tools.sources import VIDEO_SUFFIXES, Video
 from shard_tools.writer import OutputError, make_shards
 
+MEMORY = 4.0  # GB for clips
 AT_ONCE = 64  # videos per round: results come soon, and little disk is needed
 
 
@@ -59,7 +60,7 @@ def predict(model, meta: dict, videos: list[Path], device: torch.device, autocas
         stored |= {"codec": "vp9", "crf": None}
     options = meta["clips"] | {"num_frames": model.num_frames, "size": model.spec.image_size}
     split = "test"
-    if window:
+    if window is not None:
         split, options = "windows", options | {"window": window, "hop": hop}
         stored["max_seconds"] = None
     found: dict[str, object] = {}
@@ -70,16 +71,18 @@ def predict(model, meta: dict, videos: list[Path], device: torch.device, autocas
             found |= {row["path"]: row["reason"] for row in csv.DictReader(file)}
         if manifest["clips"]:
             where = "gpu" if device.type == "cuda" else "cpu"
-            loader = build_loader(folder, split, options, min(8, manifest["clips"]), where)
+            loader = build_loader(folder, split, options, min(videos_at_once(options, MEMORY), manifest["clips"]), where)
             for batch in loader:
                 with autocast():
                     probabilities = view_probabilities(model, batch).cpu()
                 for i in batch.weights.nonzero().flatten().tolist():
                     clip = int(batch.ids[i])
                     length = float(loader.shards.clips["frames"][clip] / loader.shards.clips["fps"][clip])
-                    start, end = loader.plan.window(int(batch.positions[i])) if window else (0.0, length)
+                    start, end = loader.plan.window(int(batch.positions[i])) if window is not None else (0.0, length)
                     answers = found.setdefault(loader.shards.metadata(clip)["source"], [])
                     answers.append((start, min(end, length), probabilities[i]))
+            for clip, reason in loader.bad.items():
+                found[loader.shards.metadata(clip)["source"]] = reason
     return {str(video): found[str(video)] for video in videos}
 
 
@@ -101,7 +104,7 @@ def main() -> None:
     try:
         if args.top < 1:
             raise ValueError(f"--top is {args.top}: it must be at least 1.")
-        if args.hop and not args.window:
+        if args.hop is not None and args.window is None:
             raise ValueError("--hop says how far windows are apart: give --window as well.")
         if args.workers < 0:
             raise ValueError(f"--workers is {args.workers}: it must be at least 0.")
@@ -118,7 +121,7 @@ def main() -> None:
             chunk = videos[first : first + AT_ONCE]
             found = predict(model, meta, chunk, device, autocast_for(device, dtype), args.workers, args.window, args.hop)
             for video, answer in found.items():
-                results.append(show(video, answer, meta["classes"], args.top, bool(args.window)))
+                results.append(show(video, answer, meta["classes"], args.top, args.window is not None))
     except (ValueError, TypeError, OSError, ShardError, OutputError) as error:
         sys.exit(f"i2v.predict: {error}")
     if args.json:

@@ -16,9 +16,12 @@ from i2v.curves import draw_curves, read_log
 
 
 class RunLog:
-    """Measures and reports. Records after `step`, left by a run that was killed, are removed: they come again."""
+    """Measures and reports. Records after `step`, left by a run that was killed, are removed: they come again, and so does
+    the validation after that step if it is still due."""
 
-    def __init__(self, folder: Path, is_main: bool, step: int, last_step: int, device: torch.device):
+    def __init__(
+        self, folder: Path, is_main: bool, step: int, last_step: int, device: torch.device, validation_due: bool = False
+    ):
         self.path, self.png = folder / "log.jsonl", folder / "curves.png"
         self.is_main, self.device = is_main, device
         self.loss = torch.zeros((), dtype=torch.float64, device=device)  # sum since the last report, on the device
@@ -28,6 +31,8 @@ class RunLog:
         if not is_main:
             return
         kept = [record for record in read_log(self.path) if record["step"] <= step]
+        if validation_due:
+            kept = [record for record in kept if record["step"] < step or "top1" not in record]
         self.path.write_text("".join(json.dumps(record) + "\n" for record in kept))
         self._events = SummaryWriter(folder, purge_step=step + 1)
         self._bar = tqdm(total=last_step, initial=step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)

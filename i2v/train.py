@@ -16,7 +16,7 @@ import math
 import random
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from i2v.checkpoint import OPTIMIZER, load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from i2v.config import Config, load_config, to_dict
-from i2v.distributed import StopSignal, World, close_world, init_world, share_buffers, sum_over_ranks
+from i2v.distributed import StopSignal, World, all_agree, close_world, init_world, share_buffers, sum_over_ranks
 from i2v.metrics import evaluate
 from i2v.mixing import mix
 from i2v.model import backbone_spec, method_module
@@ -36,6 +36,7 @@ from i2v.runlog import RunLog
 from i2v.runtime import autocast_for, build_model, choose_precision, compile_blocks, describe_backbone, own_tensors, place
 from i2v.weights import load_weights
 from pipelines import ShardError, build_loader
+from pipelines.options import OrderOptions
 
 # What may differ between a run and its continuation; everything else decides what is computed. (The videos of data.train
 # must be the same; where they are may change.)
@@ -57,6 +58,7 @@ class Progress:
     best: float = -1.0  # top-1 on data.val
     loss: float = 0.0  # summed over the steps that are not in the log yet
     loss_steps: int = 0
+    validation_due: bool = False  # after this step; true in a checkpoint if it was not finished
 
 
 def run(config: Config, world: World) -> None:
@@ -83,7 +85,7 @@ def run(config: Config, world: World) -> None:
         "backbone": describe_backbone(model, config.model, source),
         "classes": classes,
         "stored": how_stored(loader.shards.manifest),
-        "videos": loader.fingerprint(),
+        "stream": loader.fingerprint(),
         "clips": config.clips,
         "config": to_dict(config),
     }  # fmt: skip
@@ -112,7 +114,7 @@ def run(config: Config, world: World) -> None:
     last_step = progress.step + math.ceil(max(total - progress.samples, 0) / train.batch_size)
     last_step = min(last_step, train.max_steps or last_step)
     out.mkdir(parents=True, exist_ok=True)
-    log = RunLog(out, world.is_main, progress.step, last_step, world.device)
+    log = RunLog(out, world.is_main, progress.step, last_step, world.device, progress.validation_due and bool(val_loader))
     log.loss += progress.loss
     log.steps = progress.loss_steps
     describe(log, config, world, model, meta, source, dtype, f"{micro_batch} clips x {accumulate}", clips_per_epoch)
@@ -127,10 +129,23 @@ def run(config: Config, world: World) -> None:
     def save_last() -> None:
         save("last.safetensors", own_tensors(model, identity["backbone"]) | optimizer_tensors(optimizer))
 
+    def validate() -> None:
+        share_buffers(model)
+        with log.pausing():
+            scores = evaluate(model, val_loader, len(classes), len(val_loader.plan), world.device, autocast)
+        progress.validation_due = False
+        log.test(progress.step, progress.samples / clips_per_epoch, scores)
+        if scores.top1 > progress.best:
+            progress.best = scores.top1
+            save("best.safetensors", own_tensors(model, identity["backbone"]), scores=scores.summary())
+
     stop = StopSignal()
     batches = iter(loader)
     model.train()
     try:
+        if progress.validation_due and val_loader:
+            validate()
+            save_last()
         while progress.step < last_step:
             epoch = progress.samples / clips_per_epoch
             lr = learning_rate(epoch, train)
@@ -151,20 +166,13 @@ def run(config: Config, world: World) -> None:
             epoch = progress.samples / clips_per_epoch
             log.loss += totals[1] / counted
             log.steps += 1
-            # Clips are read ahead of need: when a store fails, what has been read lasts until all ranks agree to stop.
-            stopping, finished = stop(loader.failure is not None), progress.step == last_step
+            stopping, finished = stop(), progress.step == last_step
             if progress.step % train.log_every == 0 or finished:
                 log.train(progress.step, progress.samples, epoch, lr, train.batch_size)
             if val_loader and (finished or crosses(before, progress.samples, train.eval_every * clips_per_epoch)):
-                share_buffers(model)
-                with log.pausing():
-                    scores = evaluate(model, val_loader, len(classes), len(val_loader.plan), world.device, autocast)
-                log.test(progress.step, epoch, scores)
-                if scores.top1 > progress.best:
-                    progress.best = scores.top1
-                    save("best.safetensors", own_tensors(model, identity["backbone"]), scores=scores.summary())
-            if stopping and loader.failure is not None:
-                raise loader.failure
+                progress.validation_due = True
+                save_last()
+                validate()
             if stopping or finished or progress.step % train.save_every == 0:
                 save_last()
             if stopping:
@@ -173,7 +181,7 @@ def run(config: Config, world: World) -> None:
         else:
             made = [name for name in ("best.safetensors", "last.safetensors", "log.jsonl", "curves.png") if (out / name).exists()]
             log.say(f"done: {out} has {', '.join(made)}")
-    except ShardError as error:  # the data failed: a step that was not finished has left no trace
+    except ShardError as error:  # the data failed; what is saved is the state after the last step that was finished
         save_last()
         raise ShardError(f"{error} {SAVED}" if world.is_main else str(error)) from error
     batches.close()
@@ -187,9 +195,15 @@ def add_gradients(replica, batches, passes: int, samples: int, classes: int, tra
     Returns (2,) sums over this device's clips: of the weights, and of the weighted losses.
     """
     totals = torch.zeros(2, device=world.device)
+    # Running statistics are all that a pass changes; they are put back if the step cannot be finished.
+    buffers = [buffer.clone() for buffer in replica.buffers()] if passes > 1 else []
     for micro in range(passes):
         with log.waiting():
-            batch = next(batches)
+            batch = next_of_all_ranks(batches)
+        if isinstance(batch, ShardError):
+            for buffer, before in zip(replica.buffers(), buffers):
+                buffer.copy_(before)
+            raise batch
         clips, targets, weights = batch.clips, batch.labels, batch.weights
         if train.mixup or train.cutmix:
             draw = random.Random(f"mix {train.seed} {samples} {micro}")
@@ -208,9 +222,24 @@ def add_gradients(replica, batches, passes: int, samples: int, classes: int, tra
     return totals
 
 
+def next_of_all_ranks(batches):
+    """The next batch; or, if any rank cannot read its own, a ShardError on all of them: none waits for another in vain."""
+    try:
+        batch = next(batches)
+    except ShardError as error:
+        batch = error
+    if all_agree(not isinstance(batch, ShardError)) or isinstance(batch, ShardError):
+        return batch
+    return ShardError("Another process could not read its data.")
+
+
 def open_loader(config: Config, world: World, split: str, manifest: str | list, batch_size: int, start: int = 0):
     """A loader of one split, for this rank."""
     data = config.data
+    known = [field.name for field in fields(OrderOptions)]
+    unknown = next((name for name in data.order if name not in known), None)
+    if unknown is not None:
+        raise ValueError(f"data.order.{unknown} is unknown: known are {', '.join(known)}.")
     ordered = data.order | {"sample_weights": data.sample_weights} if split == "train" else {}
     return build_loader(
         manifest,
@@ -283,7 +312,7 @@ def check_continuation(identity: dict, meta: dict, path: Path) -> None:
         "other classes": identity["classes"] == meta["classes"],
         "another model": identity["model"] == meta["model"],
         "other backbone weights": identity["backbone"]["fingerprint"] == meta["backbone"]["fingerprint"],
-        "other videos in data.train": identity["videos"] == meta["videos"],
+        "other videos, weights or shares in data.train": identity["stream"] == meta["stream"],
     }
     for what, equal in same.items():
         if not equal:

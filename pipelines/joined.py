@@ -6,7 +6,7 @@ import numpy as np
 
 from pipelines.shards import ShardError, ShardSet
 
-FIELDS = ("shard", "header_crc", "frames", "width", "height", "fps", "label")
+FIELDS = ("frames", "width", "height", "fps", "label")
 
 
 class JoinedShards:
@@ -39,6 +39,10 @@ class JoinedShards:
         """Which data set, and the clip's WebDataset key in it."""
         k, local = self._find(clip_id)
         return f"{k}/{self.sets[k].key(local)}"
+
+    def clip_crc(self, clip_id: int) -> int:
+        k, local = self._find(clip_id)
+        return self.sets[k].clip_crc(local)
 
     def times(self, clip_id: int) -> np.ndarray:
         k, local = self._find(clip_id)

@@ -7,17 +7,13 @@ aligned, and nothing is substituted silently.
 
 from __future__ import annotations
 
-import csv
 import difflib
 import functools
 import os
-import threading
-import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,14 +22,14 @@ from pipelines.augment import AugmentOptions
 from pipelines.graph import MEAN, STD, GraphOptions, build_pipeline, choose_decoder
 from pipelines.joined import JoinedShards
 from pipelines.options import ClipOptions, OrderOptions
-from pipelines.order import Mixture, Order, balancing_weights
 from pipelines.plan import ClipSpec, Plan
+from pipelines.quarantine import Quarantine
 from pipelines.shards import ClipError, ShardError, ShardSet
+from pipelines.stream import fingerprint, parse_manifests, training_order
 
 READ_THREADS = 4
 READ_AHEAD = 8  # at most so many batches are being read while DALI works, and no more bytes than `prefetch_bytes`
 STAGE_EVERY = 16  # steps between two looks at what a remote data set will have to stage
-BAD_FRACTION, BAD_CLIPS = 0.001, 5  # a run stops when more than the larger of the two are in quarantine
 
 
 @dataclass
@@ -89,8 +85,8 @@ def build_loader(
     options, more_options: fields of ClipOptions (frames, crops, views), AugmentOptions (RandAugment, colours, erasing),
     OrderOptions (shuffling, balance, repeats) and GraphOptions (interpolation, antialias, dtype).
     batch_size: samples per rank and batch. device: where clips are made: cpu, gpu or auto. decode: where videos are
-    decoded: cpu, gpu or auto. start: samples that all ranks together have seen before. quarantine: a CSV to
-    which bad clips are written, and which is honoured when it exists. cache, cache_size: where shards of a URL are staged,
+    decoded: cpu, gpu or auto. start: samples that all ranks together have seen before. quarantine: a CSV in
+    which bad clips are written down, and in which the ranks and continuations of a run count them together. cache, cache_size: where shards of a URL are staged,
     and how much of it they may fill (see ShardSet). sample_weights: how often each video is wanted, relatively: (n,), or a
     .npy of it, or a CSV of key,weight. prefetch_bytes: of compressed clips that wait for the decoder, per process.
     Raises TypeError for unknown options, ValueError for wrong values, ShardError for a data set that cannot be used.
@@ -109,12 +105,12 @@ def build_loader(
             raise ValueError(f"{name} is {value!r}: it must be a whole number, at least {least}.")
     if rank >= world_size:
         raise ValueError(f"rank is {rank}: it must be between 0 and {world_size - 1}.")
-    paths, shares = _manifests(manifest, split)
+    paths, shares = parse_manifests(manifest, split)
     sets = [ShardSet(path, cache, cache_size) for path in paths]
     shards = sets[0] if len(sets) == 1 else JoinedShards(sets)
     order = None
     if split == "train":
-        order = _order(shards, sets, shares, order_options, seed, sample_weights)
+        order = training_order(shards, sets, shares, order_options, seed, sample_weights)
     facts = (shards.clips[name] for name in ("frames", "width", "height", "fps"))
     epoch = order_options.epoch_clips or len(shards) * order_options.repeats
     plan = Plan(
@@ -128,33 +124,51 @@ def build_loader(
     decoders = {choose_decoder(each.codec, device, decode) for each in sets}
     if len(decoders) > 1:
         raise ValueError(f"{shards.root} are of codecs that are decoded in different places: set decode to cpu.")
-    quarantine = Path(quarantine) if quarantine is not None else None
-    threads = threads or _cores()
     return Loader(
-        sets, shards, plan, graph, batch_size, device, decoders.pop(), rank, world_size, start, threads, quarantine, prefetch_bytes
+        sets=sets,
+        shards=shards,
+        plan=plan,
+        graph=graph,
+        batch_size=batch_size,
+        device=device,
+        decode=decoders.pop(),
+        rank=rank,
+        world_size=world_size,
+        start=start,
+        threads=threads or _cores(),
+        quarantine=Quarantine(quarantine, shards),
+        prefetch_bytes=prefetch_bytes,
     )
 
 
+@dataclass(eq=False)
 class Loader:
     """Iterate over it for batches; see build_loader. Each iteration begins at `start` again."""
 
-    def __init__(
-        self, sets, shards, plan, graph, batch_size, device, decode, rank, world_size, start, threads, quarantine, prefetch_bytes
-    ):
-        self.sets: list[ShardSet] = sets
-        self.shards: ShardSet | JoinedShards = shards  # all of them
-        self.plan: Plan = plan
-        self.graph: GraphOptions = graph
-        self.batch_size, self.device, self.decode = batch_size, device, decode
-        self.rank, self.world_size, self.start = rank, world_size, start
-        self.threads = threads
-        self.quarantine = quarantine
-        self.prefetch_bytes = prefetch_bytes
-        self._adding = threading.Lock()
-        self.bad: dict[int, str] = _read_quarantine(quarantine, shards)  # clip id -> reason
-        self.failure: ShardError | None = None  # of a read ahead: batches that were read before still come
-        self._labels = np.array(shards.clips["label"], dtype=np.int64)
-        self._mirrored = _swapped(self._labels, plan.options.flip_labels, len(shards.classes))
+    sets: list[ShardSet]
+    shards: ShardSet | JoinedShards  # all of them
+    plan: Plan
+    graph: GraphOptions
+    batch_size: int
+    device: str
+    decode: str
+    rank: int
+    world_size: int
+    start: int
+    threads: int
+    quarantine: Quarantine
+    prefetch_bytes: int
+
+    def __post_init__(self):
+        self._labels = np.array(self.shards.clips["label"], dtype=np.int64)
+        self._mirrored = _swapped(self._labels, self.plan.options.flip_labels, len(self.shards.classes))
+        self._refused: set[int] = set()  # positions whose clips the decoder does not take
+        self._batch_bytes = 0  # of the largest batch so far
+
+    @property
+    def bad(self) -> dict[int, str]:
+        """Clips that could not be used, and why."""
+        return self.quarantine.bad
 
     def __len__(self) -> int:
         """Batches of one evaluation; training has no end."""
@@ -163,8 +177,8 @@ class Loader:
         return -(-max(len(self.plan) - self.start, 0) // (self.batch_size * self.world_size))
 
     def __iter__(self):
-        step = 0
-        with ThreadPoolExecutor(READ_THREADS) as readers:
+        step, readers = 0, ThreadPoolExecutor(READ_THREADS)
+        try:
             while True:
                 in_flight: deque[_Prepared] = deque()
                 try:
@@ -175,11 +189,14 @@ class Loader:
                 except ShardError:
                     raise
                 except RuntimeError as error:  # what DALI raises for a clip that it cannot decode
-                    self._quarantine_undecodable(in_flight, error)
+                    reason = " ".join(str(error).split())[:300]
+                self._find_undecodable(in_flight, reason)  # here, where nothing holds the old pipeline any more
+        finally:
+            readers.shutdown(wait=False, cancel_futures=True)
 
-    def fingerprint(self) -> list[int]:
-        """Which videos these are, wherever they lie: a checksum of each data set."""
-        return [zlib.crc32(each.clips["label"].tobytes(), zlib.crc32(each.clips["header_crc"].tobytes())) for each in self.sets]
+    def fingerprint(self) -> dict:
+        """Which videos these are and how often each comes, wherever they lie: what a run must not change midway."""
+        return fingerprint(self.sets, self.plan.order if self.plan.split == "train" else None)
 
     def positions(self, step: int) -> range:
         """Absolute positions in the stream of this rank's batch at a step."""
@@ -194,7 +211,7 @@ class Loader:
 
         def source():
             nonlocal submitted
-            while len(reading) < self._read_ahead(reading) and (last is None or submitted < last):
+            while len(reading) < self._read_ahead() and (last is None or submitted < last):
                 if (submitted - step) % STAGE_EVERY == 0:
                     self._stage(submitted)
                 reading.append(self._submit(submitted, readers))
@@ -203,10 +220,11 @@ class Loader:
                 raise StopIteration
             prepared = reading.popleft()
             clips = prepared.wait()
+            self._batch_bytes = max(self._batch_bytes, sum(clip.data.nbytes for clip in clips))
             in_flight.append(prepared)
             return tuple(map(list, zip(*(clip.graph_inputs() for clip in clips))))
 
-        pipeline = self._pipeline(source, self.batch_size)
+        pipeline = self._pipeline(source, self.batch_size, self.graph)
         stream = torch.cuda.current_stream() if self.device == "gpu" else None
         try:
             while True:
@@ -219,16 +237,15 @@ class Loader:
             for prepared in reading:
                 prepared.cancel()
 
-    def _pipeline(self, source, batch_size: int):
+    def _pipeline(self, source, batch_size: int, graph: GraphOptions):
         device_id = torch.cuda.current_device() if self.device == "gpu" else 0
-        pipeline = build_pipeline(source, self.graph, batch_size, self.device, self.decode, device_id, self.threads)
+        pipeline = build_pipeline(source, graph, batch_size, self.device, self.decode, device_id, self.threads)
         pipeline.build()
         return pipeline
 
-    def _read_ahead(self, reading: deque[_Prepared]) -> int:
-        """How many batches may be under way, judged by the size of those that are here; at least one."""
-        sizes = [size for prepared in reading if (size := prepared.size()) is not None]
-        return min(READ_AHEAD, max(1, int(self.prefetch_bytes // max(max(sizes), 1)))) if sizes else min(READ_AHEAD, 3)
+    def _read_ahead(self) -> int:
+        """How many batches may be under way, judged by the largest so far; at least one."""
+        return max(1, min(READ_AHEAD, self.prefetch_bytes // self._batch_bytes)) if self._batch_bytes else 1
 
     def _stage(self, step: int) -> None:
         """Tell remote data sets which shards they will need."""
@@ -240,9 +257,12 @@ class Loader:
             ahead = self.plan.order.shards_ahead(position, horizon)
         else:
             ids = [self.plan.locate(p)[1] for p in range(position, min(position + horizon, len(self.plan)))]
-            ahead = [(0, shard) for shard in dict.fromkeys(self.shards.clips["shard"][ids].tolist())]
-        for number, each in enumerate(self.sets):
-            each.expect([shard for k, shard in ahead if k == number])
+            ahead = list(dict.fromkeys(self.shards.clips["shard"][ids].tolist()))
+        first = 0
+        for each in self.sets:
+            count = len(each.manifest["shards"])
+            each.expect([shard - first for shard in ahead if first <= shard < first + count])
+            first += count
 
     def _horizon(self) -> int:
         """Positions to look ahead: until the next look, and a few shards more."""
@@ -257,17 +277,15 @@ class Loader:
         return _Prepared([readers.submit(self._read, position) for position in positions], positions, seen)
 
     def _read(self, position: int) -> _Clip:
-        """The clip at a position; weight 0 and harmless pixels where it is known or found to be bad."""
+        """The clip at a position; weight 0 and harmless pixels where it cannot be used."""
+        spec = None
         try:
             spec = self.plan[position]
-            if spec.weight and spec.id not in self.bad:
+            if spec.weight and position not in self._refused:
                 return _Clip(spec, *self.shards.read(spec.id, spec.frames))
         except ClipError as error:
-            spec = self.plan.blank(position)
-            self._add_bad(spec.id, error.reason)
-        except ShardError as error:
-            self.failure = error
-            raise
+            spec = spec or self.plan.blank(position)
+            self.quarantine.add(spec.id, error.reason)
         return self._stand_in(spec)
 
     def _stand_in(self, spec: ClipSpec) -> _Clip:
@@ -305,40 +323,27 @@ class Loader:
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.pin_memory().to("cuda", non_blocking=True) if self.device == "gpu" else tensor
 
-    def _quarantine_undecodable(self, in_flight: deque, error: RuntimeError) -> None:
-        """Find the clips that the decoder refuses, each decoded on its own; raise `error` if it is none of them."""
-        found = False
-        suspects = [clip for prepared in in_flight for clip in prepared.wait() if clip.spec.weight]
-        if suspects and self._decodes(self._stand_in(suspects[0].spec)):
-            for clip in suspects:
-                if clip.spec.id not in self.bad and not self._decodes(clip):
-                    self._add_bad(clip.spec.id, "the decoder refuses it")
-                    found = True
-        if not found:
-            raise error
+    def _find_undecodable(self, in_flight: deque, reason: str) -> None:
+        """Find the clips that the decoder refuses, each decoded on its own. Raises ShardError if it is none of them."""
+        suspects = [
+            (position, clip) for made in in_flight for position, clip in zip(made.positions, made.wait()) if clip.spec.weight
+        ]
+        refused = []
+        if suspects and self._decodes(self._stand_in(suspects[0][1].spec)):
+            refused = [(position, clip.spec.id) for position, clip in suspects if not self._decodes(clip)]
+        if not refused:
+            raise ShardError(f"DALI cannot make clips of {self.shards.root}, and not for want of a sound clip: {reason}")
+        for position, clip_id in refused:
+            self._refused.add(position)
+            self.quarantine.add(clip_id, "the decoder refuses it")
 
     def _decodes(self, clip: _Clip) -> bool:
+        plain = replace(self.graph, augment=AugmentOptions())
         try:
-            self._pipeline(lambda: tuple([part] for part in clip.graph_inputs()), 1).run()
+            self._pipeline(lambda: tuple([part] for part in clip.graph_inputs()[:4]), 1, plain).run()
             return True
         except RuntimeError:
             return False
-
-    def _add_bad(self, clip_id: int, reason: str) -> None:
-        with self._adding:
-            if clip_id in self.bad:
-                return
-            self.bad[clip_id] = reason
-        if self.quarantine is not None:
-            _append_quarantine(self.quarantine, clip_id, self.shards, reason)
-            self.bad |= _read_quarantine(self.quarantine, self.shards)  # what other ranks found counts as well
-        allowed = max(BAD_CLIPS, int(BAD_FRACTION * len(self.shards)))
-        if len(self.bad) > allowed:
-            names = "; ".join(f"{self.shards.key(i)}: {why}" for i, why in list(self.bad.items())[:10])
-            raise ShardError(
-                f"{len(self.bad)} of {len(self.shards)} clips in {self.shards.root} are bad, more than the {allowed} that are "
-                f"tolerated: restore the shards or make them again ({names})."
-            )
 
 
 @dataclass
@@ -362,12 +367,6 @@ class _Prepared:
 
     def wait(self) -> list[_Clip]:
         return [future.result() for future in self.futures]
-
-    def size(self) -> int | None:
-        """Bytes of its clips, when they are all here."""
-        if not all(future.done() and future.exception() is None for future in self.futures):
-            return None
-        return sum(future.result().data.nbytes for future in self.futures)
 
     def cancel(self) -> None:
         for future in self.futures:
@@ -428,87 +427,3 @@ def _normalised(pixels: torch.Tensor) -> torch.Tensor:
 
 def _cores() -> int:
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-
-
-# ---- order -----------------------------------------------------------------------------------------------------------
-
-
-def _manifests(manifest, split: str) -> tuple[list, list[float] | None]:
-    """Paths and shares; no shares: videos of all data sets are alike."""
-    if isinstance(manifest, (str, os.PathLike)):
-        return [manifest], None
-    if not isinstance(manifest, (list, tuple)) or not manifest:
-        raise ValueError(f"manifest is {manifest!r}: it must be a path, or a list of paths or of {{path, weight}}.")
-    if split != "train" and len(manifest) > 1:
-        raise ValueError(f"{len(manifest)} data sets are given for split {split!r}: only training can mix them.")
-    entries = [entry if isinstance(entry, dict) else {"path": entry} for entry in manifest]
-    for entry in entries:
-        weight = entry.get("weight", 1)
-        fine = isinstance(weight, (int, float)) and not isinstance(weight, bool) and 0 < weight < float("inf")
-        if not fine or "path" not in entry or entry.keys() - {"path", "weight"}:
-            raise ValueError(f"{entry!r} is not a data set of a mixture: write path and weight, a number more than 0.")
-    weighted = ["weight" in entry for entry in entries]
-    if any(weighted) and not all(weighted):
-        raise ValueError("Some data sets of the mixture have a weight and some have none: give all of them one, or none.")
-    return [entry["path"] for entry in entries], [float(entry["weight"]) for entry in entries] if all(weighted) else None
-
-
-def _order(shards, sets: list[ShardSet], shares, options: OrderOptions, seed: int, sample_weights) -> Order | Mixture:
-    """The stream of training."""
-    weights = None if sample_weights is None else _sample_weights(sample_weights, shards)
-    balance = balancing_weights(np.asarray(shards.clips["label"]), options.balance)
-    if weights is not None and balance is not None:
-        raise ValueError("sample_weights and balance both say how often a video comes: give one of them.")
-    weights = balance if weights is None else weights
-    if shares is None:
-        shares = [len(each) for each in sets]
-    firsts = np.cumsum([0, *map(len, sets)]).tolist()
-    orders = [
-        Order(np.array(each.clips["shard"], dtype=np.int64), options, seed, None if weights is None else weights[a:b], number)
-        for number, (each, a, b) in enumerate(zip(sets, firsts, firsts[1:]))
-    ]
-    return orders[0] if len(orders) == 1 else Mixture(orders, firsts, shares, seed)
-
-
-def _sample_weights(given, shards) -> np.ndarray:
-    """(n,) from an array, a .npy or a CSV of key,weight."""
-    source = "sample_weights"
-    try:
-        if isinstance(given, (str, os.PathLike)):
-            source, path = str(given), Path(given)
-            if path.suffix == ".npy":
-                given = np.load(path)
-            else:
-                with open(path, newline="") as file:
-                    found = {row["key"]: float(row["weight"]) for row in csv.DictReader(file)}
-                given = [found[shards.key(clip)] for clip in range(len(shards))]
-        weights = np.asarray(given, dtype=np.float64)
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{source} cannot be read as weights ({error}): give a .npy, or a CSV of key,weight.") from error
-    except KeyError as error:
-        raise ValueError(f"{source} has no {error}: it must be a CSV of key,weight with a row for every video.") from error
-    if weights.shape != (len(shards),) or not np.isfinite(weights).all() or weights.min() < 0 or weights.max() <= 0:
-        raise ValueError(f"{source} must hold {len(shards)} weights, one per video, at least 0 and not all 0.")
-    return weights
-
-
-# ---- quarantine file -------------------------------------------------------------------------------------------------
-
-
-def _read_quarantine(path: Path | None, shards: ShardSet) -> dict[int, str]:
-    """Clip id -> reason. Rows of another data set, told by the checksum of the clip's header, do not count."""
-    if path is None or not path.exists():
-        return {}
-    with open(path, newline="") as file:
-        rows = [row for row in csv.reader(file) if len(row) == 4 and row[0].isdigit() and int(row[0]) < len(shards)]
-    return {int(row[0]): row[3] for row in rows if row[2] == str(shards.clips["header_crc"][int(row[0])])}
-
-
-def _append_quarantine(path: Path, clip_id: int, shards: ShardSet, reason: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with open(path, "a", newline="") as file:  # one short append per clip: safe when several ranks share the file
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(["id", "key", "header_crc", "reason"])
-        writer.writerow([clip_id, shards.key(clip_id), shards.clips["header_crc"][clip_id], reason])

@@ -94,7 +94,7 @@ def require(condition: bool, name: str, options, rule: str) -> None:
 
 
 def interval(name: str, value) -> tuple[float, float]:
-    if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(map(is_number, value)) or not 0 < value[0] <= value[1]:
+    if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(map(is_number, value)) or not 0 < value[0] <= value[1] < math.inf:
         raise ValueError(f"{name} is {value!r}: it must be two positive numbers, [low, high].")
     return float(value[0]), float(value[1])
 

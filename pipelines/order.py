@@ -6,6 +6,7 @@ mixture of data sets. Ranks, batch sizes and accumulation only decide who takes 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import lru_cache
 from threading import Lock
@@ -31,7 +32,7 @@ class Place(NamedTuple):
 class Order:
     """The stream of one data set.
 
-    shards: (n,) the shard of each video, ascending. weights: (n,) how often each is wanted, relatively; None: equally.
+    shards: (n,) the shard of each video, ascending, numbered through all data sets. weights: (n,) how often each is wanted, relatively; None: equally.
     Unweighted, every n positions from a multiple of n hold every video once: nothing is dropped, padded or repeated.
     Weighted, every n positions hold a video floor or ceil of its expected number of times (systematic sampling).
     number: of the data set in a mixture.
@@ -49,8 +50,8 @@ class Order:
         clip = int(self._round(epoch)[index])
         return Place(clip, epoch * self.options.repeats + copy, clip if self.weights is None else index)
 
-    def shards_ahead(self, position: int, count: int) -> list[tuple[int, int]]:
-        """(data set, shard) pairs that the next `count` positions need, in the order of need."""
+    def shards_ahead(self, position: int, count: int) -> list[int]:
+        """The shards that the next `count` positions need, in the order of need."""
         first, last = position // self.options.repeats, (position + count - 1) // self.options.repeats
         shards: dict[int, None] = {}
         while first <= last:
@@ -58,7 +59,7 @@ class Order:
             clips = self._round(epoch)[index : index + last - first + 1]
             shards |= dict.fromkeys(self.shards[clips].tolist())
             first += len(clips)
-        return [(self.number, shard) for shard in shards]
+        return list(shards)
 
     def _make_round(self, epoch: int) -> np.ndarray:
         """(n,) the videos of one round, in order."""
@@ -68,9 +69,10 @@ class Order:
         if self.options.shuffle == "global":
             return order
         # The windows one after the other, each in the order that the videos have among all.
-        turn = np.empty(int(self.shards[-1]) + 1, dtype=np.int64)
+        shards = self.shards - self.shards[0]
+        turn = np.empty(int(shards[-1]) + 1, dtype=np.int64)
         turn[permutation(self.seed, epoch, len(turn), SHARDS | self.number)] = np.arange(len(turn))
-        return order[np.argsort(turn[self.shards[order]] // self.options.window_shards, kind="stable")]
+        return order[np.argsort(turn[shards[order]] // self.options.window_shards, kind="stable")]
 
     def _sampled(self, order: np.ndarray, epoch: int) -> np.ndarray:
         """n draws by weight, in random order."""
@@ -105,8 +107,8 @@ class Mixture:
         first = self.firsts[k]
         return Place(first + place.clip, place.epoch, first + place.draw)
 
-    def shards_ahead(self, position: int, count: int) -> list[tuple[int, int]]:
-        """(data set, shard) pairs that the next `count` positions need, each data set in its order of need."""
+    def shards_ahead(self, position: int, count: int) -> list[int]:
+        """The shards that the next `count` positions need, each data set's in its order of need."""
         block, index = divmod(position, BLOCK)
         before = np.bincount(self._block(block)[0][:index], minlength=len(self.orders)) + block * self.counts
         ahead = self.counts * (-(-count // BLOCK))
@@ -114,7 +116,7 @@ class Mixture:
             which = np.concatenate([self._block(block)[0], self._block(block + 1)[0]])[index : index + count]
             ahead = np.bincount(which, minlength=len(self.orders))
         lists = [order.shards_ahead(int(p), int(c)) for order, p, c in zip(self.orders, before, ahead)]
-        return [pair for lot in _in_turn(lists) for pair in lot]
+        return [shard for lot in itertools.zip_longest(*lists) for shard in lot if shard is not None]
 
     def _make_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """The data set of each position of a block, and how many of that data set came in it before."""
@@ -143,8 +145,3 @@ def _remember_two(function: Callable) -> Callable:
             return cached(number)
 
     return remembering
-
-
-def _in_turn(lists: list[list]) -> list[list]:
-    """The first of each list, then the second of each, ..."""
-    return [[each[i] for each in lists if i < len(each)] for i in range(max(map(len, lists), default=0))]

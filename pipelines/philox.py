@@ -8,7 +8,7 @@ import numpy as np
 
 # Independent streams: adding a draw to one does not change the others.
 ORDER, FRAMES, CROP, FLIP, SHUFFLE, AUGMENT, COLOR, ERASE = range(8)
-LARGEST_EPOCH = 2**20  # of the 64 bits of a key, a stream takes 4, an epoch 20 and a sample 40
+# Of the 64 bits of a key, a stream takes 4, an epoch 20 and a sample 40.
 
 
 def uniforms(seed: int, stream: int, epoch: int, sample: int, numbers: int) -> np.ndarray:

@@ -74,8 +74,9 @@ class Plan:
         self.clips, self.crops = (options.clips, options.crops) if split == "test" else (1, 1)
         if split == "windows":
             self.first_windows = _first_windows(frames, fps, options)
-        counts = {"train": epoch_clips or len(frames), "windows": split == "windows" and int(self.first_windows[-1])}
-        self._length = counts.get(split, len(frames))
+            self._length = int(self.first_windows[-1])
+        else:
+            self._length = epoch_clips if split == "train" and epoch_clips else len(frames)
 
     def __len__(self) -> int:
         """Samples in an epoch of training, or in an evaluation."""
@@ -158,5 +159,6 @@ def _first_windows(frames, fps, options: ClipOptions) -> np.ndarray:
     hop = options.hop or options.window
     seconds = np.asarray(frames, dtype=np.float64) / np.asarray(fps, dtype=np.float64)
     # A thousandth of a window more than a whole number of them is rounding, not film.
-    counts = np.maximum(np.ceil((seconds - options.window) / hop - 1e-3), 0).astype(np.int64) + 1
-    return np.concatenate([[0], np.cumsum(counts)])
+    counts = np.ceil((seconds - options.window) / hop - 1e-3) + 1
+    counts = np.minimum(counts, np.ceil(seconds / hop - 1e-3))  # with gaps between windows: none begins after the end
+    return np.concatenate([[0], np.cumsum(np.maximum(counts, 1).astype(np.int64))])

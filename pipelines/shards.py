@@ -114,6 +114,10 @@ class ShardSet:
         shard = int(self.clips["shard"][clip_id])
         return clip_key(shard_number(self._shards[shard].name), clip_id - int(self.first_clips[shard]))
 
+    def clip_crc(self, clip_id: int) -> int:
+        """Checksum of the clip's first frame as it is stored: tells it from other clips."""
+        return int(self.fragments["crc"][int(self.clips["first_fragment"][clip_id])])
+
     def times(self, clip_id: int) -> np.ndarray:
         """(frames,) float32: when each stored frame is shown, in seconds from the first.
 
@@ -192,19 +196,23 @@ class ShardSet:
         return f"{self.key(clip_id)}.mp4 in {self.files.where(self._shards[self.clips['shard'][clip_id]].name)}"
 
     def _first_sound_clip(self, shard: int) -> int:
-        """The first of three clips of a shard that can be read. Raises ShardError if it is not the file of this index.
+        """The first of three clips of a shard whose first frame can be read. Raises ShardError if no part of them can be:
+        then it is not the file of this index.
 
         A single damaged clip is no reason to refuse a shard.
         """
         if not self.remote:
             self.files.check([self._shards[shard]])
         first, count = int(self.first_clips[shard]), self.manifest["shards"][shard]["clips"]
-        for clip_id in (first, first + count // 2, first + count - 1):
+        clips = (first, first + count // 2, first + count - 1)
+        frames = [int(self.clips["frames"][clip_id]) for clip_id in clips]
+        problem = None
+        for clip_id, frame in [*((c, 0) for c in clips), *((c, n - 1) for c, n in zip(clips, frames))]:
             try:
-                self._read(clip_id, np.array([0]))
+                self._read(clip_id, np.array([frame]))
                 return clip_id
             except ClipError as error:
-                problem = error.reason
+                problem = problem or error.reason
         where = self.files.where(self._shards[shard].name)
         remedy = "restore the file, or run make_shards again into a new folder"
         remedy = f"restore the file, and delete its copy in {self.files.cache}" if self.remote else remedy

@@ -159,6 +159,17 @@ def test_windows_cover_each_video_once(shapes):
         assert start < seconds and ((times >= start - 0.05) & (times <= end + 0.05)).all()
 
 
+def test_without_shares_data_sets_are_one_and_balanced_as_one(shapes):
+    loader = build_loader([shapes / "vp9", shapes / "vp9-val"], batch_size=8, **OPTIONS)
+    assert sorted(loader.plan.locate(p)[1] for p in range(40)) == list(range(40))
+    weights = np.r_[np.zeros(24), np.ones(16)]
+    loader = build_loader([shapes / "vp9", shapes / "vp9-val"], batch_size=8, sample_weights=weights, **OPTIONS)
+    assert all(loader.plan.locate(p)[1] >= 24 for p in range(80))
+    mixed = [{"path": shapes / "vp9", "weight": 1}, {"path": shapes / "vp9-val", "weight": 1}]
+    with pytest.raises(ValueError, match="leave the data set out"):
+        build_loader(mixed, sample_weights=weights, **OPTIONS)
+
+
 @pytest.mark.parametrize("name", ["weights.npy", "weights.csv"])
 def test_sample_weights_from_a_file(shapes, tmp_path, name):
     shards = ShardSet(shapes / "vp9")
@@ -269,8 +280,7 @@ def test_a_bad_clip_has_weight_0_and_nothing_else_changes(shapes, tmp_path, bad,
         assert [p for p, i in zip(pixels(before), before.ids) if i != bad] == [p for p, i in zip(pixels(after), after.ids) if i != bad]
     lines = quarantine.read_text().splitlines()
     assert len(lines) == 2 and lines[1].startswith(f"{bad},{ShardSet(folder).key(bad)},")
-    again = build_loader(folder, batch_size=5, quarantine=quarantine, **OPTIONS)
-    assert list(again.bad) == [bad]
+    assert list(build_loader(folder, batch_size=5, quarantine=quarantine, **OPTIONS).bad) == [bad]  # counted again
 
 
 def test_too_many_bad_clips_stop_the_run_with_their_names(shapes, tmp_path):
@@ -279,6 +289,26 @@ def test_too_many_bad_clips_stop_the_run_with_their_names(shapes, tmp_path):
         damage(tmp_path / "data", clip)
     with pytest.raises(ShardError, match="clips in .* are bad, more than the 5"):
         batches(tmp_path / "data", 5)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_a_clip_with_one_bad_frame_counts_wherever_that_frame_is_not_needed(shapes, tmp_path, world):
+    """On any number of ranks, and again when the run is continued: who found out when plays no part."""
+    shutil.copytree(shapes / "vp9", tmp_path / "data")
+    shards = ShardSet(tmp_path / "data")
+    clip = shards.clips[7]
+    sizes = shards.fragments["size"][int(clip["first_fragment"]) :][:9]
+    path = tmp_path / "data" / shards.manifest["shards"][int(clip["shard"])]["name"]
+    content = bytearray(path.read_bytes())
+    content[int(clip["offset"] + clip["header_size"] + sizes[:8].sum()) + 60] ^= 255  # frame 8, the first of its group
+    path.write_bytes(content)
+    options = {"repeats": 4, "num_frames": 2, "batch_size": 12 // world, "world_size": world}
+    by_rank = [batches(tmp_path / "data", 16, rank=r, quarantine=tmp_path / f"q{r}", **options) for r in range(world)]
+    rows = [row for step in zip(*by_rank) for b in step for row in zip(b.ids.tolist(), b.weights.tolist(), b.frames.tolist())]
+    assert all(weight == float(i != 7 or not any(8 <= frame < 16 for frame in frames)) for i, weight, frames in rows)
+    assert {weight for i, weight, _ in rows if i == 7} == {0.0, 1.0}
+    again = batches(tmp_path / "data", 16, quarantine=tmp_path / "q0", **options)
+    assert [b.weights.tolist() for b in again] == [b.weights.tolist() for b in by_rank[0]]
 
 
 def test_ranks_count_bad_clips_together(shapes, tmp_path):
@@ -290,9 +320,11 @@ def test_ranks_count_bad_clips_together(shapes, tmp_path):
             batches(tmp_path / "data", 3, batch_size=4, rank=rank, world_size=2, quarantine=tmp_path / "q.csv")
 
 
-def test_a_quarantine_of_other_shards_is_not_honoured(shapes, tmp_path):
-    (tmp_path / "q.csv").write_text("id,key,header_crc,reason\n0,000000000,1,bad\n99999,000099999,1,bad\n")
-    assert build_loader(shapes / "vp9", quarantine=tmp_path / "q.csv", **OPTIONS).bad == {}
+def test_a_quarantine_of_other_shards_does_not_count(shapes, tmp_path):
+    crc = ShardSet(shapes / "vp9").clip_crc(0)
+    (tmp_path / "q.csv").write_text(f"id,key,crc,reason\n0,000000-000000,{crc},bad\n99999,000099-000099,1,bad\n")
+    assert build_loader(shapes / "vp9", quarantine=tmp_path / "q.csv", **OPTIONS).bad == {0: "bad"}
+    assert build_loader(shapes / "mjpeg", quarantine=tmp_path / "q.csv", **OPTIONS).bad == {}
 
 
 @pytest.mark.parametrize(

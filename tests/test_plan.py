@@ -219,5 +219,7 @@ def test_windows_slide_to_the_end():
     assert len(plan) == 18 and [plan.locate(p)[1] for p in (0, 5, 6, 17)] == [0, 0, 1, 2]  # 3.17 s: six windows
     assert [plan.window(p)[0] for p in range(6)] == [0, 0.5, 1, 1.5, 2, 2.5]
     assert plan[0].frames.tolist() == [4, 11, 19, 26] and plan[5].frames.tolist() == [79, 86, 94, 94]
+    gaps = plan_of(2, "windows", frames=96, fps=30.0, window=1.0, hop=2.0)  # 3.2 s: none begins after the end
+    assert [gaps.window(p)[0] for p in range(len(gaps))] == [0, 2, 0, 2]
     assert plan[18].weight == 0 and plan[17].weight == 1
     assert len(plan_of(3, "windows", frames=90, fps=30.0, window=1.0)) == 9 and len(plan_of(1, "windows", frames=3, window=9.0)) == 1

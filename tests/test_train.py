@@ -189,9 +189,48 @@ def test_the_frozen_backbone_stays_as_it_was(config, tmp_path, monkeypatch):
         assert torch.equal(value, clip[name.removeprefix("backbone.")])
 
 
+FAILING = """
+import sys
+from i2v.train import main
+from pipelines.shards import ShardError, ShardSet
+rank, after, original, reads = __import__("os").environ.get("RANK", "0"), int(sys.argv.pop()), ShardSet.read, iter(range(10**6))
+def failing(self, clip_id, frames):
+    if rank == sys.argv[0][-1] and "vp9-val" not in str(self.root) and next(reads) >= after:
+        __import__("time").sleep(1)  # as a store that is tried again and again
+        raise ShardError("the store does not answer.")
+    return original(self, clip_id, frames)
+ShardSet.read = failing
+sys.argv[0] = "train"
+main()
+"""
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_store_that_fails_on_one_of_two_ranks_stops_both_with_the_state_saved(config, tmp_path, failing):
+    """And the run continues as if nothing had happened, BatchNorm's statistics included."""
+    options = ["model.method=tada", "model.options={route_head_dim: 16, tubelet_stride: 1}", "train.no_decay=[1-d]",
+               "train.micro_batch=2", "data.val=null", "train.max_steps=3"]  # fmt: skip
+    script = tmp_path / f"failing{failing}"
+    script.write_text(FAILING)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+    def run_two(out, after):
+        command = [*launch, str(script), "--config", str(config), f"out={tmp_path / out}", *options, str(after)]
+        return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+    assert run_two("whole", 10**6).returncode == 0
+    failed = run_two("failed", 7)  # in the second step
+    assert failed.returncode != 0 and "the store does not answer." in failed.stderr
+    _, meta = load_checkpoint(tmp_path / "failed" / "last.safetensors")
+    assert meta["progress"]["step"] == 1
+    assert run_two("failed", 10**6).returncode == 0
+    assert_same(result(tmp_path / "failed"), result(tmp_path / "whole"))
+
+
 @pytest.mark.parametrize("read", [70, 90])
 def test_data_that_fails_stops_the_run_with_its_state_saved(config, tmp_path, monkeypatch, read):
-    """And the run continues as if nothing had happened. Batches that were read before the failure are used."""
+    """And the run continues as if nothing had happened."""
     whole = train(config, tmp_path / "whole", "data.val=null")
     reads, original = iter(range(10**6)), ShardSet.read
 
@@ -209,6 +248,24 @@ def test_data_that_fails_stops_the_run_with_its_state_saved(config, tmp_path, mo
     assert_same(again, whole)
 
 
+def test_a_validation_that_fails_is_made_up_for(config, shapes, tmp_path, monkeypatch):
+    """Also the last one, after which the run would be done."""
+    whole = train(config, tmp_path / "whole", "train.max_steps=3")
+    original = ShardSet.read
+
+    def failing(self, clip_id, frames):
+        if self.root.name == "vp9-val" and clip_id > 3:
+            raise ShardError("the store does not answer.")
+        return original(self, clip_id, frames)
+
+    with monkeypatch.context() as patched, pytest.raises(ShardError, match="The state of the run is saved"):
+        patched.setattr(ShardSet, "read", failing)
+        train(config, tmp_path / "failed", "train.max_steps=3")
+    again = train(config, tmp_path / "failed", "train.max_steps=3")
+    assert_same(again, whole)
+    assert (tmp_path / "failed" / "best.safetensors").exists()
+
+
 def test_a_mixture_of_data_sets_trains_and_continues(config, shapes, tmp_path):
     mixed = f"data.train=[{{path: {shapes}/vp9, weight: 1}}, {{path: {shapes}/mjpeg, weight: 3}}]"
     order = "data.order={shuffle: window, window_shards: 2, balance: 1.0, repeats: 2, epoch_clips: 24}"
@@ -216,7 +273,11 @@ def test_a_mixture_of_data_sets_trains_and_continues(config, shapes, tmp_path):
     train(config, tmp_path / "stopped", mixed, order, "data.val=null", "train.max_steps=2")
     again = train(config, tmp_path / "stopped", mixed, order, "data.val=null", "train.max_steps=4")
     assert_same(again, whole)
-    with pytest.raises(ValueError, match="other videos in data.train"):
+    with pytest.raises(ValueError, match="other videos, weights or shares"):
+        train(config, tmp_path / "stopped", mixed.replace("3", "4"), order, "data.val=null")
+    with pytest.raises(ValueError, match="data.order.seed is unknown"):
+        train(config, tmp_path / "other", "data.order={seed: 3}", "data.val=null")
+    with pytest.raises(ValueError, match="other videos, weights or shares in data.train"):
         train(config, tmp_path / "stopped", f"data.train={shapes}/vp9-val", order, "data.val=null")
 
 
