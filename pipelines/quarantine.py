@@ -27,10 +27,9 @@ class Quarantine:
     def add(self, clip_id: int, reason: str) -> None:
         """Raises ShardError if these are too many now, or if the file cannot be written."""
         with self._lock:
-            if clip_id in self.bad:
-                return
-            self.bad[clip_id] = reason
-            if self.path is not None:
+            new = clip_id not in self.bad
+            self.bad.setdefault(clip_id, reason)
+            if new and self.path is not None:
                 try:
                     self._append(clip_id, reason)
                     self.bad |= self._read()  # what other ranks found counts as well

@@ -28,7 +28,8 @@ from typing import NamedTuple
 
 from shard_tools.classes import read_classes
 from shard_tools.paths import (
-    SourceError, entries, exists, is_folder, is_video, join, open_binary, parent, read_text, reading, videos_below,
+    VIDEO_SUFFIXES, SourceError, entries, exists, is_folder, is_video, join, open_binary, parent, read_text, reading,
+    videos_below,
 )  # fmt: skip
 
 FILE_LAYOUTS = ("list", "segments", "kinetics", "ssv2", "ucf101", "diving48", "webdataset")
@@ -40,6 +41,8 @@ ID_COLUMNS = ("id", "video_id", "youtube_id", "vid_name", "vid")
 LABEL_COLUMNS = ("label", "class", "class_name", "classname", "label_name", "target", "category")
 START_COLUMNS = ("start", "start_time", "time_start", "start_seconds")
 END_COLUMNS = ("end", "end_time", "time_end", "end_seconds")
+KINETICS_CLIP = re.compile(r"(.+)_(\d+)_(\d+)")  # id, start and end in whole seconds
+BEFORE_LABEL = re.compile(rf"(.+(?:{'|'.join(map(re.escape, sorted(VIDEO_SUFFIXES)))}))\s+(.+)", re.IGNORECASE)
 UCF101_PATH = re.compile(r"[^/\s]+/v_[^/\s]+_g\d+_c\d+\.\w+")
 LARGEST_LABEL = 2**16  # bytes of a label's member in a tar
 
@@ -55,6 +58,7 @@ class Row(NamedTuple):
     offset: int = 0  # bytes
     size: int | None = None
     member: str | None = None  # name in the tar
+    listed: str | None = None  # the id, where the path is that of the video that it was found to be
 
 
 class Table(NamedTuple):
@@ -169,7 +173,7 @@ def _require_class_folders(root: str, classes: list[str], source: str) -> None:
 
 def _read_text(source: str, root: str, layout: str, split: str | None) -> Table:
     try:
-        table = _cells(source, read_text(source))
+        table = _cells(source, read_text(source, "surrogateescape"))
     except csv.Error as error:
         raise SourceError(f"{source} is not a text file of path,label rows: {error}.") from error
     if not table:
@@ -201,6 +205,7 @@ def _read_text(source: str, root: str, layout: str, split: str | None) -> Table:
         raise SourceError(f"{source} has {len(first)} columns and no header: name them in a first row: path,label.")
     notes = []
     if path is None:
+        _refuse_unknown_header(source, table, root)
         columns.update(path=0, label=1, start=None, end=None, split=None)
     else:
         columns["path"] = path
@@ -218,9 +223,31 @@ def _read_text(source: str, root: str, layout: str, split: str | None) -> Table:
     for row in rows:
         if not row.path:
             raise SourceError(f"{row.where} of {source} has no path.")
+        if row.label is not None and not _is_unicode(row.label):
+            raise SourceError(f"{row.where} of {source} has a label that is not UTF-8: save the list as UTF-8.")
+    if not all(_is_unicode(row.path) for row in rows):
+        notes.append(f"paths in {source} are not UTF-8: files are looked for by the same bytes.")
     if not is_video(rows[0].path) and not os.path.isfile(join(root, rows[0].path)):
-        return _locate(source, rows, root, None, "", notes)
+        classes, about = None, ""
+        if layout == "ssv2" or posixpath.basename(source).startswith("something-something-v1-"):
+            classes, about = _classes_beside(source, "something-something-v1-labels.csv")
+        return _locate(source, rows, root, classes, about, notes)
     return Table(rows, root, notes=notes)
+
+
+def _refuse_unknown_header(source: str, table: list, root: str) -> None:
+    """A header without a known name would be taken for a video, and its label for a class."""
+    (_, first), *others = table
+    if not others or is_video(first[0]) or os.path.isfile(join(root, first[0])):
+        return
+    labels = [_cell(cells, 1) or "" for _, cells in table]
+    alone = labels[0] and not is_integer(labels[0]) and all(map(is_integer, labels[1:]))
+    if alone or all(is_video(cells[0]) for _, cells in others):
+        raise SourceError(f"the first row of {source} looks like a header: call its columns path and label.")
+
+
+def _is_unicode(text: str) -> bool:
+    return not re.search("[\ud800-\udfff]", text)
 
 
 def _cells(source: str, text: str) -> list[tuple[int, list[str]]]:
@@ -234,11 +261,15 @@ def _cells(source: str, text: str) -> list[tuple[int, list[str]]]:
         return [(line, cells) for line, cells in rows if any(cells)]
     rows = []
     for number, line in enumerate(lines, 1):
-        # A path may hold spaces; in lists without commas a label is an integer (or the header's word).
-        cells = line.strip().rsplit(maxsplit=1)
+        # Paths and labels may hold spaces: a label follows a video's suffix, or is an integer (or the header's word).
+        line = line.strip()
+        cells = line.rsplit(maxsplit=1)
         labelled = len(cells) == 2 and (is_integer(cells[1]) or cells[1].lower() in LABEL_COLUMNS)
-        if cells:
-            rows.append((number, cells if labelled else [line.strip()]))
+        if not labelled:
+            match = None if is_video(line) else BEFORE_LABEL.fullmatch(line)
+            cells = list(match.groups()) if match else [line]
+        if line:
+            rows.append((number, cells))
     return rows
 
 
@@ -251,7 +282,7 @@ def _delimiter(first: str) -> str:
         cells = [cell.strip() for cell in next(csv.reader([first], delimiter=character), [])]
         if len(cells) > 1 and (is_video(cells[0]) or {cell.lower() for cell in cells} & {*PATH_COLUMNS, *ID_COLUMNS}):
             return character
-    if is_video(first):
+    if is_video(first) or BEFORE_LABEL.fullmatch(first):
         return " "
     return next((character for character in "\t;," if character in first), " ")  # ids; V1's labels hold commas
 
@@ -340,8 +371,17 @@ class _Videos:
             self.named[stem].append(path)
             if "/" in path:
                 self.named[posixpath.splitext(path)[0]].append(path)
-            if match := re.fullmatch(r"(.+)_(\d+)_(\d+)", stem):
+            if match := KINETICS_CLIP.fullmatch(stem):
                 self.timed[match[1], int(match[2]), int(match[3])].append(path)
+
+    def find(self, row: Row) -> str | None:
+        """The path of a row's id; of a Kinetics clip's, however its file is named."""
+        path = self.one(self.named[row.path], row)
+        if path is None and (match := KINETICS_CLIP.fullmatch(row.path)):
+            path = self.one(self.timed[match[1], int(match[2]), int(match[3])], row)
+            if path is None and row.path == _kinetics_clip(match[1], int(match[2]), int(match[3])):
+                path = self.one(self.named[match[1]], row)
+        return path
 
     def one(self, paths: list[str], row: Row) -> str | None:
         """The only path; of several, the one in the folder of the row's class."""
@@ -357,13 +397,13 @@ class _Videos:
 
 
 def _locate(source: str, rows: list[Row], root: str, classes: list[str] | None, about: str, notes: list[str]) -> Table:
-    """Rows whose paths are ids get the path of their video. What is not found stays as it is listed."""
+    """Rows whose paths are ids get the path of their video. What is not found keeps its id for a path."""
     first = join(root, rows[0].path)
     if is_folder(first):
         raise SourceError(f"{first} is a folder of frames, not a video: give the videos themselves, in any container.")
     videos = _Videos(root)
-    paths = [row.path if is_video(row.path) else videos.one(videos.named[row.path], row) for row in rows]
-    found = [row._replace(path=path or row.path) for row, path in zip(rows, paths)]
+    paths = [row.path if is_video(row.path) else videos.find(row) for row in rows]
+    found = [row._replace(path=path or row.path, listed=row.path) for row, path in zip(rows, paths)]
     _tell_missing(source, root, [row.path for row, path in zip(rows, paths) if path is None], len(rows), notes)
     return Table(found, root, classes, about, notes)
 
@@ -380,7 +420,7 @@ def _tell_missing(source: str, root: str, missing: list[str], count: int, notes:
 def _read_kinetics(source: str, table: list, columns: dict, root: str, split: str | None) -> Table:
     notes: list[str] = []
     table = _of_split(source, table, columns["split"], split, notes)
-    videos, rows, missing, untimed = _Videos(root), [], [], []
+    videos, rows, missing, untimed = _Videos(root), [], {}, []  # missing: row -> its part
     for line, cells in table:
         name = _cell(cells, columns["id"])
         if name is None:
@@ -388,15 +428,16 @@ def _read_kinetics(source: str, table: list, columns: dict, root: str, split: st
         start, end = _part(source, line, _cell(cells, columns["start"]), _cell(cells, columns["end"]))
         if end is None:
             raise SourceError(f"row {line} of {source} has no time_end.")
-        row = Row(f"row {line}", f"{name}_{int(start):06d}_{int(end):06d}", _cell(cells, columns["label"]))
+        clip = _kinetics_clip(name, start, end)
+        row = Row(f"row {line}", clip, _cell(cells, columns["label"]), listed=clip)
         path = videos.one(videos.timed[name, int(start), int(end)], row)
         if path is None and (path := videos.one(videos.named[name], row)):
             untimed.append(len(rows))
             row = row._replace(start=start, end=end)
         if path is None:
-            missing.append(f"{row.path}.mp4")
-        rows.append(row._replace(path=path or f"{row.path}.mp4"))
-    _tell_missing(source, root, missing, len(rows), notes)
+            missing[len(rows)] = {"start": start, "end": end}
+        rows.append(row._replace(path=path or f"{clip}.mp4"))
+    _tell_missing(source, root, [rows[i].path for i in missing], len(rows), notes)
     if untimed:
         trimmed = _are_trimmed([rows[i] for i in untimed], root)
         notes.append(
@@ -405,7 +446,14 @@ def _read_kinetics(source: str, table: list, columns: dict, root: str, split: st
         )
         for i in untimed if trimmed else []:
             rows[i] = rows[i]._replace(start=0.0, end=None)
+        if not trimmed and len(untimed) + len(missing) == len(rows):  # so will be those that are fetched later
+            for i, part in missing.items():
+                rows[i] = rows[i]._replace(**part)
     return Table(rows, root, notes=notes)
+
+
+def _kinetics_clip(name: str, start: float, end: float) -> str:
+    return f"{name}_{int(start):06d}_{int(end):06d}"
 
 
 def _are_trimmed(rows: list[Row], root: str) -> bool:

@@ -64,12 +64,15 @@ def open_binary(place: str):
     return file_system.open(path, "rb", block_size=2**16)
 
 
-def read_text(place: str) -> str:
+def read_text(place: str, errors: str = "strict") -> str:
+    """Text in UTF-8. errors="surrogateescape": what else a file's name may hold is kept, byte by byte."""
     with reading(place), open_binary(place) as file:
         data = file.read()
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
+        if re.search(rb"[\0-\x08\x0e-\x1f\x7f]", data):
+            raise ValueError("control bytes")
+        return data.decode("utf-8-sig", errors)
+    except ValueError:  # a UnicodeDecodeError is one
         raise SourceError(f"{place} is not a text file in UTF-8: give a list of videos or a folder.") from None
 
 

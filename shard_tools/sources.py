@@ -27,7 +27,7 @@ class Video(NamedTuple):
     path: str  # the file, or its URL
     label: int = -1  # index into the class names; -1: not labelled
     class_name: str | None = None
-    source: str = ""  # the path as it was listed; a member of a tar: tar/member
+    source: str = ""  # the path or id as it was listed, found or not; a member of a tar: tar/member
     start: float = 0.0  # seconds: the part of the video that is meant
     end: float | None = None  # None: to its end
     offset: int = 0  # bytes: the part of the file that is the video, where it is a member of a tar
@@ -83,7 +83,8 @@ def read_sources(
     labels = _indices(rows, names, source, classes or "its classes")
     videos = [
         Video(join(root, row.path), label, names[label] if label >= 0 else None,
-              row.path if row.member is None else f"{row.path}/{row.member}", row.start, row.end, row.offset, row.size)
+              row.listed or (row.path if row.member is None else f"{row.path}/{row.member}"), row.start, row.end,
+              row.offset, row.size)
         for row, label in zip(rows, labels)
     ]  # fmt: skip
     _refuse_duplicates(videos, rows, source)
@@ -136,29 +137,27 @@ def _names_that_occur(rows: list[Row], source: str) -> list[str]:
 
 
 def _indices(rows: list[Row], names: list[str], source: str, where: object) -> list[int]:
-    """Label of every row as an index into the names; -1: not labelled."""
+    """Label of every row as an index into the names; -1: not labelled. All labels are names, or all are indices."""
     if rows[0].label is None:
         return [-1] * len(rows)
     index = {name: i for i, name in enumerate(names)}
-    integers = all(is_integer(row.label) for row in rows)
-    labels = []
-    for row in rows:
-        if row.label in index:
-            labels.append(index[row.label])
-        elif integers and 0 <= int(row.label) < len(names):
-            labels.append(int(row.label))
-        elif integers:
-            raise SourceError(
-                f"{row.where} of {source}: label {row.label} is out of range, there are {len(names)} classes"
-                f" in {where} (0 to {len(names) - 1})."
-            )
-        else:
-            (near,) = difflib.get_close_matches(row.label, names, 1, 0) or names[:1]
-            raise SourceError(
-                f"{row.where} of {source}: {row.label!r} is not in the class list {where}; "
-                f"the nearest name is {near!r}."
-            )
-    return labels
+    unknown = [row for row in rows if row.label not in index]
+    if not unknown:
+        return [index[row.label] for row in rows]
+    if not all(is_integer(row.label) for row in rows):
+        row = unknown[0]
+        (near,) = difflib.get_close_matches(row.label, names, 1, 0) or names[:1]
+        raise SourceError(
+            f"{row.where} of {source}: {row.label!r} is not in the class list {where}; the nearest name is {near!r}."
+        )
+    beyond = [row for row in rows if not 0 <= int(row.label) < len(names)]
+    if not beyond:
+        return [int(row.label) for row in rows]
+    row = next((row for row in beyond if row.label not in index), beyond[0])
+    raise SourceError(
+        f"{row.where} of {source}: label {row.label} is out of range, there are {len(names)} classes"
+        f" in {where} (0 to {len(names) - 1})."
+    )
 
 
 def _refuse_duplicates(videos: list[Video], rows: list[Row], source: str) -> None:

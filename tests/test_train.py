@@ -193,9 +193,10 @@ FAILING = """
 import sys
 from i2v.train import main
 from pipelines.shards import ShardError, ShardSet
-rank, after, original, reads = __import__("os").environ.get("RANK", "0"), int(sys.argv.pop()), ShardSet.read, iter(range(10**6))
+rank, failing_rank = __import__("os").environ.get("RANK", "0"), sys.argv[0][-1]
+after, original, reads = int(sys.argv.pop()), ShardSet.read, iter(range(10**6))
 def failing(self, clip_id, frames):
-    if rank == sys.argv[0][-1] and "vp9-val" not in str(self.root) and next(reads) >= after:
+    if rank == failing_rank and "vp9-val" not in str(self.root) and next(reads) >= after:
         __import__("time").sleep(1)  # as a store that is tried again and again
         raise ShardError("the store does not answer.")
     return original(self, clip_id, frames)
