@@ -236,6 +236,7 @@ class Loader:
         finally:
             for prepared in reading:
                 prepared.cancel()
+            _finish(pipeline)
 
     def _pipeline(self, source, batch_size: int, graph: GraphOptions):
         device_id = torch.cuda.current_device() if self.device == "gpu" else 0
@@ -417,6 +418,15 @@ def _choose_device(device: str) -> str:
     if device == "gpu" and not torch.cuda.is_available():
         raise ValueError("device is gpu, but torch finds no CUDA device: set device to cpu or auto.")
     return ("gpu" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def _finish(pipeline) -> None:
+    """Wait for what the pipeline is still at: on a CPU its threads call Python, and are not to be stopped in that."""
+    try:
+        while not pipeline.empty():
+            pipeline.outputs()
+    except (RuntimeError, StopIteration):  # it had failed, or had come to its end
+        pass
 
 
 def _normalised(pixels: torch.Tensor) -> torch.Tensor:

@@ -381,6 +381,9 @@ class _Videos:
             path = self.one(self.timed[match[1], int(match[2]), int(match[3])], row)
             if path is None and row.path == _kinetics_clip(match[1], int(match[2]), int(match[3])):
                 path = self.one(self.named[match[1]], row)
+                whole = row.end is None and row._replace(path=path, start=float(match[2]), end=float(match[3]))
+                if path and whole and not _are_trimmed([whole], self.root):
+                    return None  # the row means a clip, not the whole video
         return path
 
     def one(self, paths: list[str], row: Row) -> str | None:

@@ -165,7 +165,8 @@ def _refuse_duplicates(videos: list[Video], rows: list[Row], source: str) -> Non
     seen, twice = {}, []
     for i, video in enumerate(videos):
         path = video.path if is_url(video.path) else os.path.normpath(video.path)
-        first = seen.setdefault((path, rows[i].member, video.start, video.end), i)
+        part = (video.start, video.end)
+        first = min(seen.setdefault(key, i) for key in ((path, rows[i].member, *part), (video.source, *part)))
         if first != i:
             twice.append((first, i))
     if twice:

@@ -3,13 +3,16 @@
 import csv
 import io
 import json
+import os
 import tarfile
+from pathlib import Path
 
 import fsspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from shard_tools import make_shards
 from shard_tools.sources import SourceError, load_sources, read_classes, read_sources, source_hash
 from tests.videos import moving, write_video
 
@@ -24,6 +27,10 @@ def touch(folder, *names):
     for name in names:
         write(folder / name, "x")
     return folder
+
+
+def found(videos, root):
+    return [str(Path(video.path).relative_to(root)) for video in videos]
 
 
 def listed(videos):
@@ -49,6 +56,8 @@ def test_a_folder_of_class_folders(tmp_path):
         "a.mp4\trun\nb c.mp4\tclimb\n",
         'a.mp4,run\n"b c.mp4",climb\n',
         "a.mp4;run\nb c.mp4;climb\n",
+        "a.mp4 run\nb c.mp4 climb\n",
+        "path label\na.mp4  run\nb c.mp4 climb\n",
     ],
 )
 def test_lists_with_names(tmp_path, text):
@@ -81,6 +90,54 @@ def test_given_classes_fix_the_order(tmp_path):
         for classes in (names, manifest):
             videos, listed_names = load_sources(source, classes=classes)
             assert (listed(videos), listed_names) == ([("a.mp4", 1, "climb")], read_classes(names))
+
+
+def test_a_label_after_a_space_may_hold_what_separates_other_lists(tmp_path):
+    videos, _ = load_sources(write(tmp_path / "list.txt", "b c.mp4 run, then; jump\na.MP4 climb a wall\n"))
+    assert listed(videos) == [("b c.mp4", 1, "run, then; jump"), ("a.MP4", 0, "climb a wall")]
+
+
+def test_labels_are_all_names_or_all_indices(tmp_path):
+    names = write(tmp_path / "classes.txt", "1\n2\n3\n")
+    for labels, expected in (("123", [0, 1, 2]), ("012", [0, 1, 2]), ("221", [1, 1, 0]), ("200", [2, 0, 0])):
+        source = write(tmp_path / "list.csv", "".join(f"{i}.mp4,{label}\n" for i, label in enumerate(labels)))
+        assert [video.label for video in load_sources(source, classes=names)[0]] == expected
+
+
+def test_one_id_is_one_video_also_in_two_class_folders(tmp_path):
+    touch(tmp_path, "run/A.mp4", "climb/A.mp4")
+    with pytest.raises(SourceError, match="row 2 and row 3 of .* the same video, A, as 'run' and as 'climb'"):
+        load_sources(write(tmp_path / "list.csv", "id,label\nA,run\nA,climb\n"))
+
+
+def test_a_path_may_be_any_bytes_but_a_label_is_text(tmp_path):
+    (tmp_path / "list.csv").write_bytes(b"path,label\nclip\xe9.mp4,x\n")
+    (video,), _, notes = read_sources(tmp_path / "list.csv")
+    assert os.fsencode(video.path) == os.fsencode(tmp_path) + b"/clip\xe9.mp4" and "are not UTF-8" in notes[0]
+    (tmp_path / "list.csv").write_bytes(b"a.mp4,caf\xe9\n")
+    with pytest.raises(SourceError, match="row 1 of .*a label that is not UTF-8"):
+        load_sources(tmp_path / "list.csv")
+    for data in (b"a.mp4,x\n\0", "a.mp4,x\n".encode("utf-16")):
+        (tmp_path / "list.csv").write_bytes(data)
+        with pytest.raises(SourceError, match="not a text file"):
+            load_sources(tmp_path / "list.csv")
+
+
+def test_a_missing_video_of_ids_is_retried_once_it_is_fetched(tmp_path):
+    source, root, out = write(tmp_path / "train.json", SSV2), tmp_path / "videos", tmp_path / "out"
+    write_video(root / "42326.mp4", moving(6), fps=5)
+    command = [str(source), "--root", str(root), "--out", str(out), "--short-side", "48", "--workers", "1"]
+    assert make_shards.main(command) == 0
+    with open(out / "rejected.csv", newline="") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == ["78687"]
+    write_video(root / "deep" / "78687.mp4", moving(7), fps=5)
+    assert [video.source for video in load_sources(out / "rejected.csv", root)[0]] == ["78687"]
+    assert make_shards.main([*command, "--retry"]) == 0
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert (manifest["clips"], manifest["rejected"]) == (2, 0)
+    assert (out / "rejected.csv").read_text().count("\n") == 1  # the header
+    assert make_shards.main([*command, "--append"]) == 0  # nothing is new
+    assert json.loads((out / "manifest.json").read_text()) == manifest
 
 
 def test_root_changes_where_files_are_not_what_is_listed(tmp_path):
@@ -122,6 +179,10 @@ def test_root_changes_where_files_are_not_what_is_listed(tmp_path):
         ("list.txt", "12\n13\n", None, "none of the 2 videos of .*the first is '12': give their folder as the root"),
         ("list.csv", "a.mp4,x\n", "0 x\n2 y\n", "'x' is not in the class list"),
         ("list.csv", "a.mp4,x\n", "\n", "is empty"),
+        ("list.csv", "video_name,tag\na.mp4,0\nb.mp4,1\n", None, "looks like a header: call its columns path and"),
+        ("list.csv", "video_name\na.mp4\n", None, "looks like a header"),
+        ("list.csv", "video_name;tag\n12;0\n13;1\n", None, "looks like a header"),
+        ("list.csv", "a.mp4,1\nb.mp4,0\nc.mp4,3\n", "1\n2\n3\n", r"row 3 of .*label 3 is out of range, .*\(0 to 2\)"),
     ],
 )
 def test_mistakes_are_told_in_one_sentence(tmp_path, name, text, classes, message):
@@ -206,7 +267,8 @@ def test_kinetics_clips_wherever_they_lie(tmp_path):
                    "train/air_drumming/a_b-c_00012_121_131.mp4"]),
     ):  # fmt: skip
         videos, classes, notes = read_sources(source, root)
-        assert [video.source for video in videos] == expected
+        assert found(videos, root) == expected
+        assert [video.source for video in videos] == list(names)
         assert [(video.start, video.end) for video in videos] == [(0.0, None)] * 3
         assert classes == ["air drumming", "petting animal (not cat)"] and not notes
     touch(folders, f"val/air_drumming/{names[1]}.mp4")
@@ -220,7 +282,7 @@ def test_kinetics_missing_clips_stay_listed(tmp_path):
         load_sources(source)
     touch(tmp_path, "B_000007_000017.mp4")
     videos, classes, notes = read_sources(source)
-    assert listed(videos) == [("A_000005_000015.mp4", -1, None), ("B_000007_000017.mp4", -1, None)] and not classes
+    assert listed(videos) == [("A_000005_000015", -1, None), ("B_000007_000017", -1, None)] and not classes
     assert len(notes) == 1 and notes[0].startswith("1 of the 2 videos")
 
 
@@ -230,9 +292,21 @@ def test_kinetics_videos_without_times_are_cut_if_they_are_whole(tmp_path, secon
     for name in "AB":
         write_video(tmp_path / "x" / f"{name}.mp4", moving(5 * seconds), fps=5)
     videos, _, notes = read_sources(source)
-    assert [(v.source, v.start, v.end) for v in videos] == (
-        [("x/A.mp4", 0.0, None), ("x/B.mp4", 0.0, None)] if trimmed else [("x/A.mp4", 3.0, 4.0), ("x/B.mp4", 2.0, 3.0)]
-    )
+    assert found(videos, tmp_path) == ["x/A.mp4", "x/B.mp4"]
+    assert [video.source for video in videos] == ["A_000003_000004", "B_000002_000003"]
+    parts = [(0.0, None)] * 2 if trimmed else [(3.0, 4.0), (2.0, 3.0)]
+    assert [(video.start, video.end) for video in videos] == parts
+    rows = "".join(f"{v.source},{v.start if v.end else ''},{v.end or ''},{v.class_name},reason\n" for v in videos)
+    rejected = write(tmp_path / "rejected.csv", "path,start,end,class,reason\n" + rows)
+    assert load_sources(rejected)[0] == videos
+    clip = write(tmp_path / "clip.csv", "path,label\nA_000003_000004,x\n")
+    if trimmed:
+        assert found(load_sources(clip)[0], tmp_path) == ["x/A.mp4"]
+    else:
+        with pytest.raises(SourceError, match="none of the 1 videos"):  # a clip is not the whole video
+            load_sources(clip)
+    (tmp_path / "x" / "B.mp4").rename(tmp_path / "B")  # missing, it is the same video
+    assert [video[1:] for video in load_sources(source)[0]] == [video[1:] for video in videos]
     assert ("they are taken whole" if trimmed else "their part is cut out") in notes[0]
     write_video(tmp_path / "x" / "B.mp4", moving(20 if trimmed else 5), fps=5)
     with pytest.raises(SourceError, match="whole videos and cut ones"):
@@ -270,11 +344,13 @@ def test_something_something_v2(tmp_path):
     for given in (None, labels):
         videos, classes, notes = read_sources(source, root, given)
         assert classes == list(SSV2_LABELS) == read_classes(labels)
-        assert listed(videos) == [("78687.webm", 0, classes[0]), ("deep/42326.mp4", 1, classes[1])]
+        assert found(videos, root) == ["78687.webm", "deep/42326.mp4"]
+        assert listed(videos) == [("78687", 0, classes[0]), ("42326", 1, classes[1])]
         assert any("labels.json" in note for note in notes) == (given is None)
         assert "1 ('Closing something') of 3 classes occur in no video." in notes
     videos, classes, notes = read_sources(test, root)
-    assert listed(videos) == [("deep/42326.mp4", -1, None), ("1", -1, None)] and classes == list(SSV2_LABELS)
+    assert listed(videos) == [("42326", -1, None), ("1", -1, None)] and classes == list(SSV2_LABELS)
+    assert found(videos, root) == ["deep/42326.mp4", "1"]
     (tmp_path / "frames" / "78687").mkdir(parents=True)
     with pytest.raises(SourceError, match="78687 is a folder of frames, not a video"):
         load_sources(source, tmp_path / "frames")
@@ -283,18 +359,23 @@ def test_something_something_v2(tmp_path):
 def test_something_something_v1(tmp_path):
     long = "Tipping something with something in it over, so something in it falls out"
     source = write(tmp_path / "something-something-v1-train.csv", f"100218;{long}\n24413;Closing something\n")
-    names = write(tmp_path / "something-something-v1-labels.csv", f"{long}\nClosing something\n")
     root = touch(tmp_path / "videos", "100218.webm", "24413.webm")
-    videos, classes = load_sources(source, root, names)
-    assert listed(videos) == [("100218.webm", 0, long), ("24413.webm", 1, "Closing something")]
+    _, classes, notes = read_sources(source, root)
+    assert classes == ["Closing something", long] and "labels.csv is not beside" in notes[0]
+    names = write(tmp_path / "something-something-v1-labels.csv", f"{long}\nClosing something\n")
+    for given in (None, names):  # beside the list, they are its classes
+        videos, classes, notes = read_sources(source, root, given)
+        assert found(videos, root) == ["100218.webm", "24413.webm"]
+        assert listed(videos) == [("100218", 0, long), ("24413", 1, "Closing something")]
+        assert any("labels.csv" in note for note in notes) == (given is None)
     test = write(tmp_path / "something-something-v1-test.csv", "24413\n")
-    assert listed(load_sources(test, root)[0]) == [("24413.webm", -1, None)]
+    assert listed(load_sources(test, root)[0]) == [("24413", -1, None)]
 
 
 def test_ids_are_looked_up_in_their_folder_too(tmp_path):
     touch(tmp_path, "val/run/-3B32lodo2M.mp4", "run/-3B32lodo2M.webm", "run/clip")
     videos, _ = load_sources(write(tmp_path / "a.txt", "run/-3B32lodo2M 0\n"))
-    assert listed(videos) == [("run/-3B32lodo2M.webm", 0, "0")]
+    assert found(videos, tmp_path) == ["run/-3B32lodo2M.webm"] and listed(videos) == [("run/-3B32lodo2M", 0, "0")]
     with pytest.raises(SourceError, match="is both run/.* and val/run/"):
         load_sources(write(tmp_path / "b.txt", "-3B32lodo2M 0\n"))
     videos, _ = load_sources(write(tmp_path / "c.txt", "run/clip 0\n"))  # a file as it is
@@ -365,7 +446,8 @@ def test_diving48(tmp_path):
     for given in (None, vocabulary):
         videos, classes = load_sources(source, tmp_path / "rgb", given)
         assert classes == [f"Back 15som {twist}Twis FREE" for twist in ("05", "15", "25")]
-        assert listed(videos) == [("-mmq0PT-u8k_00155.mp4", 2, classes[2]), ("2x00lRzlTVQ_00000.mp4", 0, classes[0])]
+        assert found(videos, tmp_path / "rgb") == ["-mmq0PT-u8k_00155.mp4", "2x00lRzlTVQ_00000.mp4"]
+        assert listed(videos) == [("-mmq0PT-u8k_00155", 2, classes[2]), ("2x00lRzlTVQ_00000", 0, classes[0])]
         assert all((video.start, video.end) == (0.0, None) for video in videos)  # the files are cut already
 
 
