@@ -49,7 +49,7 @@ def run_local(job: Job, shards: Shards, report: Callable[[int, int], None]) -> N
         for number, listed in shards:
             writer = ShardWriter(output, number, listed)
             writers.append(writer)
-            if output.has(part_name(number)) or not output.has(MAKING):  # others were faster
+            if output.has(part_name(number)) or output.read_json(MAKING) != job.made_with:  # others were faster
                 writers.pop().discard()
                 report(len(listed), 0)
                 continue

@@ -24,7 +24,8 @@ BUFFER = 1 << 18  # bytes that FFmpeg asks for at once
 HEAD, SLOPPY = 256, 1024  # bytes: of a header that is looked at; that a header may claim too much
 LARGEST_PICTURE = 1 << 26  # pixels, 8192 x 8192: a decoder keeps up to 17 pictures
 STORE_ERRORS = {  # of a mounted file system or of this machine, not of the file
-    errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EMFILE, errno.ENFILE
+    errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EMFILE, errno.ENFILE,
+    errno.EIO, errno.ENODEV,
 }  # fmt: skip
 
 T = TypeVar("T")
@@ -123,9 +124,21 @@ def _store_errors(path: str):
         yield
     except (OSError, RejectedVideo) as error:
         cause = error.__cause__ if isinstance(error, RejectedVideo) else error
-        if getattr(cause, "errno", None) in STORE_ERRORS:
+        # FFmpeg also calls it EIO when a file is damaged.
+        of_file = isinstance(cause, av.FFmpegError) and cause.errno == errno.EIO and _is_readable(path)
+        if getattr(cause, "errno", None) in STORE_ERRORS and not of_file:
             raise StoreError(f"{path} cannot be read ({describe(cause)})") from error
         raise
+
+
+def _is_readable(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            while file.read(1 << 24):
+                pass
+    except OSError:
+        return False
+    return True
 
 
 class _Part(io.RawIOBase):

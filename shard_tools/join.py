@@ -76,7 +76,7 @@ def join(output: Output, plan: Plan, classes: list[str], settings: EncodeSetting
         if old:
             _copy_fragments(output, old, file)
             table.writerows(_old_rows(output, "clips.csv", old["clips"]))
-        for number, part in _parts(output, plan):
+        for number, part in _parts(output, plan, made_with):
             videos, listed_at = plan.shard(number), plan.listed_at(number)
             part.clips["shard"] = len(shards)
             part.clips["first_fragment"] = frames + np.cumsum(part.clips["frames"]) - part.clips["frames"]
@@ -129,10 +129,10 @@ def join(output: Output, plan: Plan, classes: list[str], settings: EncodeSetting
     return manifest
 
 
-def _parts(output: Output, plan: Plan) -> Iterator[tuple[int, Part]]:
+def _parts(output: Output, plan: Plan, made_with: dict) -> Iterator[tuple[int, Part]]:
     sizes = output.sizes()
     for number in plan.numbers:
-        part = read_part(output, number)
+        part = read_part(output, number, made_with)
         if len(part.clips) and sizes.get(part.shard["name"]) != part.shard["bytes"]:
             raise OutputError(
                 f"{output.name}/{part.shard['name']} is missing or not as it was written: delete {part_name(number)} "

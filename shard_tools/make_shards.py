@@ -20,8 +20,10 @@ from collections import Counter
 from tqdm import tqdm
 
 from shard_tools.encode import CRF, LIBRARY, EncodeSettings
+from shard_tools.join import identity, known_videos
 from shard_tools.output import Output, OutputError
-from shard_tools.sources import LAYOUTS, Listing, read_sources
+from shard_tools.paths import is_url
+from shard_tools.sources import LAYOUTS, Listing, Video, read_sources
 from shard_tools.writer import make_shards
 
 EPILOG = """\
@@ -123,11 +125,20 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OutputError) as error:  # ValueError: of the settings; a SourceError is one
         return _fail(2, error)
     except OSError as error:
-        return _fail(1, f"cannot write to {arguments.out} ({error.strerror or error}); {kept}")
+        what = f"read {error.filename}" if _is_elsewhere(error.filename, arguments) else f"write to {arguments.out}"
+        return _fail(1, f"cannot {what} ({error.strerror or error}); {kept}")
     except RuntimeError as error:
         return _fail(1, f"{error}; {kept}")
     except KeyboardInterrupt:
         return _fail(130, f"interrupted; {kept}")
+
+
+def _is_elsewhere(path: object, arguments: argparse.Namespace) -> bool:
+    """Whether an error's path is known not to be of what is written."""
+    written = [os.path.realpath(place) for place in (arguments.out, arguments.staging) if place and not is_url(place)]
+    path = os.path.realpath(path) if isinstance(path, str) else ""
+    related = any(f"{path}/".startswith(f"{place}/") or f"{place}/".startswith(f"{path}/") for place in written)
+    return bool(path) and not is_url(arguments.out) and not related
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -135,10 +146,13 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.codec, arguments.gop, arguments.short_side, arguments.crf,
         quality=arguments.quality, fps=arguments.fps, max_seconds=arguments.max_seconds,
     )  # fmt: skip
-    out, output, started = arguments.out.rstrip("/") or "/", Output(arguments.out), time.monotonic()
+    out, output, started = arguments.out.rstrip("/") or "/", Output(arguments.out, arguments.staging), time.monotonic()
+    _require_out_elsewhere(arguments.source, arguments.out)
     videos, classes, notes = _listing(arguments, output)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
+    if arguments.append:
+        print(_known(arguments, output, videos), end="")
     cores = 4 if arguments.executor == "ray" else len(os.sched_getaffinity(0))
     with Progress() as progress:
         manifest = make_shards(
@@ -158,16 +172,43 @@ def _run(arguments: argparse.Namespace) -> int:
             ray_address=arguments.ray_address,
             on_progress=progress,
         )
+    if manifest is None and arguments.num_tasks is None:
+        return _fail(1, f"shards are missing in {out}: with ray it must be a URL or a folder that all machines share.")
     if manifest is None:
         print(f"the shards of task {arguments.task_index} are made; the task that ends last joins those of all in {out}.")
         return 0
     if progress.first is None:
-        print(f"{out} is complete already: {manifest['clips']:,} clips; rejected: {manifest['rejected']:,}.")
+        state = f"nothing of {arguments.source} is new; {out} has" if arguments.append else f"{out} is complete already:"
+        print(f"{state} {manifest['clips']:,} clips; rejected: {manifest['rejected']:,}.")
     else:
         print(summary(manifest, output, time.monotonic() - started))
     if manifest["clips"] == 0:
         return _fail(1, f"every video was rejected: see {out}/rejected.csv.")
     return 0
+
+
+def _require_out_elsewhere(source: str, out: str) -> None:
+    if is_url(out) or is_url(source) or not os.path.isdir(source):
+        return
+    inside, folder = os.path.realpath(out), os.path.realpath(source)
+    if os.path.commonpath([inside, folder]) == folder:
+        raise OutputError(f"--out {out} lies inside the folder of videos {source}: choose a folder outside of it.")
+
+
+def _known(arguments: argparse.Namespace, output: Output, videos: list[Video]) -> str:
+    """How many of the listed videos an append leaves out, as a line: two videos may have one name by mistake."""
+    manifest = output.read_json("manifest.json")
+    if manifest is None or "made_with" not in manifest:
+        return ""  # make_shards says what is wrong
+    output.create()
+    clips, rejected = known_videos(output, manifest)
+    known = clips if arguments.retry else clips | rejected
+    there = [video.source for video in videos if identity(video.source, video.start, video.end) in known]
+    example = f", such as {there[0]}" if there else ""
+    return (
+        f"{len(there):,} of {len(videos):,} videos of {arguments.source} are in {output.name} already "
+        f"(by their listed path){example}\n"
+    )
 
 
 def _listing(arguments: argparse.Namespace, output: Output) -> Listing:

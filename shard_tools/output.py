@@ -10,8 +10,10 @@ import fcntl
 import hashlib
 import json
 import os
+import socket
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -105,7 +107,7 @@ class Output:
         if self.fs is None:
             yield self.folder / name
             return
-        path = self.folder / f"{name}.copy"
+        path = self.folder / f"{name}.{unique()}.copy"
         fetch = lambda: self.fs.get_file(f"{self.root}/{name}", str(path))  # noqa: E731
         self._ask(f"reading {self.name}/{name}", fetch, FileNotFoundError)
         try:
@@ -114,7 +116,7 @@ class Output:
             path.unlink(missing_ok=True)
 
     def write_json(self, name: str, content: dict) -> None:
-        path = self.folder / f"{name}.{os.getpid()}.tmp"  # several tasks may write the same at the same time
+        path = self.folder / f"{name}.{unique()}.tmp"  # several tasks may write the same at the same time
         path.write_text(json.dumps(content, indent=1) + "\n")
         self.publish(path, name)
 
@@ -150,10 +152,11 @@ class Output:
         A store has no locks: there, only who shares the staging folder is waited for, and what others do twice at once
         must come to the same bytes.
         """
-        if self.fs is None and not self.has(name):
+        try:
+            locked = os.open(self.folder / name if self.fs is None else self.folder, os.O_RDONLY)
+        except FileNotFoundError:
             yield False
             return
-        locked = os.open(self.folder / name if self.fs is None else self.folder, os.O_RDONLY)
         try:
             fcntl.flock(locked, fcntl.LOCK_EX)
             yield self.has(name)
@@ -161,7 +164,7 @@ class Output:
             os.close(locked)
 
     def _upload(self, path: Path, to: str) -> None:
-        temporary = to if self.put_is_atomic else f"{to}.{os.getpid()}.upload"
+        temporary = to if self.put_is_atomic else f"{to}.{unique()}.upload"
         self.fs.put_file(str(path), temporary)
         self.fs.invalidate_cache()
         size = self.fs.info(temporary)["size"]
@@ -181,6 +184,11 @@ class Output:
                 if seconds is None:
                     raise StoreError(f"{what} failed {len(BACKOFF) + 1} times ({describe(error)})") from error
                 time.sleep(seconds)
+
+
+def unique() -> str:
+    """Part of the name of a temporary file in a folder that machines share, each with its own process ids."""
+    return f"{socket.gethostname()}-{uuid.uuid4().hex}"
 
 
 def _sync_folder(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
+import weakref
 from collections.abc import Iterable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
@@ -16,6 +17,7 @@ from shard_tools.sources import Video
 WINDOW = 4  # videos in flight or waiting for their turn, per worker
 START_SECONDS = 120  # a process may take this long to import what it needs
 WAITING_BYTES = 1 << 30  # of finished clips that wait for a slow one before them
+STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}  # that ask the run to end, and say nothing about a video
 
 
 def encode_videos(
@@ -68,15 +70,16 @@ class _Worker:
         spawn = multiprocessing.get_context("spawn")
         self.connection, theirs = spawn.Pipe()
         self.process = spawn.Process(target=_work, args=(theirs, settings), daemon=True)
-        # The child inherits the mask: Ctrl-C reaches this process only, which then ends the children. Starting
-        # multiprocessing's own helper would lift the mask, so that comes first.
+        # The child inherits the mask: Ctrl-C or a scheduler's signal reaches this process only, which then ends the
+        # children. Starting multiprocessing's own helper would lift the mask, so that comes first.
         resource_tracker.ensure_running()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
         try:
             self.process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()  # so that the pipe ends when the child does
+        weakref.finalize(self, self.process.kill)  # at exit multiprocessing would send SIGTERM, and wait for ever
 
     def start(self, task: int, video: Video | str, timeout: float) -> None:
         self.task, self.busy = task, True
@@ -99,6 +102,8 @@ class _Worker:
                 self.ready, self.deadline = True, time.monotonic() + timeout
         except (EOFError, OSError):
             self.process.join()
+            if -self.process.exitcode in STOPS:
+                raise RuntimeError(f"a worker process was stopped (signal {-self.process.exitcode})") from None
             if not self.ready:
                 raise RuntimeError("a worker process died before its first video") from None
             return self._lost(_cause_of_death(self.process.exitcode))

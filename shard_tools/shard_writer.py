@@ -48,7 +48,7 @@ class ShardWriter:
         self.output, self.number, self.videos = output, number, videos
         self.done = self.rejected = self.clips = 0
         self.size = self.crc = 0  # of the tar so far
-        self._tar = None
+        self._tar = self._made_with = None
         self._partial = output.folder / f"{tar_name(number)}.partial"
         self._journal_path = output.folder / f"shard-{number:06d}.journal.jsonl"
         self._journal = self._open_journal()
@@ -62,6 +62,7 @@ class ShardWriter:
 
         made_with: everything that decides what is written, as JSON. A journal of something else is begun again.
         """
+        self._made_with = made_with
         lines = self._lines()
         if next(lines, None) == {"made_with": made_with}:
             good = self._line_end
@@ -190,7 +191,7 @@ class ShardWriter:
             "crc32": zlib.crc32(END_OF_TAR, self.crc),
         }
         fragments = np.concatenate([np.zeros(0, FRAGMENT), *fragments])
-        return Part(shard, index, fragments, np.array(videos, np.int64), rejected, source_bytes)
+        return Part(shard, index, fragments, np.array(videos, np.int64), rejected, source_bytes, _crc32(self._made_with))
 
     def _note(self, line: dict) -> None:
         _write(self._journal, json.dumps(line, separators=(",", ":")).encode() + b"\n")
@@ -220,9 +221,11 @@ class Part:
     videos: np.ndarray  # (clips,) of which video each clip is
     rejected: dict[int, str]  # video -> reason
     source_bytes: int
+    made_with: int  # checksum of what it was made with
 
     def to_bytes(self) -> bytes:
         facts = {"shard": self.shard, "rejected": self.rejected, "source_bytes": self.source_bytes}
+        facts["made_with"] = self.made_with
         body = io.BytesIO()
         body.write(json.dumps(facts).encode() + b"\n")
         for array in (self.clips, self.fragments, self.videos):
@@ -230,8 +233,8 @@ class Part:
         return b"%08x\n" % zlib.crc32(body.getbuffer()) + body.getvalue()
 
 
-def read_part(output: Output, number: int) -> Part:
-    """The part of shard `number`. Raises FileNotFoundError, or OutputError if it is damaged."""
+def read_part(output: Output, number: int, made_with: dict) -> Part:
+    """The part of shard `number`. Raises FileNotFoundError, or OutputError if it is damaged or of something else."""
     crc, _, body = output.read(part_name(number)).partition(b"\n")
     if crc != b"%08x" % zlib.crc32(body):
         raise OutputError(
@@ -239,8 +242,17 @@ def read_part(output: Output, number: int) -> Part:
         )
     body = io.BytesIO(body)
     facts = json.loads(body.readline())
+    if facts.get("made_with") != _crc32(made_with):
+        raise OutputError(
+            f"{output.name}/{part_name(number)} is of a shard made with other options or videos: delete it, and the same "
+            "command makes that shard again."
+        )
     rejected = {int(video): reason for video, reason in facts["rejected"].items()}
-    return Part(facts["shard"], *(np.load(body) for _ in range(3)), rejected, facts["source_bytes"])
+    return Part(facts["shard"], *(np.load(body) for _ in range(3)), rejected, facts["source_bytes"], facts["made_with"])
+
+
+def _crc32(made_with: dict) -> int:
+    return zlib.crc32(json.dumps(made_with, sort_keys=True).encode())
 
 
 def _members(key: str, video: Video, clip: EncodedClip) -> bytes:

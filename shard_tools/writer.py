@@ -23,7 +23,7 @@ from pipelines.shards import shard_number
 from shard_tools.encode import EncodeSettings
 from shard_tools.executors import Job, run_local, run_ray
 from shard_tools.join import Plan, identity, index_names, join, known_videos
-from shard_tools.output import MAKING, Output, OutputError
+from shard_tools.output import MAKING, Output, OutputError, unique
 from shard_tools.shard_writer import part_name
 from shard_tools.sources import Video, source_hash
 
@@ -73,13 +73,14 @@ def make_shards(
     names, making, manifest = output.sizes(), output.read_json(MAKING), _read_manifest(output)
     if making and manifest and _generation(making) <= _generation(manifest):
         output.create()
-        with output.lock(MAKING):
-            _clean_up(output, manifest)  # killed after the manifest was written
+        with output.lock(MAKING) as there:
+            if there and output.read_json(MAKING) == making:
+                _clean_up(output, manifest)  # killed after the manifest was written
         if making == made_with | {"append": append, "retry": retry, "generation": _generation(manifest)}:
             return manifest
-        names, making = output.sizes(), None
+        names, making = output.sizes(), output.read_json(MAKING)
     if append or retry:
-        classes = _require_appendable(output, manifest, settings, classes)
+        classes = _require_appendable(output, manifest, settings, videos, classes)
         made_with |= {"append": append, "retry": retry, "generation": _generation(manifest) + 1}
         chosen = _begin_append(output, making, manifest, videos, made_with)
         first = 1 + max((shard_number(shard["name"]) for shard in manifest["shards"]), default=-1)
@@ -139,9 +140,12 @@ def _begin(output: Output, making: dict | None, made_with: dict) -> None:
     output.create()
     if making is None:
         output.write_json(MAKING, made_with)
+        _require_ours(output, made_with)
 
 
-def _require_appendable(output: Output, manifest: dict | None, settings: EncodeSettings, classes: list[str]) -> list[str]:
+def _require_appendable(
+    output: Output, manifest: dict | None, settings: EncodeSettings, videos: list[Video], classes: list[str]
+) -> list[str]:
     """The class names of the data set after an append. Raises OutputError if there cannot be one."""
     if manifest is None:
         raise OutputError(f"{output.name} holds no finished data set: make it first, without --append and --retry.")
@@ -149,6 +153,9 @@ def _require_appendable(output: Output, manifest: dict | None, settings: EncodeS
     before = {key: manifest["made_with"].get(key) for key in now}
     _require_same(before, now, f"{output.name} was made", "what is appended must be like what is there")
     old = manifest["classes"]
+    if any((video.label >= 0) != bool(old) for video in videos):
+        there, here = ("labels", "no labels") if old else ("no labels", "labels")
+        raise OutputError(f"the videos of {output.name} have {there} and those of this list {here}: choose a new folder.")
     if classes and classes[: len(old)] != old:
         at = next((i for i, (one, other) in enumerate(zip(old, classes)) if one != other), len(classes))
         here = f"{classes[at]!r} here" if at < len(classes) else "missing here"
@@ -179,12 +186,19 @@ def _begin_append(output: Output, making: dict | None, manifest: dict, videos: l
         return np.zeros(0, np.int64)
     output.create()
     chosen = np.array(wanted, np.int64)
-    with open(output.folder / f"{CHOSEN}.{os.getpid()}.tmp", "wb") as file:
+    with open(output.folder / f"{CHOSEN}.{unique()}.tmp", "wb") as file:
         np.save(file, chosen)
     output.publish(Path(file.name), CHOSEN)
     if not output.has(MAKING):
         output.write_json(MAKING, made_with)
+    _require_ours(output, made_with)
     return chosen
+
+
+def _require_ours(output: Output, made_with: dict) -> None:
+    """Another command may have begun at the same time. Nothing there: others have finished this one already."""
+    making = output.read_json(MAKING) or made_with
+    _require_same(making, made_with, f"another command makes something in {output.name},", "choose a new folder")
 
 
 def _require_same(before: dict, now: dict, what: str, remedy: str) -> None:
@@ -200,8 +214,8 @@ def _join_if_complete(
     output: Output, plan: Plan, classes: list[str], settings: EncodeSettings, made_with: dict, old: dict | None
 ) -> dict | None:
     """The manifest, made by whoever comes first when all parts are there; None: some are missing."""
-    with output.lock(MAKING) as still_making:
-        if still_making:
+    with output.lock(MAKING) as there:
+        if there and output.read_json(MAKING) == made_with:
             names = output.sizes()
             if not all(part_name(number) in names for number in plan.numbers):
                 return None
@@ -210,9 +224,12 @@ def _join_if_complete(
                 _clean_up(output, manifest)
                 return manifest
             except FileNotFoundError:  # in a store, where there is no lock, another task may have been faster
-                if output.has(MAKING):
+                if output.read_json(MAKING) == made_with:
                     raise
-    return _read_manifest(output)
+    manifest = _read_manifest(output)
+    if manifest is None or _generation(manifest) < _generation(made_with):
+        raise OutputError(f"another command took {output.name} while this one was making shards there: choose a new folder.")
+    return manifest
 
 
 def _clean_up(output: Output, manifest: dict) -> None:

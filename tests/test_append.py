@@ -318,6 +318,35 @@ def test_what_cannot_be_appended(prepare, options, sentence, source, tmp_path, c
     assert (contents(out) if out.exists() else {}) == before
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_labels_for_all_or_none(labelled, source, tmp_path):
+    videos, classes = load_sources(source)
+    bare = [Video(video.path, source=video.source) for video in videos]
+    first, more = ((videos[:3], classes), (bare, [])) if labelled else ((bare[:3], []), (videos, classes))
+    make_shards(*first, tmp_path / "out", SETTINGS)
+    before = contents(tmp_path / "out")
+    there, here = ("labels", "no labels") if labelled else ("no labels", "labels")
+    with pytest.raises(OutputError, match=f"out have {there} and those of this list {here}: choose a new folder"):
+        make_shards(*more, tmp_path / "out", SETTINGS, append=True)
+    assert contents(tmp_path / "out") == before
+
+
+def test_what_is_there_already_is_told(source, tmp_path, capsys):
+    out = tmp_path / "out"
+    make(source, out)
+    command = [str(source), "--out", str(out), "--append", *OPTIONS]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert f"7 of 7 videos of {source} are in {out} already (by their listed path), such as climb/0.mp4\n" in text
+    assert f"nothing of {source} is new; {out} has 5 clips; rejected: 2." in text and "complete already" not in text
+    grow(source)
+    assert main(command) == 0
+    assert f"7 of 11 videos of {source} are in {out} already" in capsys.readouterr().out
+    write_video(tmp_path / "other" / "run" / "other.mp4", noise(5, seed=50))
+    assert main([str(tmp_path / "other"), *command[1:]]) == 0
+    assert f"0 of 1 videos of {tmp_path / 'other'} are in {out} already (by their listed path)\n" in capsys.readouterr().out
+
+
 def test_parts_of_an_unknown_append_are_not_taken(source, tmp_path):
     out = tmp_path / "out"
     make(source, out)

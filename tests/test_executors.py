@@ -1,7 +1,9 @@
 """Whoever makes the shards, wherever they go and whatever breaks on the way: the same bytes."""
 
 import hashlib
+import json
 import os
+import multiprocessing
 import shutil
 import signal
 import subprocess
@@ -17,7 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipelines.shards import ShardSet
-from shard_tools import output
+from shard_tools import output, pool, writer
 from shard_tools.encode import EncodeSettings
 from shard_tools.executors import Job, run_local
 from shard_tools.make_shards import main
@@ -143,6 +145,82 @@ def test_a_damaged_part_says_what_to_do(source, whole, tmp_path):
         make(source, out)
     part.unlink()
     assert contents(build(source, out)) == contents(whole)
+
+
+def test_a_part_of_other_settings_is_not_joined(source, whole, tmp_path):
+    """Its folder was given another making.json, as two commands that begin at once may leave it."""
+    out, other = tmp_path / "out", tmp_path / "other"
+    for folder, seed in ((out, 0), (other, 1)):
+        with pytest.raises(Stop):
+            make(source, folder, seed=seed, on_progress=stop_after(7))
+    for name in ("shard-000001.tar", "shard-000001.part"):
+        shutil.copy(other / name, out / name)
+    with pytest.raises(OutputError, match="shard-000001.part is of a shard made with other options or videos: delete it"):
+        make(source, out)
+    (out / part_name(1)).unlink()
+    assert contents(build(source, out)) == contents(whole)
+
+
+def test_another_command_that_begins_at_the_same_time(source, tmp_path, monkeypatch):
+    """It saw no making.json either, and wrote its own after ours."""
+    publish = Output.publish
+
+    def both(self, path, name=None, keep=False):
+        publish(self, path, name, keep)
+        if name == MAKING:
+            theirs = json.loads((self.folder / name).read_text()) | {"seed": 7}
+            (self.folder / name).write_text(json.dumps(theirs))
+
+    monkeypatch.setattr(Output, "publish", both)
+    with pytest.raises(OutputError, match="another command makes something in .* with seed 7, this command says 0"):
+        make(source, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [MAKING]
+
+
+def test_a_folder_that_another_command_took_is_not_finished_by_this_one(source, tmp_path):
+    out = tmp_path / "out"
+
+    def take(done, total, rejected):
+        if done == 12:
+            (out / MAKING).write_text("{}")
+
+    with pytest.raises(OutputError, match="another command took .* while this one was making shards there"):
+        make(source, out, on_progress=take)
+    assert not (out / "manifest.json").exists() and (out / MAKING).read_text() == "{}"
+
+
+def stop_itself(connection, settings):
+    """A worker that a signal ends at its first video."""
+    connection.send(None)
+    connection.recv()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.signal(settings, signal.SIG_DFL)
+    os.kill(os.getpid(), settings)
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_worker_that_is_asked_to_stop_says_nothing_about_its_video(number, monkeypatch):
+    monkeypatch.setattr(pool, "_work", stop_itself)
+    with pytest.raises(RuntimeError, match=rf"a worker process was stopped \(signal {int(number)}\)"):
+        list(pool.encode_videos(["a.mp4"], number, workers=1))
+
+
+def test_a_signal_to_all_processes_does_not_reach_the_workers(source):
+    paths = sorted(map(str, source.glob("*/?.mp4")))
+    outcomes = pool.encode_videos(paths, EncodeSettings(short_side=48), workers=1)
+    clips = [next(outcomes)]
+    (child,) = multiprocessing.active_children()
+    for number in pool.STOPS:
+        os.kill(child.pid, number)
+    clips += outcomes
+    assert len(clips) == 10 and all(clip.frames for clip in clips)
+
+
+def test_machines_that_share_no_folder(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(writer, "run_ray", lambda job, shards, report, address: report(12, 0))
+    assert main([str(source), "--out", str(tmp_path / "out"), *OPTIONS, "--executor", "ray"]) == 1
+    assert f"shards are missing in {tmp_path / 'out'}: with ray it must be a URL or a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

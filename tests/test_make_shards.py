@@ -14,13 +14,16 @@ import time
 import zlib
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import webdataset
 
 from pipelines.shards import ShardSet
-from shard_tools import shard_writer
+from shard_tools import files, shard_writer
+from shard_tools import make_shards as make_shards_module
 from shard_tools.encode import EncodeSettings, encode_video
+from shard_tools.files import RejectedVideo, StoreError
 from shard_tools.make_shards import main
 from shard_tools.output import Output, OutputError
 from shard_tools.sources import Video, load_sources
@@ -222,6 +225,35 @@ def test_a_full_disk_is_one_sentence_and_the_state_is_kept(room, source, whole, 
     assert contents(build(source, tmp_path / "out")) == contents(whole)
 
 
+def test_a_file_that_cannot_be_read_is_not_called_the_output(source, tmp_path, monkeypatch, capsys):
+    for place, sentence in ((source / "x", f"cannot read {source / 'x'} (Input/output error)"),
+                            (tmp_path / "out/y", f"cannot write to {tmp_path / 'out'} (Input/output error)"),
+                            (tmp_path, f"cannot write to {tmp_path / 'out'} (Input/output error)")):  # fmt: skip
+
+        def fail(*_, **__):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(place))
+
+        monkeypatch.setattr(make_shards_module, "make_shards", fail)
+        assert main([str(source), "--out", str(tmp_path / "out"), *OPTIONS]) == 1
+        assert sentence in capsys.readouterr().err
+
+
+def test_a_disk_that_fails_is_not_a_damaged_video(tmp_path, monkeypatch):
+    """FFmpeg says the same of both."""
+    video = tmp_path / "a.mp4"
+    video.write_bytes(b"no video")
+
+    def fail(*_, **__):
+        raise av.error.OSError(errno.EIO, "Input/output error", str(video))
+
+    monkeypatch.setattr(files.av, "open", fail)
+    with pytest.raises(RejectedVideo, match="cannot be opened as a video"):
+        encode_video(video, EncodeSettings(short_side=48))
+    monkeypatch.setattr(files, "_is_readable", lambda path: False)
+    with pytest.raises(StoreError, match="a.mp4 cannot be read"):
+        encode_video(video, EncodeSettings(short_side=48))
+
+
 def test_a_complete_folder_is_left_alone(source, whole, capsys):
     before = contents(whole)
     assert main([str(source), "--out", str(whole), *OPTIONS]) == 0
@@ -263,7 +295,8 @@ def stop_after_three(done, total, rejected):
     [
         (["none.csv"], "none.csv does not exist"),
         (["empty.csv"], "empty.csv has no rows"),
-        (["."], "no class folders with videos"),
+        (["nothing"], "no class folders with videos"),
+        (["."], "--out out lies inside the folder of videos .: choose a folder outside of it"),
         (["list.csv", "--classes", "classes.txt"], "row 1 of list.csv: 'x' is not in the class list classes.txt"),
         (["list.csv", "--short-side", "250"], "short side 250 is not a multiple of 16"),
         (["list.csv", "--codec", "mjpeg", "--gop", "8"], "mjpeg has only keyframes"),
@@ -275,6 +308,7 @@ def stop_after_three(done, total, rejected):
 def test_mistakes_write_nothing(arguments, sentence, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("empty.csv").touch()
+    Path("nothing").mkdir()
     Path("list.csv").write_text("a.mp4,x\n")
     Path("classes.txt").write_text("y\n")
     try:
