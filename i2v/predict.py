@@ -46,7 +46,7 @@ def find_videos(paths: list[Path]) -> list[Path]:
             raise ValueError(f"{path} does not exist: give video files or folders.")
     if not videos:
         raise ValueError(f"{', '.join(map(str, paths))} holds no video files.")
-    return videos
+    return list(dict.fromkeys(videos))
 
 
 @torch.no_grad()
@@ -67,7 +67,7 @@ def predict(model, meta: dict, videos: list[Path], device: torch.device, autocas
     with tempfile.TemporaryDirectory() as folder:
         items = [Video(str(video), source=str(video)) for video in videos]
         manifest = make_shards(items, [], folder, EncodeSettings(**stored), workers=workers)
-        with open(Path(folder) / "rejected.csv", newline="") as file:
+        with open(Path(folder) / "rejected.csv", newline="", errors="surrogateescape") as file:
             found |= {row["path"]: row["reason"] for row in csv.DictReader(file)}
         if manifest["clips"]:
             where = "gpu" if device.type == "cuda" else "cpu"

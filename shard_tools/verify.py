@@ -456,7 +456,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=110),
     )
     add = parser.add_argument
-    add("data", metavar="DIR", type=Path, help="folder that make_shards wrote")
+    add("data", metavar="DIR", help="folder that make_shards wrote, on this machine")
     add("--decode", default="100", metavar="N", help="clips to decode as well, drawn at random; all, or 0 (default: 100)")
     add("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes (default: all cores)")
     add("--bad", type=Path, metavar="FILE", help="write the sources of bad clips here: a CSV of path,start,end,label,reason "
@@ -467,6 +467,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--decode must be a number or all, not {arguments.decode}.")
     if arguments.workers < 1:
         parser.error(f"--workers must be at least 1, not {arguments.workers}.")
+    if "://" in arguments.data:
+        parser.error(f"{arguments.data} is a URL: copy the data set to this machine, or mount it, and give that folder.")
+    arguments.data = Path(arguments.data)
     if not (arguments.data / "manifest.json").exists():
         parser.error(f"{arguments.data} holds no manifest.json: give a folder that make_shards has finished.")
     return arguments
@@ -474,6 +477,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         report = verify(arguments.data, None if arguments.decode == "all" else int(arguments.decode), arguments.workers)
     except Unusable as error:

@@ -19,7 +19,7 @@ from pipelines.shards import ShardSet, manifest_crc32
 from shard_tools import verify as command
 from shard_tools.encode import EncodeSettings
 from shard_tools.sources import load_sources
-from shard_tools.verify import Unusable, decode, verify
+from shard_tools.verify import Unusable, decode, main, verify
 from shard_tools.writer import make_shards
 from tests.videos import moving, write_video
 
@@ -295,3 +295,9 @@ SCRIPTS = [path for path in sorted((ROOT / "shard_tools").glob("*.py")) if "__ma
 def test_every_tool_runs_as_a_file_beside_inspect(path):
     done = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("usage:"), done.stderr
+
+
+def test_a_url_is_refused_with_the_remedy(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["s3://bucket/k400"])
+    assert stopped.value.code == 2 and "copy the data set to this machine" in capsys.readouterr().err
