@@ -340,11 +340,14 @@ class Loader:
 
     def _decodes(self, clip: _Clip) -> bool:
         plain = replace(self.graph, augment=AugmentOptions())
+        pipeline = self._pipeline(lambda: tuple([part] for part in clip.graph_inputs()[:4]), 1, plain)
         try:
-            self._pipeline(lambda: tuple([part] for part in clip.graph_inputs()[:4]), 1, plain).run()
+            pipeline.run()
             return True
         except RuntimeError:
             return False
+        finally:
+            _finish(pipeline)
 
 
 @dataclass
@@ -421,12 +424,9 @@ def _choose_device(device: str) -> str:
 
 
 def _finish(pipeline) -> None:
-    """Wait for what the pipeline is still at: on a CPU its threads call Python, and are not to be stopped in that."""
-    try:
-        while not pipeline.empty():
-            pipeline.outputs()
-    except (RuntimeError, StopIteration):  # it had failed, or had come to its end
-        pass
+    """Stop a pipeline's threads here and now. On a CPU they call Python, where the garbage collector might otherwise find
+    a pipeline that an error has left behind: and a thread cannot wait for its own end."""
+    pipeline._shutdown()
 
 
 def _normalised(pixels: torch.Tensor) -> torch.Tensor:
