@@ -8,26 +8,33 @@ names, how clips were cut, and where in the data the run is.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from i2v.atomic import replacing
+
 FORMAT = "i2v-checkpoint"
-VERSION = 1
+VERSION = 1  # of the header; a key that a later version adds has a default, with which older files are completed
 OPTIMIZER = "optimizer/"
 
 
 def save_checkpoint(path: Path, tensors: dict[str, torch.Tensor], meta: dict) -> None:
-    """Write tensors and meta (JSON) atomically."""
+    """Write tensors and meta (JSON) atomically. Raises OSError, one sentence, if there is no room or no way to write."""
     header = {"format": FORMAT, "version": VERSION} | meta
-    temporary = path.with_suffix(".tmp")
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, {"i2v": json.dumps(header)})
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        with replacing(path) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode  # what the user's umask says; save_file makes files that only their owner reads
+            save_file(tensors, temporary, {"i2v": json.dumps(header)})
+            temporary.chmod(mode)
+    except (SafetensorError, OSError) as error:
+        reason = str(error).removeprefix("Error while serializing: ").removeprefix("I/O error: ")
+        kept = f"{path.name} is still the one from before" if path.exists() else "there is none yet"
+        raise OSError(f"{path} cannot be written ({reason}): make room or mend the disk; {kept}.") from error
 
 
 def load_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -42,9 +49,19 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
         raise ValueError(f"{path} cannot be read as a checkpoint: {error}.") from error
     if meta.get("format") != FORMAT:
         raise ValueError(f"{path} was not written by i2v.train.")
-    if meta["version"] != VERSION:
-        raise ValueError(f"{path} is of version {meta['version']}, this program reads version {VERSION}.")
+    if meta["version"] > VERSION:
+        raise ValueError(f"{path} is of version {meta['version']}, this program reads up to {VERSION}: install a newer i2v.")
     return tensors, meta
+
+
+def not_finite(tensors: dict[str, torch.Tensor]) -> list[str]:
+    """The names of tensors that hold a number that is infinite or none. Waits for the device once."""
+    names = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
+    if not names:
+        return []
+    fine = [tensors[name].isfinite().all() for name in names]
+    fine = torch.stack([flag.to(fine[0].device, non_blocking=True) for flag in fine]).tolist()
+    return [name for name, good in zip(names, fine) if not good]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -118,6 +118,20 @@ def to_dict(config: Config) -> dict:
     return dataclasses.asdict(config)
 
 
+def with_defaults(values: dict, kind=Config) -> dict:
+    """A configuration as to_dict gave it, maybe by an older version, with the defaults of the keys that came later."""
+    completed = dict(values)
+    for spec in dataclasses.fields(kind):
+        section = typing.get_type_hints(kind)[spec.name]
+        if dataclasses.is_dataclass(section):
+            completed[spec.name] = with_defaults(values.get(spec.name, {}), section)
+        elif spec.name not in values and spec.default_factory is not dataclasses.MISSING:
+            completed[spec.name] = spec.default_factory()
+        elif spec.name not in values and spec.default is not dataclasses.MISSING:
+            completed[spec.name] = spec.default
+    return completed
+
+
 def _default_out(path: Path) -> Path:
     parts = path.with_suffix("").parts
     below = parts[parts.index("configs") + 1 :] if "configs" in parts[:-1] else parts[-1:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch.distributed as dist
 
 # How long a rank waits for the others: longer than a store may take to fail, so that the rank that knows why speaks first.
 PATIENCE = timedelta(hours=2)
+PR_SET_PDEATHSIG = 1  # Linux: prctl(2)
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class World:
 
 def init_world(device: str = "auto") -> World:
     """Join the process group that torchrun describes. device: auto, cpu or gpu; each process takes one GPU."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_launcher()
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local = int(os.environ.get("LOCAL_RANK", 0))
     use_gpu = device == "gpu" or (device == "auto" and torch.cuda.is_available())
@@ -43,6 +47,14 @@ def init_world(device: str = "auto") -> World:
         # gloo carries the small host-side messages, nccl the gradients
         dist.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout=PATIENCE)
     return World(rank, size, torch.device("cuda", local) if use_gpu else torch.device("cpu"))
+
+
+def end_with_launcher() -> None:
+    """Let the kernel end this process when torchrun is gone: nobody else would, and a new start would write beside it.
+
+    With SIGTERM a run would still save its state, while the next start may already read the one before.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def close_world() -> None:

@@ -128,6 +128,8 @@ def main() -> None:
             raise ValueError(f"{args.json.parent} does not exist: --json needs a folder that does.")
         world = init_world(args.device)
         scores, classes, how = score(args, world)
+    except FloatingPointError as error:
+        sys.exit(f"i2v.evaluate: {error}: try --precision float32; if it stays, the weights are damaged.")
     except (ValueError, TypeError, OSError, ShardError) as error:
         sys.exit(f"i2v.evaluate: {error}")
     finally:

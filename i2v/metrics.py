@@ -54,30 +54,32 @@ def evaluate(
     expected: videos that must be counted over all ranks. autocast: a context factory for the precision. at_once: clips in
     one forward pass; a video may have more views than that.
     The sums are integers, so the result does not depend on batch size or number of ranks.
-    Raises ValueError for labels outside the model's classes and for outputs that are not numbers.
+    Raises ValueError for labels outside the model's classes, FloatingPointError for outputs that are not numbers.
     """
     was_training = model.training
     model.eval()
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     hits5 = torch.zeros((), dtype=torch.int64, device=device)
-    broken = torch.zeros((), dtype=torch.int64, device=device)
+    broken, unknown = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(2))
     for batch in batches:
         labels, counts = batch.labels, batch.weights > 0
         with autocast():
             probabilities = view_probabilities(model, batch, at_once)
         broken += (~probabilities.isfinite().all(-1) & counts).sum()
-        broken += (((labels < 0) | (labels >= classes)) & counts).sum()
+        unknown += (((labels < 0) | (labels >= classes)) & counts).sum()
         labels = labels.clamp(0, classes - 1)
         top = probabilities.topk(min(5, classes), dim=-1).indices  # (B, 5)
         confusion.scatter_add_(0, labels * classes + top[:, 0], counts.long())
         hits5 += ((top == labels[:, None]).any(-1) & counts).sum()
     model.train(was_training)
-    for total in (confusion, hits5, broken):
+    for total in (confusion, hits5, broken, unknown):
         sum_over_ranks(total)
-    if broken.item():
+    if unknown.item():
         raise ValueError(
-            f"{broken.item()} videos have a label outside the model's {classes} classes, or an output that is not a number."
+            f"{unknown.item()} videos have a label outside the model's {classes} classes: give shards of the same class list."
         )
+    if broken.item():
+        raise FloatingPointError(f"The model's output is not a number for {broken.item()} of the {expected} videos evaluated")
     confusion = confusion.view(classes, classes).cpu()
     counted = int(confusion.sum())
     return Scores(

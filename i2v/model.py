@@ -13,6 +13,8 @@ from i2v import methods
 from i2v.heads import TEMPLATES, LinearHead, TextHead
 from i2v.vit import ViTSpec, VisionTransformer
 
+OWN = ("method", "backbone", "num_frames", "num_classes", "head")  # create_model's own arguments; the rest is the method's
+
 
 class VideoClassifier(nn.Module):
     """(B, 3, T, H, W) normalised clips -> (B, num_classes) logits.
@@ -63,24 +65,28 @@ def create_model(method: str, backbone: str | dict = "ViT-B-16", num_frames: int
     not given must be loaded or set before the forward pass (TextHead). options: keyword arguments of the method's
     build(). Raises ValueError on a wrong value, TypeError on an unknown option.
     """
+    config = complete_config(method, backbone, num_frames, num_classes, head, **options)
+    spec, options = ViTSpec(**config["backbone"]), {name: config[name] for name in config if name not in OWN}
+    trunk = method_module(method).build(spec, num_frames, **options)
+    head = dict(config["head"])
+    if head.pop("type") == "linear":
+        classifier = LinearHead(trunk.feature_dim, num_classes, **head)
+    else:
+        project = isinstance(trunk, VisionTransformer) and trunk.proj is None  # the others end in CLIP's joint space
+        classifier = TextHead(trunk.feature_dim, spec.embed_dim, project, num_classes, **head)
+        del config["head"]["text_features"]  # in the state dict
+    return VideoClassifier(trunk, classifier, config)
+
+
+def complete_config(method: str, backbone: str | dict, num_frames: int, num_classes: int, head: dict | None, **options) -> dict:
+    """create_model's arguments as a plain dict, with the defaults of all options that are not given; raises as it does."""
     for name, value in (("num_frames", num_frames), ("num_classes", num_classes)):
         if type(value) is not int or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    build = method_module(method).build
-    options = _with_defaults(build, options, f"method {method!r}")
+    options = _with_defaults(method_module(method).build, options, f"method {method!r}")
     kind, head_options = _head_options(head, method)
-
-    spec = backbone_spec(backbone)
-    trunk = build(spec, num_frames, **options)
-    if kind == "linear":
-        classifier = LinearHead(trunk.feature_dim, num_classes, **head_options)
-    else:
-        project = isinstance(trunk, VisionTransformer) and trunk.proj is None  # the others end in CLIP's joint space
-        classifier = TextHead(trunk.feature_dim, spec.embed_dim, project, num_classes, **head_options)
-        del head_options["text_features"]  # in the state dict
-    config = {"method": method, "backbone": asdict(spec), "num_frames": num_frames, "num_classes": num_classes,
-              "head": {"type": kind, **head_options}, **options}
-    return VideoClassifier(trunk, classifier, config)
+    return {"method": method, "backbone": asdict(backbone_spec(backbone)), "num_frames": num_frames,
+            "num_classes": num_classes, "head": {"type": kind, **head_options}, **options}
 
 
 def _head_options(head, method):

@@ -12,6 +12,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from i2v.atomic import replacing
 from i2v.curves import draw_curves, read_log
 
 
@@ -33,7 +34,8 @@ class RunLog:
         kept = [record for record in read_log(self.path) if record["step"] <= step]
         if validation_due:
             kept = [record for record in kept if record["step"] < step or "top1" not in record]
-        self.path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        with replacing(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
         self._events = SummaryWriter(folder, purge_step=step + 1)
         self._bar = tqdm(total=last_step, initial=step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
@@ -75,10 +77,7 @@ class RunLog:
         self.loss.zero_()
         self.steps, self._waited, self._paused, self._since, self._reported_step = 0, 0.0, 0.0, now, step
         if loss != loss or loss in (float("inf"), float("-inf")):
-            raise FloatingPointError(
-                f"The loss is {loss} at step {step}: lower train.lr or use train.precision=float32; "
-                "the last checkpoint is from before, and the same command continues from it."
-            )
+            raise FloatingPointError(f"The loss is {loss} at step {step}")
         self._write(record, ("loss", "lr", "clips_per_s", "data_wait"), "train")
         self._show(
             step,

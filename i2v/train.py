@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import math
 import random
 import sys
-from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 
@@ -25,18 +26,24 @@ import torch.nn.functional as F
 import yaml
 from torch.nn.parallel import DistributedDataParallel
 
-from i2v.checkpoint import OPTIMIZER, load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
-from i2v.config import Config, load_config, to_dict
+from i2v.atomic import remove_leftovers, replacing
+from i2v.checkpoint import (
+    OPTIMIZER, load_checkpoint, not_finite, optimizer_tensors, restore_optimizer, save_checkpoint,
+)  # fmt: skip
+from i2v.config import Config, load_config, to_dict, with_defaults
 from i2v.distributed import StopSignal, World, all_agree, close_world, init_world, share_buffers, sum_over_ranks
+from i2v.lock import only_writer
 from i2v.metrics import evaluate
 from i2v.mixing import mix
-from i2v.model import backbone_spec, method_module
+from i2v.model import OWN, backbone_spec, complete_config, method_module
 from i2v.optim import build_optimizer, learning_rate
 from i2v.runlog import RunLog
 from i2v.runtime import autocast_for, build_model, choose_precision, compile_blocks, describe_backbone, own_tensors, place
 from i2v.weights import load_weights
 from pipelines import ShardError, build_loader
-from pipelines.options import OrderOptions
+from pipelines.augment import AugmentOptions
+from pipelines.graph import GraphOptions
+from pipelines.options import ClipOptions, OrderOptions
 
 # What may differ between a run and its continuation; everything else decides what is computed. (The videos of data.train
 # must be the same; where they are may change.)
@@ -45,6 +52,8 @@ FREE_TO_CHANGE = {
     "train.compile", "train.max_steps", "train.eval_every", "train.eval_batch", "train.save_every", "train.log_every",
     "data.train", "data.cache", "data.cache_size", "data.prefetch_bytes",
 }  # fmt: skip
+
+CLIP_OPTIONS = (ClipOptions, AugmentOptions, GraphOptions)  # what may stand under `clips`
 
 SAVED = "The state of the run is saved: the same command continues from it."
 
@@ -62,9 +71,17 @@ class Progress:
 
 
 def run(config: Config, world: World) -> None:
+    """Train in the folder config.out, which no other run may write to at the same time."""
+    with held(Path(config.out), world):
+        try:
+            train_in(Path(config.out), config, world)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error}: {after_divergence(config)}") from error
+
+
+def train_in(out: Path, config: Config, world: World) -> None:
     # Where were we?
-    out, train = Path(config.out), config.train
-    last = out / "last.safetensors"
+    train, last = config.train, out / "last.safetensors"
     saved, meta = load_checkpoint(last) if last.exists() else ({}, None)
     progress = Progress(**meta["progress"]) if meta else Progress()
 
@@ -113,18 +130,17 @@ def run(config: Config, world: World) -> None:
     total = math.ceil(train.epochs * clips_per_epoch)  # samples
     last_step = progress.step + math.ceil(max(total - progress.samples, 0) / train.batch_size)
     last_step = min(last_step, train.max_steps or last_step)
-    out.mkdir(parents=True, exist_ok=True)
     log = RunLog(out, world.is_main, progress.step, last_step, world.device, progress.validation_due and bool(val_loader))
     log.loss += progress.loss
     log.steps = progress.loss_steps
     describe(log, config, world, model, meta, source, dtype, f"{micro_batch} clips x {accumulate}", clips_per_epoch)
     if world.is_main:
-        (out / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+        with replacing(out / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
 
     def save(name: str, tensors: dict, **more) -> None:
         progress.loss, progress.loss_steps = log.loss.item(), log.steps
-        if world.is_main:
-            save_checkpoint(out / name, tensors, identity | {"progress": vars(progress)} | more)
+        save_state(out / name, tensors, identity | {"progress": vars(progress)} | more, world)
 
     def save_last() -> None:
         save("last.safetensors", own_tensors(model, identity["backbone"]) | optimizer_tensors(optimizer))
@@ -187,6 +203,55 @@ def run(config: Config, world: World) -> None:
     batches.close()
     stop.close()
     log.close()
+
+
+@contextmanager
+def held(out: Path, world: World):
+    """The run's folder, held by rank 0 for all ranks. Raises ValueError on all of them if another run holds it."""
+    with ExitStack() as stack:
+        problem = None
+        try:
+            if world.is_main:
+                out.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(only_writer(out))
+                remove_leftovers(out)
+        except (ValueError, OSError) as error:
+            problem = error
+        if not all_agree(problem is None):
+            raise problem or ValueError("Process 0 could not take the run's folder.")
+        yield
+
+
+def save_state(path: Path, tensors: dict, meta: dict, world: World) -> None:
+    """Write a checkpoint, once; on all ranks alike it succeeds or raises.
+
+    Raises FloatingPointError, and leaves the file as it was, for a state that is not finite: nothing continues from one.
+    """
+    step, bad = meta["progress"]["step"], not_finite(tensors)
+    if not math.isfinite(meta["progress"]["loss"]):
+        bad.insert(0, "the loss")
+    if not all_agree(not bad):
+        what = f"{bad[0]} and {len(bad) - 1} more" if len(bad) > 1 else bad[0] if bad else "the state of another process"
+        raise FloatingPointError(f"After step {step} {what} is not finite, so the state is not saved")
+    problem = None
+    try:
+        if world.is_main:
+            save_checkpoint(path, tensors, meta)
+    except OSError as error:
+        problem = error
+    if not all_agree(problem is None):
+        raise problem or OSError(f"Process 0 could not write {path}.")
+
+
+def after_divergence(config: Config) -> str:
+    """What there is to do when numbers are not finite any more: the same command would come to the same end."""
+    last, lower = Path(config.out) / "last.safetensors", f"out={config.out}-2 train.lr={config.train.lr / 3:.1g}"
+    precision = "" if config.train.precision == "float32" else ", or with train.precision=float32"
+    kept = f"{last} is kept as it was after step {load_checkpoint(last)[1]['progress']['step']}" if last.exists() else "nothing was saved yet"
+    return (
+        f"{kept}, but continued it would come to the same end; begin anew in another folder with a lower learning rate "
+        f"({lower}){precision}."
+    )
 
 
 def add_gradients(replica, batches, passes: int, samples: int, classes: int, train, world: World, autocast, log):
@@ -300,8 +365,11 @@ def check_labels(loader, val_loader) -> None:
 
 
 def check_continuation(identity: dict, meta: dict, path: Path) -> None:
-    """Raises ValueError if the checkpoint in the run's folder belongs to another experiment."""
-    new, old = flatten(identity["config"]), flatten(meta["config"])
+    """Raises ValueError if the checkpoint in the run's folder belongs to another experiment.
+
+    Keys that a checkpoint lacks, because they came later, have their defaults: an older run can be continued.
+    """
+    new, old = (flatten(settings(each)) for each in (identity, meta))
     for key in sorted(new.keys() | old.keys()):
         if key not in FREE_TO_CHANGE and new.get(key) != old.get(key):
             raise ValueError(
@@ -310,13 +378,23 @@ def check_continuation(identity: dict, meta: dict, path: Path) -> None:
             )
     same = {
         "other classes": identity["classes"] == meta["classes"],
-        "another model": identity["model"] == meta["model"],
         "other backbone weights": identity["backbone"]["fingerprint"] == meta["backbone"]["fingerprint"],
         "other videos, weights or shares in data.train": identity["stream"] == meta["stream"],
     }
     for what, equal in same.items():
         if not equal:
             raise ValueError(f"{path} belongs to a run with {what}: choose another folder with out=...")
+
+
+def settings(meta: dict) -> dict:
+    """All that a run was told, and what it was not told at its default."""
+    config = with_defaults(meta["config"])
+    model = complete_config(**meta["model"])
+    config["model"] |= {key: model.pop(key) for key in OWN} | {"options": model}
+    config["clips"] = {field.name: field.default for kind in CLIP_OPTIONS for field in fields(kind)} | config["clips"]
+    config["data"]["order"] = asdict(OrderOptions()) | config["data"]["order"]
+    del config["clips"]["augment"]  # the graph's name for the fields of AugmentOptions
+    return json.loads(json.dumps(config))  # tuples are lists in a file
 
 
 def flatten(section: dict, prefix: str = "") -> dict:
@@ -349,6 +427,12 @@ def describe(log: RunLog, config: Config, world: World, model, meta, source, dty
         f"{world.size} x {world.device}, {str(dtype).removeprefix('torch.')}, batch {config.train.batch_size} = "
         f"{world.size} devices x {batch} passes"
     )
+    before = meta["config"]["train"]["batch_size"] if meta else config.train.batch_size
+    if before != config.train.batch_size:
+        log.say(
+            f"WARNING: the steps before were of {before} clips: with train.batch_size {config.train.batch_size} the run goes "
+            "on as another optimisation, at the learning rate of the old one."
+        )
     if source == "random":
         log.say("WARNING: model.weights is random: a frozen random backbone does not learn.")
 

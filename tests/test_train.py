@@ -1,7 +1,11 @@
 """Training: stopped and continued equals uninterrupted, any number of devices sees the same batches."""
 
 import json
+import math
 import os
+import re
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +15,10 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from i2v.checkpoint import load_checkpoint
+from i2v.checkpoint import load_checkpoint, save_checkpoint
 from i2v.config import load_config
 from i2v.distributed import World
+from i2v.lock import only_writer
 from i2v.train import run, split_batch
 from i2v.vit import ViTSpec, VisionTransformer
 from pipelines import ShardError
@@ -62,13 +67,17 @@ def assert_same(one, other):
 
 def spawn(config, out, *overrides, ranks=1, kill=None):
     """Train in processes of their own; kill: (signal name, step). Returns the exit code."""
+    return spawn_process(config, out, *overrides, ranks=ranks, kill=kill).returncode
+
+
+def spawn_process(config, out, *overrides, ranks=1, kill=None):
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     program = [str(ROOT / "tests" / "killed_train.py"), *map(str, kill)] if kill else ["-m", "i2v.train"]
     if ranks > 1 and not kill:
         program = ["--module", "i2v.train"]
     command = [sys.executable, *start, *program, "--config", str(config), f"out={out}", *overrides]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, timeout=300).returncode
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -285,12 +294,55 @@ def test_a_mixture_of_data_sets_trains_and_continues(config, shapes, tmp_path):
 @pytest.mark.parametrize("change, text", [
     ("train.lr=1e-3", "belongs to a run with train.lr = 0.003"),
     ("model.options.adapter_width=8", "belongs to a run with model.options.adapter_width = 16"),
-    ("clips.stride=3", "belongs to a run with clips.stride = None"),
+    ("clips.stride=3", "belongs to a run with clips.stride = 16"),
 ])  # fmt: skip
 def test_a_run_is_not_continued_with_another_experiment(config, tmp_path, change, text):
     train(config, tmp_path, "train.max_steps=1", "data.val=null")
     with pytest.raises(ValueError, match=text):
         train(config, tmp_path, "data.val=null", change)
+
+
+def edit_meta(path, change):
+    tensors, meta = load_checkpoint(path)
+    change(meta)
+    save_checkpoint(path, tensors, meta)
+
+
+@pytest.mark.parametrize("section, key, default, other", [
+    ("train", "label_smoothing", 0.0, 0.1), ("train", "betas", [0.9, 0.999], [0.9, 0.99]), ("data", "order", {}, {"repeats": 2}),
+    ("clips", "stride", 16, 8), ("clips", "area", [0.08, 1.0], [0.5, 1.0]), ("clips", "antialias", True, False),
+    ("options", "kernel_size", [3, 1, 1], [1, 1, 1]), ("head", "init_std", 0.02, 0.1),
+])  # fmt: skip
+def test_a_run_from_before_a_key_existed_is_continued_at_its_default(config, tmp_path, section, key, default, other):
+    """And refused at any other value, by name."""
+    train(config, tmp_path, "train.max_steps=1", "data.val=null")
+
+    def forget(meta):
+        for part in (meta, meta["config"], meta["config"]["model"], meta["model"]):
+            part.get(section, {}).pop(key, None)
+        if section == "options":
+            meta["model"].pop(key, None)
+
+    edit_meta(tmp_path / "last.safetensors", forget)
+    name = {"options": "model.options", "head": "model.head"}.get(section, section) + f".{key}"
+    with pytest.raises(ValueError, match=f"belongs to a run with {name}.* = .*, this one has"):
+        train(config, tmp_path, "train.max_steps=2", "data.val=null", f"{name}={other}")
+    train(config, tmp_path, "train.max_steps=2", "data.val=null", f"{name}={default}")
+    assert load_checkpoint(tmp_path / "last.safetensors")[1]["progress"]["step"] == 2
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused(config, tmp_path):
+    train(config, tmp_path, "train.max_steps=1", "data.val=null")
+    edit_meta(tmp_path / "last.safetensors", lambda meta: meta.update(version=99))
+    with pytest.raises(ValueError, match="of version 99, this program reads up to 1: install a newer i2v"):
+        load_checkpoint(tmp_path / "last.safetensors")
+
+
+def test_another_batch_size_is_said(config, tmp_path, capfd):
+    train(config, tmp_path, "train.max_steps=1", "data.val=null")
+    assert "WARNING" not in capfd.readouterr().err
+    train(config, tmp_path, "train.max_steps=2", "data.val=null", "train.batch_size=4")
+    assert "WARNING: the steps before were of 8 clips: with train.batch_size 4" in capfd.readouterr().err
 
 
 def test_a_run_is_not_continued_on_other_backbone_weights(config, tmp_path):
@@ -312,11 +364,109 @@ def test_other_class_names_in_validation_are_refused(config, shapes, tmp_path):
         train(config, tmp_path / "out", f"data.val={tmp_path}")
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_checkpoint(config, tmp_path):
-    with pytest.raises(FloatingPointError, match="lower train.lr"):
-        train(config, tmp_path, "train.lr=1e30", "train.warmup_epochs=0", "train.save_every=1")
-    tensors, meta = load_checkpoint(tmp_path / "last.safetensors")
-    assert meta["progress"]["step"] == 1
+@pytest.mark.parametrize("what", ["loss", "weight", "optimizer", "buffer"])
+@pytest.mark.parametrize("due", ["log_every", "save_every", "eval_every", "stop"])
+def test_a_state_that_is_not_finite_is_never_saved(config, tmp_path, monkeypatch, what, due):
+    """Whatever comes first: the log, a save, an evaluation, a signal. The checkpoints of step 2 stay as they were."""
+    import i2v.train as program
+
+    method = ["model.method=tada", "model.options={route_head_dim: 16, tubelet_stride: 1}", "train.no_decay=[1-d]"]
+    options = [*method, "train.log_every=100", "train.save_every=100", "train.eval_every=100"]
+    if due == "eval_every":  # an evaluation begins with a save, too
+        options[-1] = "train.eval_every=1.0"
+    elif due != "stop":
+        options += [f"train.{due}=3"]
+    train(config, tmp_path, *options, "train.max_steps=2")
+    before = {name: (tmp_path / name).read_bytes() for name in ("last.safetensors", "best.safetensors")}
+    models, build, make, add = [], program.build_model, program.build_optimizer, program.add_gradients
+    monkeypatch.setattr(program, "build_model", lambda *a: models.append(build(*a)) or models[-1])
+    steps = iter(range(3, 100))
+
+    def spoil(optimizer, *_):
+        if next(steps) == 3:
+            (model, _), parameter = models[0], optimizer.param_groups[0]["params"][0]
+            running_mean = next(b for name, b in model.named_buffers() if name.endswith("running_mean"))
+            place = {"weight": parameter.data, "optimizer": optimizer.state[parameter]["exp_avg_sq"], "buffer": running_mean}
+            place.get(what, torch.zeros(1)).view(-1)[0] = float("inf")
+            if due == "stop":
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def spoilt_optimizer(*args):
+        optimizer = make(*args)
+        optimizer.register_step_post_hook(spoil)
+        return optimizer
+
+    monkeypatch.setattr(program, "build_optimizer", spoilt_optimizer)
+    if what == "loss":
+        monkeypatch.setattr(program, "add_gradients", lambda *a: add(*a) * torch.tensor([1.0, float("nan")]))
+    with pytest.raises(FloatingPointError, match="kept as it was after step 2, but continued .* begin anew in another folder"):
+        train(config, tmp_path, *options)
+    assert before == {name: (tmp_path / name).read_bytes() for name in before}
+    assert all(math.isfinite(record.get("loss", 0)) for record in result(tmp_path)[1])
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_folder_that_another_run_writes_to_is_refused(config, tmp_path, ranks):
+    with only_writer(tmp_path):
+        before = sorted(tmp_path.iterdir())
+        done = spawn_process(config, tmp_path, ranks=ranks)
+        assert done.returncode != 0 and f"{tmp_path} is in use by another run (process {os.getpid()} on" in done.stderr
+        assert sorted(tmp_path.iterdir()) == before
+        if ranks == 1:
+            assert "Traceback" not in done.stderr
+
+
+def test_what_a_killed_writer_left_is_removed(config, tmp_path):
+    for name in (".last.safetensors.node7-12ab.tmp", ".tmpXyZ123"):
+        (tmp_path / name).touch()
+    train(config, tmp_path, "train.max_steps=1", "data.val=null")
+    assert not [path for path in tmp_path.iterdir() if "tmp" in path.name]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_disk_that_is_full_is_one_sentence_and_costs_nothing(config, tmp_path, monkeypatch, first):
+    import i2v.train as program
+
+    if not first:
+        train(config, tmp_path, "train.max_steps=2", "data.val=null")
+        before = (tmp_path / "last.safetensors").read_bytes()
+    save = program.save_checkpoint
+
+    def save_on_a_full_disk(*args):
+        _, hard = limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        try:
+            save(*args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+    monkeypatch.setattr(program, "save_checkpoint", save_on_a_full_disk)
+    remedy = "there is none yet" if first else "last.safetensors is still the one from before"
+    with pytest.raises(OSError, match=rf"last.safetensors cannot be written \(File too large.*\): make room .*; {remedy}"):
+        train(config, tmp_path, "data.val=null")
+    assert not [path for path in tmp_path.iterdir() if "tmp" in path.name]
+    assert first or (tmp_path / "last.safetensors").read_bytes() == before
+
+
+def test_checkpoints_have_the_mode_of_other_files(config, tmp_path):
+    before = os.umask(0o027)
+    try:
+        train(config, tmp_path, "train.max_steps=1", "data.val=null")
+    finally:
+        os.umask(before)
+    assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("last.safetensors", "config.yaml", "log.jsonl")} == {0o640}
+
+
+def test_the_remedy_for_divergence_works(config, tmp_path):
+    """What is written down after a divergence is from before it, and what the sentence says to do can be done."""
+    options = ["train.warmup_epochs=0", "train.log_every=20", "data.val=null", "train.max_steps=4"]
+    with pytest.raises(FloatingPointError, match="nothing was saved yet") as raised:
+        train(config, tmp_path / "a", "train.lr=1e30", "train.save_every=2", *options)
+    assert not (tmp_path / "a" / "last.safetensors").exists()
+    remedy = re.search(r"\((out=\S+) (train.lr=\S+)\)", str(raised.value)).groups()
+    assert load_config(config, ["train.lr=3e-3", *remedy]).train.lr == pytest.approx(1e30 / 3, rel=0.2)
+    run(load_config(config, [*options, remedy[0], "train.lr=1e-3"]), CPU)
+    assert load_checkpoint(tmp_path / "a-2" / "last.safetensors")[1]["progress"]["step"] == 4
 
 
 @pytest.mark.parametrize("batch, micro, devices, expected", [
