@@ -26,7 +26,8 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 import numpy as np
 
 from benchmarks.measure import in_fresh_process, peak_resident_mb, resident_mb, shown_command, spread, use_one_core
-from pipelines.shards import CLIP, FRAGMENT, ShardSet
+from pipelines.index import CLIP, FRAGMENT
+from pipelines.shards import ShardSet
 from shard_tools.encode import EncodeSettings
 from shard_tools.moving_shapes import CLASSES, render_clip, write_video
 from shard_tools.sources import Video

@@ -1,14 +1,4 @@
-"""The shard format, and reading from it only the bytes that a clip needs.
-
-A data set is a folder:
-
-    manifest.json      what is in it, how it was encoded, class names, the list of shards
-    clips.npy          one CLIP record per video, memory-mapped
-    fragments.npy      one FRAGMENT record per stored frame, memory-mapped
-    shard-000000.tar   a plain WebDataset: 000000-000000.mp4, 000000-000000.json, 000000-000001.mp4, ...
-
-Every mp4 is fragmented, one fragment (moof + mdat) per frame, with a keyframe every `gop` frames and no B-frames.
-So the header plus the fragments keyframe..wanted is itself a video, and decodes to the same pixels as the whole.
+"""Reading from a sharded data set (pipelines/index.py) only the bytes that a clip needs.
 
 What is decoded is what was written, or the clip is reported as bad: every header and fragment has a checksum, looked at
 when it is read. A label is the right one: the manifest has a checksum of clips.npy and one of itself, looked at when the
@@ -19,42 +9,19 @@ wrong time is noticed unless it still lies between its neighbours, when it moves
 from __future__ import annotations
 
 import functools
-import io
 import json
 import mmap
 import os
-import re
 import zlib
 from collections.abc import Iterable
 
 import numpy as np
 
+from pipelines.index import (
+    BLOCK, CLIP, FRAGMENT, clip_key, clip_size, impossible_records, index_file, is_intact, needed_fragments, padded,
+    parse_manifest, parse_records, shard_number, times_are_possible,
+)  # fmt: skip
 from pipelines.storage import File, ShardError, open_files
-
-FORMAT = "i2v-shards"
-VERSION = 2
-
-CLIP = np.dtype(
-    [
-        ("shard", "<u4"),  # index into manifest["shards"]
-        ("offset", "<u8"),  # of the mp4's first byte in the tar
-        ("header_size", "<u4"),  # bytes of ftyp + moov
-        ("header_crc", "<u4"),
-        ("first_fragment", "<u8"),  # index into fragments.npy
-        ("frames", "<u4"),  # as counted by decoding the stored clip
-        ("width", "<u2"),
-        ("height", "<u2"),
-        ("fps", "<f4"),
-        ("label", "<i4"),  # index into manifest["classes"]; -1: not labelled
-    ]
-)
-FRAGMENT = np.dtype(
-    [
-        ("size", "<u4"),  # bytes
-        ("crc", "<u4"),
-        ("time", "<f4"),  # seconds from the clip's first frame, as the source's own timestamps say
-    ]
-)
 
 
 class ClipError(RuntimeError):
@@ -78,10 +45,11 @@ class ShardSet:
         self.files, name = open_files(manifest, cache, cache_size)
         self.root, self.remote = self.files.root, self.files.remote
         where = self.files.where(name)
-        self.manifest = _parse_manifest(self.files.fetch(name), where)
+        self.manifest = _usable(parse_manifest(self.files.fetch(name), where), where)
         self.clips = self._map_index("clips", CLIP, self.manifest["clips"])
         self.fragments = self._map_index("fragments", FRAGMENT, self.manifest["frames"])
-        _check_index(self.clips, self.manifest, where)
+        for clip, what in impossible_records(self.clips, self.manifest):
+            raise ShardError(f"the index of {where} is damaged: the {what} of clip {clip} is impossible.")
         counts = [shard["clips"] for shard in self.manifest["shards"]]
         self.first_clips = np.cumsum([0, *counts[:-1]])  # of every shard
         self._shards = [File(shard["name"], shard["bytes"], shard.get("crc32")) for shard in self.manifest["shards"]]
@@ -125,7 +93,7 @@ class ShardSet:
         """
         first, count = self.clips[clip_id]["first_fragment"].item(), self.clips[clip_id]["frames"].item()
         times = self.fragments[first : first + count]["time"]
-        if times[0] != 0 or not (times[1:] >= times[:-1]).all() or times[-1] == np.inf:
+        if not times_are_possible(times):
             raise ClipError(clip_id, f"{self._where(clip_id)}: the times of its frames in the index are damaged")
         return times
 
@@ -151,12 +119,11 @@ class ShardSet:
         """The clip's json member: label, class name, source path, frames, fps, width, height. Raises ClipError."""
         clip = self.clips[clip_id]
         first, count = int(clip["first_fragment"]), int(clip["frames"])
-        size = int(clip["header_size"]) + int(self.fragments["size"][first : first + count].sum(dtype=np.int64))
-        header_at = int(clip["offset"]) + -(-size // 512) * 512  # tar members start on multiples of 512 bytes
+        header_at = int(clip["offset"]) + padded(clip_size(clip, self.fragments[first : first + count]))
         with self.files.open(self._shards[clip["shard"]]) as descriptor:
             try:
-                size = int(os.pread(descriptor, 512, header_at)[124:135], 8)
-                return json.loads(os.pread(descriptor, size, header_at + 512))
+                size = int(os.pread(descriptor, BLOCK, header_at)[124:135], 8)
+                return json.loads(os.pread(descriptor, size, header_at + BLOCK))
             except (ValueError, OSError, OverflowError) as error:
                 raise ClipError(clip_id, f"{self._where(clip_id)}: its json is damaged ({error})") from error
 
@@ -220,15 +187,14 @@ class ShardSet:
 
     def _map_index(self, kind: str, dtype: np.dtype, count: int) -> np.ndarray:
         """(count,) records of clips.npy or fragments.npy, mapped from the file."""
-        name = self.manifest.get("index", {}).get(kind, f"{kind}.npy")
-        crc32 = self.manifest.get("index_crc32", {}).get(kind)
+        name, crc32 = index_file(self.manifest, kind)
         file, where = File(name, None, crc32), self.files.where(name)
         while True:
             with self.files.open(file) as descriptor:
                 try:
                     # The mapping keeps a duplicate of the descriptor, and so a staged file's lock.
                     data = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-                    records = _records(data, dtype, count, where)
+                    records = parse_records(data, dtype, count, where)
                     if kind != "clips" or crc32 in (None, zlib.crc32(data)):
                         return records
                     problem = ShardError(f"{where} is damaged or of another data set (checksum differs): restore it.")
@@ -238,53 +204,6 @@ class ShardSet:
                     problem = ShardError(f"{where} cannot be read as an index: {error}.")
                 if not self.files.discard(file, descriptor):
                     raise problem
-
-
-def shard_number(name: str) -> int:
-    """Of shard-000003.tar: 3. Numbers are not positions in the manifest: a shard without any clip is left out of it."""
-    return int(name.removeprefix("shard-").removesuffix(".tar"))
-
-
-def clip_key(shard: int, index: int) -> str:
-    """WebDataset key of the index-th clip of a shard."""
-    return f"{shard:06d}-{index:06d}"
-
-
-def needed_fragments(frames: np.ndarray, gop: int, count: int) -> np.ndarray:
-    """Which of a clip's `count` fragments decoding `frames` takes: (count,) bool.
-
-    To decode a frame, a decoder needs everything from the keyframe at or before it, and keyframes are at multiples
-    of `gop`; so in every group of pictures the fragments up to the last wanted frame.
-    """
-    last = np.full(-(-count // gop), -1, dtype=np.int64)
-    np.maximum.at(last, frames // gop, frames % gop)
-    return (np.arange(gop)[None, :] <= last[:, None]).reshape(-1)[:count]
-
-
-def fragment_sizes(data: bytes) -> tuple[int, list[int]]:
-    """Header size, and size of every fragment, of a fragmented mp4 given as bytes. Raises ValueError if it is not one."""
-    at, header, fragments, kinds = 0, 0, [], []
-    while at < len(data):
-        size, kind = int.from_bytes(data[at : at + 4], "big"), bytes(data[at + 4 : at + 8])
-        if size < 8 or at + size > len(data):
-            raise ValueError(f"box {kind!r} at byte {at} claims {size} bytes of {len(data)}")
-        if kind in (b"ftyp", b"moov") and not fragments:
-            header += size
-        elif kind == b"moof":
-            fragments.append(size)
-        elif kind == b"mdat" and kinds and kinds[-1] == b"moof":
-            fragments[-1] += size
-        else:
-            raise ValueError(f"unexpected box {kind!r} at byte {at}")
-        kinds.append(kind)
-        at += size
-    return header, fragments
-
-
-def manifest_crc32(manifest: dict) -> int:
-    """Checksum of all that a manifest says, its own checksum aside."""
-    said = {key: value for key, value in manifest.items() if key != "crc32"}
-    return zlib.crc32(json.dumps(said, sort_keys=True).encode())
 
 
 def _runs(indices: np.ndarray) -> list[tuple[int, int]]:
@@ -319,83 +238,13 @@ def _first_difference(data: np.ndarray, sizes: list[int], crcs: list[int]) -> in
     return None
 
 
-def _parse_manifest(data: bytes, where: str) -> dict:
-    try:
-        manifest = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ShardError(f"{where} cannot be read as a manifest: {error}.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ShardError(f"{where} is not a manifest that make_shards wrote.")
-    if manifest.get("version") != VERSION:
-        raise ShardError(
-            f"{where} is of version {manifest.get('version')}, this program reads version {VERSION}: "
-            "run make_shards again, or install the release that wrote it."
-        )
-    if manifest.get("crc32", manifest_crc32(manifest)) != manifest_crc32(manifest):
+def _usable(manifest: dict, where: str) -> dict:
+    """Raises ShardError if there is nothing to read, or if it is not the manifest that was written."""
+    if not is_intact(manifest):
         raise ShardError(
             f"{where} is damaged or was edited (its checksum differs): restore it, or run make_shards again; "
             "an edit that is meant to be takes the key crc32 out."
         )
-    kinds = {"codec": str, "gop": int, "clips": int, "frames": int, "classes": list, "shards": list}
-    wrong = [key for key, kind in kinds.items() if not isinstance(manifest.get(key), kind)]
-    wrong += [key for key in ("index", "index_crc32") if not isinstance(manifest.get(key, {}), dict)]
-    if not wrong and manifest["gop"] < 1:
-        wrong = ["gop"]
-    if not wrong and not all(map(_is_shard, manifest["shards"])):
-        wrong = ["shards"]
-    if not wrong and not all(map(_is_file_name, manifest.get("index", {}).values())):
-        wrong = ["index"]
-    if wrong:
-        raise ShardError(f"{where} is damaged ({', '.join(wrong)} is missing or wrong): run make_shards again.")
     if manifest["clips"] == 0:
         raise ShardError(f"{where} holds no clips: every source video was rejected, see rejected.csv beside it.")
     return manifest
-
-
-def _is_shard(shard) -> bool:
-    return (
-        isinstance(shard, dict)
-        and _is_file_name(shard.get("name"))
-        and all(isinstance(shard.get(key), int) and shard[key] > 0 for key in ("bytes", "clips"))
-    )
-
-
-def _is_file_name(name) -> bool:
-    """Not a path: staged copies are written under it."""
-    return isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) is not None
-
-
-def _check_index(clips: np.ndarray, manifest: dict, where: str) -> None:
-    """Raises ShardError if a record cannot be true: a wrong index would give wrong labels, or worse."""
-    counts = [shard["clips"] for shard in manifest["shards"]]
-    frames = clips["frames"].astype(np.int64)
-    if sum(counts) != len(clips):
-        raise ShardError(f"{where} does not belong to its index: the numbers of clips differ.")
-    bytes_in_shard = np.repeat([shard["bytes"] for shard in manifest["shards"]], counts)
-    impossible = {
-        "shard": clips["shard"] != np.repeat(np.arange(len(counts)), counts),
-        "label": (clips["label"] < -1) | (clips["label"] >= len(manifest["classes"])),
-        "size": (clips["width"] < 1) | (clips["height"] < 1) | (clips["width"] > 4096) | (clips["height"] > 4096),
-        "frames": frames < 1,
-        "fps": ~((clips["fps"] > 0) & np.isfinite(clips["fps"])),
-        "first fragment": clips["first_fragment"] != np.cumsum(frames) - frames,
-        "offset": (clips["offset"] >= bytes_in_shard) | (clips["header_size"] >= bytes_in_shard),
-    }
-    for what, bad in impossible.items():
-        if bad.any():
-            raise ShardError(f"the index of {where} is damaged: the {what} of clip {int(bad.argmax())} is impossible.")
-    if frames.sum() != manifest["frames"]:
-        raise ShardError(f"{where} does not belong to its index: the numbers of frames differ.")
-
-
-def _records(data: mmap.mmap, dtype: np.dtype, count: int, where: str) -> np.ndarray:
-    """The array of a .npy file, without a copy."""
-    header = io.BytesIO(data[: 1 << 16])
-    try:
-        np.lib.format.read_magic(header)
-        shape, _, found = np.lib.format.read_array_header_1_0(header)
-    except Exception as error:  # numpy lets out nearly anything for a damaged header
-        raise ShardError(f"{where} cannot be read as an index: {error}.") from error
-    if found != dtype or shape != (count,) or len(data) != header.tell() + count * dtype.itemsize:
-        raise ShardError(f"{where} does not belong to its manifest: it should hold {count} records of {dtype.itemsize} bytes.")
-    return np.frombuffer(data, dtype, count, header.tell())

@@ -21,7 +21,7 @@ from av.codec.context import Flags
 from av.filter import Graph
 from av.video.reformatter import ColorRange, Colorspace
 
-from pipelines.shards import FRAGMENT, fragment_sizes
+from pipelines.index import FRAGMENT, LARGEST_SIDE, fragment_sizes
 from shard_tools.decode import CUT_IT, MOST_FRAMES, TimedFrame, best_stream, chosen_frames, frame_rate
 from shard_tools.files import RejectedVideo, open_video
 from shard_tools.sources import Video
@@ -34,7 +34,6 @@ CRF = {  # by quality; a row has about the same PSNR
 }
 DEFAULT_CRF = CRF["standard"]
 LARGEST_CRF = {"vp9": 63, "h264": 51, "hevc": 51, "mjpeg": 31}
-LARGEST_SIDE = 4096  # of a stored clip: what every hardware decoder takes in every codec
 LARGEST_CLIP = 1 << 30  # bytes
 ROUNDED_TIME = 0.002  # seconds; Matroska rounds times to milliseconds
 MOVFLAGS = "frag_every_frame+empty_moov+default_base_moof+skip_trailer"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.shards import CLIP, FORMAT, FRAGMENT, VERSION, clip_key, manifest_crc32
+from pipelines.index import CLIP, FORMAT, FRAGMENT, VERSION, clip_key, index_names, manifest_crc32
 from shard_tools.encode import EncodeSettings
 from shard_tools.output import Output, OutputError
 from shard_tools.shard_writer import Part, part_name, read_part
@@ -53,16 +53,10 @@ def identity(path: str, start: float | str, end: float | str | None) -> tuple:
     return path, float(start or 0), None if end in (None, "") else float(end)
 
 
-def index_names(generation: int) -> dict[str, str]:
-    suffix = f"-{generation}" if generation else ""
-    return {"clips": f"clips{suffix}.npy", "fragments": f"fragments{suffix}.npy"}
-
-
 def join(output: Output, plan: Plan, classes: list[str], settings: EncodeSettings, made_with: dict, old: dict | None) -> dict:
     """Write the index, clips.csv, rejected.csv and, last, the manifest, which is returned.
 
     old: the manifest of the data set to which the shards of `plan` are appended, as its generation made_with["generation"].
-    The index of every generation has names of its own, so that what reads the one before can go on.
     """
     generation = made_with.get("generation", 0)
     index = index_names(generation)

@@ -20,18 +20,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.shards import CLIP, FRAGMENT, clip_key
+from pipelines.index import BLOCK, CLIP, FRAGMENT, clip_key, padded, shard_name
 from shard_tools.encode import EncodedClip
 from shard_tools.files import RejectedVideo
 from shard_tools.output import Output, OutputError
 from shard_tools.sources import Video
 
-BLOCK = 512  # bytes; members of a tar start on multiples of it
 END_OF_TAR = bytes(2 * BLOCK)
-
-
-def tar_name(number: int) -> str:
-    return f"shard-{number:06d}.tar"
 
 
 def part_name(number: int) -> str:
@@ -49,7 +44,7 @@ class ShardWriter:
         self.done = self.rejected = self.clips = 0
         self.size = self.crc = 0  # of the tar so far
         self._tar = self._made_with = None
-        self._partial = output.folder / f"{tar_name(number)}.partial"
+        self._partial = output.folder / f"{shard_name(number)}.partial"
         self._journal_path = output.folder / f"shard-{number:06d}.journal.jsonl"
         self._journal = self._open_journal()
 
@@ -185,7 +180,7 @@ class ShardWriter:
         for name in clips[0] if clips else ():
             index[name] = [clip[name] for clip in clips]
         shard = {
-            "name": tar_name(self.number),
+            "name": shard_name(self.number),
             "bytes": self.size + len(END_OF_TAR),
             "clips": self.clips,
             "crc32": zlib.crc32(END_OF_TAR, self.crc),
@@ -272,7 +267,7 @@ def _members(key: str, video: Video, clip: EncodedClip) -> bytes:
     for suffix, data in (("mp4", clip.data), ("json", json.dumps(facts).encode())):
         info = tarfile.TarInfo(f"{key}.{suffix}")
         info.size = len(data)
-        parts += [info.tobuf(tarfile.USTAR_FORMAT), data, bytes(-len(data) % BLOCK)]
+        parts += [info.tobuf(tarfile.USTAR_FORMAT), data.ljust(padded(len(data)), b"\0")]
     return b"".join(parts)
 
 

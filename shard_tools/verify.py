@@ -12,8 +12,8 @@ import argparse
 import csv
 import io
 import json
+import mmap
 import multiprocessing
-import re
 import signal
 import tarfile
 import time
@@ -29,9 +29,12 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from pipelines.shards import CLIP, FORMAT, FRAGMENT, VERSION, clip_key, manifest_crc32, shard_number
+from pipelines.index import (
+    BLOCK, CLIP, FRAGMENT, clip_key, clip_size, impossible_records, index_file, is_intact, padded, parse_manifest,
+    parse_records, shard_number, times_are_possible,
+)  # fmt: skip
+from pipelines.storage import ShardError
 
-BLOCK = 512  # bytes; members of a tar start on multiples of it
 CHUNK = 1 << 26  # bytes read at once where no clip is
 JSON_ROOM = 1 << 16  # bytes, more than any clip's json takes
 SHOWN = 8  # problems printed of each kind; all of them are in --json and --bad
@@ -59,10 +62,6 @@ exit codes: 0 all is well; 1 problems were found; 2 wrong arguments; 130 interru
 """
 
 
-class Unusable(Exception):
-    """Nothing can be checked; the message is one sentence."""
-
-
 @dataclass(frozen=True)
 class Problem:
     """What is wrong with a clip (with a shard or an index file as a whole: clip is None), and what to do."""
@@ -81,7 +80,7 @@ class Shard:
 
     path: str
     bytes: int
-    crc32: int
+    crc32: int | None
     classes: list[str]
     ids: list[int]  # numbers of its clips, without those whose record is impossible
     keys: list[str]
@@ -99,7 +98,7 @@ class Shard:
 
     def size_of(self, i: int) -> int:
         """Bytes of the i-th mp4, as the index says."""
-        return int(self.clips["header_size"][i]) + int(self.fragments_of(i)["size"].sum(dtype=np.int64))
+        return clip_size(self.clips[i], self.fragments_of(i))
 
 
 # ---- the index -------------------------------------------------------------------------------------------------------
@@ -107,70 +106,34 @@ class Shard:
 
 def read_manifest(path: Path) -> tuple[dict, list[Problem]]:
     try:
-        manifest = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise Unusable(f"{path} cannot be read as a manifest ({error}): restore it, or run make_shards again.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise Unusable(f"{path} is not a manifest that make_shards wrote.")
-    if manifest.get("version") != VERSION:
-        raise Unusable(f"{path} is of version {manifest.get('version')}, this program reads version {VERSION}.")
-    kinds = {"codec": str, "gop": int, "clips": int, "frames": int, "classes": list, "shards": list}
-    wrong = [name for name, kind in kinds.items() if not isinstance(manifest.get(name), kind)]
-    if not wrong and not all(map(_is_shard, manifest["shards"])):
-        wrong = ["shards"]
-    if not wrong and (manifest["gop"] < 1 or sum(shard["clips"] for shard in manifest["shards"]) != manifest["clips"]):
-        wrong = ["gop or clips"]
-    if wrong:
-        raise Unusable(f"{path} is damaged ({', '.join(wrong)} is missing or wrong): restore it, or run make_shards again.")
-    if manifest.get("crc32", manifest_crc32(manifest)) == manifest_crc32(manifest):
+        manifest = parse_manifest(path.read_bytes(), str(path))
+    except OSError as error:
+        raise ShardError(f"{path} cannot be read ({error.strerror}): restore it, or run make_shards again.") from error
+    if is_intact(manifest):
         return manifest, []
     return manifest, [Problem("manifest.json is damaged or was edited (checksum differs)", RESTORE_INDEX)]
-
-
-def _is_shard(shard) -> bool:
-    numbers = ("bytes", "clips", "crc32")
-    return (
-        isinstance(shard, dict)
-        and re.fullmatch(r"shard-\d+\.tar", str(shard.get("name"))) is not None
-        and all(isinstance(shard.get(name), int) for name in numbers)
-    )
 
 
 def read_index(root: Path, manifest: dict) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
     """The clips, the fragments and what is wrong with them; both are empty if either file cannot be used."""
     problems, tables = [], []
-    for kind, dtype in (("clips", CLIP), ("fragments", FRAGMENT)):
-        name = manifest.get("index", {}).get(kind, f"{kind}.npy")
-        count = manifest["clips" if kind == "clips" else "frames"]
+    for kind, dtype, count in (("clips", CLIP, manifest["clips"]), ("fragments", FRAGMENT, manifest["frames"])):
+        name, crc32 = index_file(manifest, kind)
         try:
-            if manifest.get("index_crc32", {}).get(kind, crc := _crc32(root / name)) != crc:
+            with open(root / name, "rb") as file:
+                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            if crc32 not in (None, zlib.crc32(data)):
                 problems.append(Problem(f"{name} is damaged (checksum differs)", RESTORE_INDEX))
-            table = np.asarray(np.load(root / name, mmap_mode="r"))
-            if table.dtype != dtype or table.shape != (count,):
-                raise ValueError(f"it does not hold the {count} records that the manifest speaks of")
-            tables.append(table)
-        except Exception as error:  # numpy lets out nearly anything for a damaged header
+            tables.append(parse_records(data, dtype, count, name))
+        except (OSError, ValueError, ShardError) as error:
             problems.append(Problem(f"{name} cannot be used: {error}", RESTORE_INDEX))
     if len(tables) < 2:
         return np.zeros(0, CLIP), np.zeros(0, FRAGMENT), problems
-    return *tables, problems + [Problem(what, RESTORE_INDEX, clip) for clip, what in impossible_records(tables[0], manifest)]
-
-
-def impossible_records(clips: np.ndarray, manifest: dict) -> list[tuple[int, str]]:
-    """(clip id, what its record says that cannot be true)"""
-    counts = [shard["clips"] for shard in manifest["shards"]]
-    limits = np.repeat([shard["bytes"] for shard in manifest["shards"]], counts).astype(np.uint64)
-    last = clips["first_fragment"] + clips["frames"]
-    wrong = {
-        "shard": clips["shard"] != np.repeat(np.arange(len(counts)), counts),
-        "offset": (clips["offset"] % BLOCK != 0) | (clips["offset"] < BLOCK) | (clips["offset"] >= limits),
-        "label": (clips["label"] < -1) | (clips["label"] >= len(manifest["classes"])),
-        "size": (clips["width"] < 1) | (clips["height"] < 1),
-        "fps": ~((clips["fps"] > 0) & np.isfinite(clips["fps"])),
-        "number of frames": (clips["frames"] < 1) | (last != np.append(clips["first_fragment"][1:], manifest["frames"])),
-    }
-    found = ((clip, what) for what, bad in wrong.items() for clip in bad.nonzero()[0].tolist())
-    return [(clip, f"its {what} in the index is impossible") for clip, what in found]
+    impossible = [
+        Problem(f"its {what} in the index is impossible", RESTORE_INDEX, clip)
+        for clip, what in impossible_records(tables[0], manifest)
+    ]
+    return *tables, problems + impossible
 
 
 def read_sources(root: Path, keys: list[str], clips: np.ndarray, classes: list[str]) -> tuple[dict, list[Problem]]:
@@ -197,18 +160,10 @@ def list_shards(root: Path, manifest: dict, clips, fragments, keys: list[str], i
         mine = clips[ids]
         base = int(mine["first_fragment"].min()) if ids else 0
         stop = int((mine["first_fragment"] + mine["frames"]).max()) if ids else 0
-        facts = (str(root / shard["name"]), shard["bytes"], shard["crc32"], manifest["classes"])
+        facts = (str(root / shard["name"]), shard["bytes"], shard.get("crc32"), manifest["classes"])
         shards.append(Shard(*facts, ids, [keys[clip] for clip in ids], mine, fragments[base:stop], base))
         first += shard["clips"]
     return shards
-
-
-def _crc32(path: Path) -> int:
-    with open(path, "rb") as file:
-        crc = 0
-        while block := file.read(CHUNK):
-            crc = zlib.crc32(block, crc)
-    return crc
 
 
 # ---- the bytes -------------------------------------------------------------------------------------------------------
@@ -249,7 +204,7 @@ def check_shard(shard: Shard) -> tuple[list[Problem], int]:
                 report("the shard ends before it", i)
     if crc == shard.crc32:  # the shard is as it was written
         found = [replace(problem, remedy=RESTORE_INDEX) for problem in found]
-    elif not found:
+    elif not found and shard.crc32 is not None:
         remedy = f"training can use it; restore {shard.name} from a copy for programs that read the whole tar"
         found = [Problem("its crc32 differs, but every clip in it is as it was written", remedy, None, shard.name)]
     return found, shard.bytes
@@ -269,10 +224,9 @@ def check_clip(data: memoryview, shard: Shard, i: int) -> list[str]:
         where = ", ".join(f"frame {n - 1}" if n else "the header" for n in damaged[:3])
         more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
         wrong.append(f"damaged (checksum differs): {where}{more}")
-    times = fragments["time"]
-    if times[0] != 0 or not (np.diff(times) >= 0).all() or not np.isfinite(times[-1]):
+    if not times_are_possible(fragments["time"]):
         wrong.append("the times of its frames in the index are not 0 and then ever later")
-    return wrong + _check_json(data[BLOCK + -(-size // BLOCK) * BLOCK :], key, clip, shard.classes)
+    return wrong + _check_json(data[BLOCK + padded(size) :], key, clip, shard.classes)
 
 
 def _check_json(data: memoryview, key: str, clip, classes: list[str]) -> list[str]:
@@ -362,7 +316,7 @@ def decode(data: bytes, clip, codec: str, gop: int) -> str | None:
 
 
 def verify(root: Path, to_decode: int | None = 100, workers: int = 1) -> dict:
-    """Check the data set in `root`; to_decode: how many clips to decode, None: all. Raises Unusable.
+    """Check the data set in `root`; to_decode: how many clips to decode, None: all. Raises ShardError if nothing can be checked.
 
     Returns {"data", "clips", "shards", "bytes", "seconds", "gb_per_s", "decoded", "problems": [Problem, ...]}; seconds
     and gb_per_s are of reading and checking, without decoding.
@@ -481,7 +435,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         report = verify(arguments.data, None if arguments.decode == "all" else int(arguments.decode), arguments.workers)
-    except Unusable as error:
+    except ShardError as error:
         print(f"verify: {error}", file=sys.stderr)
         return 1
     except BrokenProcessPool:

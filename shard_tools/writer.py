@@ -19,10 +19,10 @@ from pathlib import Path
 import av
 import numpy as np
 
-from pipelines.shards import shard_number
+from pipelines.index import index_names, shard_number
 from shard_tools.encode import EncodeSettings
 from shard_tools.executors import Job, run_local, run_ray
-from shard_tools.join import Plan, identity, index_names, join, known_videos
+from shard_tools.join import Plan, identity, join, known_videos
 from shard_tools.output import MAKING, Output, OutputError, unique
 from shard_tools.shard_writer import part_name
 from shard_tools.sources import Video, source_hash

@@ -10,7 +10,7 @@ import fsspec
 import numpy as np
 from fsspec.spec import AbstractFileSystem
 
-from pipelines.shards import CLIP, FORMAT, FRAGMENT, VERSION, manifest_crc32
+from pipelines.index import CLIP, FORMAT, FRAGMENT, VERSION, manifest_crc32
 
 
 class Store(AbstractFileSystem):

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.shards import needed_fragments
+from pipelines.index import needed_fragments
 from shard_tools import decode as decoding
 from shard_tools import encode as encoding
 from shard_tools import files

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from pipelines import ShardError, build_loader
-from pipelines.shards import FRAGMENT, ShardSet
+from pipelines.index import FRAGMENT
+from pipelines.shards import ShardSet
 from shard_tools.encode import EncodeSettings
 from shard_tools.sources import Video
 from shard_tools.writer import make_shards

@@ -62,10 +62,11 @@ def test_the_plan_needs_numpy_only(name):
 
 
 def test_reading_shards_needs_numpy_only():
-    shards, storage = Path("pipelines/shards.py"), Path("pipelines/storage.py")
-    assert others(imports(shards)) == {"numpy"}
+    shards, index, storage = (Path(f"pipelines/{name}.py") for name in ("shards", "index", "storage"))
+    assert others(imports(shards)) == others(imports(index)) == {"numpy"}
     assert others(imports(storage)) == {"fsspec"} and not others(imports(storage, top_level_only=True))  # for URLs only
-    assert all(name.startswith("pipelines.storage") for name in ours(imports(shards))) and not ours(imports(storage))
+    assert all(name.startswith(("pipelines.index", "pipelines.storage")) for name in ours(imports(shards)))
+    assert all(name.startswith("pipelines.storage") for name in ours(imports(index))) and not ours(imports(storage))
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parts[0] == "i2v"], ids=str)
@@ -90,5 +91,5 @@ def test_the_vit_needs_torch_only():
 def test_shard_tools_know_the_format_only(path):
     names = {name for name in ours(imports(path)) if not name.startswith("shard_tools")}
     # A preview shows what the loader delivers.
-    allowed = "pipelines" if path.name == "preview.py" else "pipelines.shards"
+    allowed = "pipelines" if path.name == "preview.py" else ("pipelines.index", "pipelines.shards", "pipelines.storage")
     assert all(name.startswith(allowed) for name in names)

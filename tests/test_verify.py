@@ -15,11 +15,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines.shards import ShardSet, manifest_crc32
+from pipelines.index import manifest_crc32
+from pipelines.shards import ShardSet
 from shard_tools import verify as command
 from shard_tools.encode import EncodeSettings
 from shard_tools.sources import load_sources
-from shard_tools.verify import Unusable, decode, main, verify
+from pipelines.storage import ShardError
+from shard_tools.verify import decode, main, verify
 from shard_tools.writer import make_shards
 from tests.videos import moving, write_video
 
@@ -173,7 +175,7 @@ def test_bytes_that_no_clip_needs_are_told_apart(data):
 @pytest.mark.parametrize("field, value, what", [
     ("label", 99, "its label"), ("label", -5, "its label"), ("offset", 1000, "its offset"), ("offset", 1 << 60, "its offset"),
     ("width", 0, "its size"), ("fps", np.nan, "its fps"), ("frames", 0, "its number"), ("frames", 1 << 30, "its number"),
-    ("shard", 7, "its shard"), ("header_crc", 1, "header"), ("header_size", 1 << 31, "bytes"), ("height", 64, "height"),
+    ("shard", 7, "its shard"), ("header_crc", 1, "header"), ("header_size", 1 << 31, "its header size"), ("height", 64, "height"),
 ])  # fmt: skip
 def test_a_damaged_index_is_named_and_the_shard_is_not_blamed(data, field, value, what):
     edit_index(data / "clips.npy", CLIP, field, value)
@@ -264,7 +266,7 @@ def test_no_byte_can_change_unnoticed(data, name, where, value, cut):
     try:
         # a manifest may differ in white space, or lack its checksum
         assert verify(data, 0)["problems"] or name == "manifest.json"
-    except Unusable:
+    except ShardError:
         assert name == "manifest.json"
     finally:
         (data / name).write_bytes(content)
