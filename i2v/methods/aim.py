@@ -7,18 +7,18 @@ One frozen attention serves twice in a block, over the frames and over the token
     x = x + mlp(y) + scale M(y)         y = ln_2(x)
 
 The adapters S and T_in add their input to their output, T and M do not; all start at zero, so a fresh model is CLIP
-with pooled frames. As in the authors' code every token gets its frame's temporal embedding before ln_pre, and ln_post
-is trained and applied to each frame before the mean. drop_path drops whole clips, as stochastic depth is meant; the
-authors' code, whose first axis is the tokens, drops the same token positions in all clips of a batch instead.
+with pooled frames. drop_path drops whole clips, as stochastic depth is meant; the authors' code, whose first axis is
+the tokens, drops the same token positions in all clips of a batch instead.
 """
 
 import math
 
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
 from torch import nn
 
-from i2v.vit import Block, DropPath, VisionTransformer
+from i2v.video import FrameTransformer, from_mmaction as from_authors  # noqa: F401 (read by i2v/weights.py)
+from i2v.vit import Block, DropPath
 
 
 class Adapter(nn.Module):
@@ -70,28 +70,6 @@ class AIMBlock(Block):
         return x if self.drop_path is None else self.drop_path(x, num_frames)
 
 
-class AIMTransformer(VisionTransformer):
-    """(B, 3, T, H, W) -> (B, width); ValueError unless T is num_frames."""
-
-    def __init__(self, spec, block, num_frames):
-        super().__init__(spec, block)
-        self.num_frames = num_frames
-        self.temporal_embedding = nn.Parameter(torch.zeros(1, num_frames, spec.width))
-
-    def embed(self, frames):
-        tokens = rearrange(self.tokenize(frames), "(b t) l c -> b t l c", t=self.num_frames)
-        tokens = tokens + self.temporal_embedding[:, :, None]  # (1, T, 1, C): the same for every token of a frame
-        return self.ln_pre(rearrange(tokens, "b t l c -> (b t) l c"))
-
-    def forward(self, clips):
-        if clips.shape[2] != self.num_frames:
-            raise ValueError(f"clips have {clips.shape[2]} frames but the temporal embedding is for {self.num_frames}: "
-                             f"sample {self.num_frames} frames, or create the model with num_frames={clips.shape[2]}")
-        frames = rearrange(clips, "b c t h w -> (b t) c h w")  # a view when the clips are channels-last
-        tokens = self.encode(self.embed(frames), self.num_frames)  # (B*T, L, C)
-        return reduce(self.ln_post(tokens[:, 0]), "(b t) c -> b c", "mean", t=self.num_frames)
-
-
 def build(spec, num_frames, *, temporal_adapters=1, adapter_scale=0.5, bottleneck_ratio=0.25, drop_path=0.0):
     """The backbone for clips of num_frames frames; the adapters, the temporal embedding and ln_post train.
 
@@ -116,17 +94,4 @@ def build(spec, num_frames, *, temporal_adapters=1, adapter_scale=0.5, bottlenec
         probability = drop_path * layer / max(spec.layers - 1, 1) if drop_path else None
         return AIMBlock(spec, layer, hidden, temporal_adapters, adapter_scale, probability)
 
-    model = AIMTransformer(spec, block, num_frames).requires_grad_(False)
-    for module in model.modules():
-        if isinstance(module, Adapter):
-            module.requires_grad_(True)
-    model.ln_post.requires_grad_(True)
-    model.temporal_embedding.requires_grad_(True)
-    return model
-
-
-def from_authors(name):
-    """The name in our model of a parameter in the authors' checkpoints."""
-    if name.startswith("head."):  # ours: without this our own files would fit this layout as well as theirs
-        return f"cls_{name}"
-    return name.replace("cls_head.fc_cls.", "head.fc.")
+    return FrameTransformer(spec, block, num_frames).train_only(Adapter)

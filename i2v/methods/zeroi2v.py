@@ -5,18 +5,18 @@
 
 shift moves some channels of the keys and values by a few frames, so that some heads look at other frames at no cost;
 and as every adapter is linear and touches a linear layer of CLIP, merge() folds them all into it: what remains is
-CLIP's transformer with the shift. As in the authors' code every token gets its frame's temporal embedding before
-ln_pre, and ln_post is trained and applied to each frame before the mean.
+CLIP's transformer with the shift.
 """
 
 import copy
 import math
 
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
 from torch import nn
 
-from i2v.vit import Block, VisionTransformer
+from i2v.video import FrameTransformer, from_mmaction as from_authors  # noqa: F401 (read by i2v/weights.py)
+from i2v.vit import Block
 
 ADAPTERS = ("T_Adapter_in", "S_Adapter", "MLP_Adapter", "MLP_Adapter_out")  # the authors' names, in order of use
 LONG = 2  # frames that the long shift reaches, whatever shift_stride is
@@ -108,28 +108,6 @@ def _fold_after(adapter, weight, bias):
     weight.copy_(w @ weight.double())
 
 
-class ZeroI2VTransformer(VisionTransformer):
-    """(B, 3, T, H, W) -> (B, width); ValueError unless T is num_frames."""
-
-    def __init__(self, spec, block, num_frames):
-        super().__init__(spec, block)
-        self.num_frames = num_frames
-        self.temporal_embedding = nn.Parameter(torch.zeros(1, num_frames, spec.width))
-
-    def embed(self, frames):
-        tokens = rearrange(self.tokenize(frames), "(b t) l c -> b t l c", t=self.num_frames)
-        tokens = tokens + self.temporal_embedding[:, :, None]  # (1, T, 1, C): the same for every token of a frame
-        return self.ln_pre(rearrange(tokens, "b t l c -> (b t) l c"))
-
-    def forward(self, clips):
-        if clips.shape[2] != self.num_frames:
-            raise ValueError(f"clips have {clips.shape[2]} frames but the temporal embedding is for {self.num_frames}: "
-                             f"sample {self.num_frames} frames, or create the model with num_frames={clips.shape[2]}")
-        frames = rearrange(clips, "b c t h w -> (b t) c h w")  # a view when the clips are channels-last
-        tokens = self.encode(self.embed(frames), self.num_frames)  # (B*T, L, C)
-        return reduce(self.ln_post(tokens[:, 0]), "(b t) c -> b c", "mean", t=self.num_frames)
-
-
 def build(spec, num_frames, *, mlp_adapters=2, adapter_scale=0.5, bottleneck_ratio=0.25, adapter_dropout=0.1,
           shift_div=12, shift_stride=1, long_shift_div=None, long_shift_right=False, merged=False):
     """The backbone for clips of num_frames frames; the adapters, the temporal embedding and ln_post train.
@@ -162,15 +140,8 @@ def build(spec, num_frames, *, mlp_adapters=2, adapter_scale=0.5, bottleneck_rat
         return ShiftBlock(spec, layer, shifts, adapters,
                           lambda: LinearAdapter(spec.width, hidden, adapter_scale, adapter_dropout))
 
-    model = ZeroI2VTransformer(spec, block, num_frames).requires_grad_(False)
-    if merged:
-        return model
-    for module in model.modules():
-        if isinstance(module, LinearAdapter):
-            module.requires_grad_(True)
-    model.ln_post.requires_grad_(True)
-    model.temporal_embedding.requires_grad_(True)
-    return model
+    model = FrameTransformer(spec, block, num_frames)
+    return model.requires_grad_(False) if merged else model.train_only(LinearAdapter)
 
 
 def channel_shifts(width, shift_div, shift_stride, long_shift_div, long_shift_right):
@@ -208,10 +179,3 @@ def merge(model):
     merged.backbone.requires_grad_(False)
     merged.config["merged"] = True
     return merged
-
-
-def from_authors(name):
-    """The name in our model of a parameter in the authors' checkpoints, before or after their merging."""
-    if name.startswith("head."):  # ours: without this our own files would fit this layout as well as theirs
-        return f"cls_{name}"
-    return name.replace("cls_head.fc_cls.", "head.fc.")
