@@ -18,12 +18,11 @@ from pipelines.augment import AugmentOptions
 from pipelines.graph import GraphOptions
 from pipelines.options import ClipOptions
 from pipelines.plan import Plan
+from tests.references import figures, find
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 EXPERIMENTS = [path for path in CONFIGS if path.parent.name != "demo"]
-REFERENCE = ROOT.parent / "shared" / "reference"
-reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="../shared/reference, the authors' figures, is missing")
 MINIMAL = {"model": {"method": "st_adapter"}, "data": {"train": "a"}, "train": {"epochs": 1, "batch_size": 2, "lr": 0.1}}
 
 
@@ -178,13 +177,11 @@ def test_every_experiment_has_an_optimizer_and_a_schedule(path):
     assert all(0 <= rate <= train.lr for rate in rates) and rates[-1] == pytest.approx(train.min_lr, abs=1e-12)
 
 
-@reference
 def test_every_published_result_has_its_experiment():
     experiments = {name_of(path) for path in EXPERIMENTS if path.parent.name != "clip"}
     assert experiments == set(published_sizes())
 
 
-@reference
 def test_published_sizes_are_met():
     """Whole millions, which the authors give for 400 classes whatever the data set."""
     for name, text in published_sizes().items():
@@ -200,7 +197,7 @@ def test_published_sizes_are_met():
 def published_sizes():
     """name of an experiment -> what the model zoo says of its parameters."""
     sizes = {}
-    for line in (REFERENCE / "model_zoo.md").read_text().splitlines():
+    for line in find("model_zoo.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         names = re.sub(r"\(.*?\)", "", cells[0]).replace(";", ",").split(",")
         for name in map(str.strip, names):
@@ -211,7 +208,6 @@ def published_sizes():
     return sizes
 
 
-@reference
 @pytest.mark.parametrize("path", [path for path in EXPERIMENTS if path.parent.name in ("dist", "tada")], ids=name_of)
 def test_recipes_of_dist_and_tadaformer_are_the_authors(path):
     """Weight decay and learning rate of every parameter, at any time, for the files that the authors released."""
@@ -224,9 +220,7 @@ def test_recipes_of_dist_and_tadaformer_are_the_authors(path):
         from i2v.methods.tada import from_authors
 
         recipe, kind = f"tadaformer/tadaformer_{backbone.removeprefix('vit-')}_{data}_{frames}", "tada"
-    rates, decays = (
-        json.loads((REFERENCE / f"golden/{what}_{kind}.json").read_text()) for what in ("lr_schedule", "param_groups")
-    )
+    rates, decays = figures(f"lr_schedule_{kind}"), figures(f"param_groups_{kind}")
     train, model = load_config(path).train, meta_model(path)
     assert (recipe in rates) != ("not released" in path.read_text())
     factor = 10 if kind == "dist" else 1  # on every parameter of DiST: part of our learning rate

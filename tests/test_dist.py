@@ -1,35 +1,21 @@
 """DiST equals the authors' code (golden vectors), reads their checkpoints, and trains exactly its side network."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors import safe_open
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import i2v
 from i2v.methods.dist import OLD_NAMES, conv_frames, from_authors
 from i2v.text import encode, text_tower
+from tests.references import figures
+from tests.references import tensors as golden
 
-HERE = Path(__file__).parent
-SHARED = HERE.parents[1] / "shared" / "reference" / "golden"
 AUTHORS = "backbone.base_encoder."
 TINY = dict(image_size=28, patch_size=14, width=32, layers=3, heads=2, embed_dim=24)
 SMALL = dict(integration_dim=64, temporal_dim=8)
-
-
-def shared(name):
-    path = next((folder / name for folder in (HERE / "golden", SHARED) if (folder / name).exists()), None)
-    return path or pytest.skip(f"{name} is only in ../shared/reference/golden")
-
-
-def golden(name):
-    with safe_open(shared(name), "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["config"])
 
 
 def authors_weights(tensors):
@@ -141,7 +127,7 @@ def test_what_trains_at_the_real_sizes(setting, backbone, frames, pooling, train
     assert round(sum(p.numel() for p in parameters.values()) / 1e6, 3) == trained
     frozen = sum(p.numel() for p in model.trunk.parameters())
     assert round((frozen + model.spec.width * model.spec.embed_dim) / 1e6, 3) == visual  # the authors count CLIP's proj
-    recipe = json.loads(shared("param_groups_dist.json").read_text()).get(f"dist/{setting}")
+    recipe = figures("param_groups_dist").get(f"dist/{setting}")
     if recipe:
         assert {from_authors(name) for name in recipe} == set(parameters)
 

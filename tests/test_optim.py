@@ -1,8 +1,6 @@
 """Learning rates and parameter groups equal the authors', recipe by recipe."""
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +8,10 @@ import torch
 from i2v.config import TrainConfig
 from i2v.model import create_model
 from i2v.optim import build_optimizer, learning_rate, parameter_groups
+from tests.references import figures
 
-GOLDEN = Path(__file__).parent.parent.parent / "shared" / "reference" / "golden"
 DIST_NO_DECAY = ["bias", "1-d", "in_proj_bias", "aggregated_cls_token", "aggregated_spatial_cls_token", "cls_token",
                  "positional_embedding"]  # fmt: skip
-golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the authors' numbers, ../shared/reference/golden, are not here")
 TINY = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 3, "heads": 2, "embed_dim": 16}
 
 
@@ -38,9 +35,8 @@ def test_aim_moves_once_an_epoch_and_multiplies_while_warming_up():
         assert learning_rate(epoch, config) == pytest.approx(authors(epoch), rel=1e-12)
 
 
-@golden
 def test_dist_and_tadaformer_learning_rates_are_the_authors():
-    for name, points in json.loads((GOLDEN / "lr_schedule_dist.json").read_text()).items():
+    for name, points in figures("lr_schedule_dist").items():
         config = schedule(schedule="through_warmup", epochs=36, warmup_epochs=6, lr=3.2e-5, warmup_lr=8e-8)
         for epoch, lr in points.items():
             assert learning_rate(float(epoch), config) == pytest.approx(lr, rel=1e-9), (name, epoch)
@@ -50,7 +46,7 @@ def test_dist_and_tadaformer_learning_rates_are_the_authors():
         "l14_k400_16f": dict(epochs=24, warmup_epochs=5, lr=2e-5, warmup_lr=1e-6, min_lr=1e-6),
         "l14_ssv2_16f": dict(epochs=24, warmup_epochs=4, lr=2.5e-4, warmup_lr=1e-8, min_lr=1e-6),
     }
-    schedules = json.loads((GOLDEN / "lr_schedule_tada.json").read_text())
+    schedules = figures("lr_schedule_tada")
     for name, recipe in recipes.items():
         for epoch, lr in schedules[f"tadaformer/tadaformer_{name}"].items():
             assert learning_rate(float(epoch), schedule(**recipe)) == pytest.approx(lr, rel=1e-9), (name, epoch)
@@ -90,7 +86,6 @@ def test_entries_that_fit_nothing_are_refused(changes, text):
         parameter_groups(create_model("st_adapter", TINY, 4, 5).trainable_parameters(), schedule(**changes))
 
 
-@golden
 @pytest.mark.parametrize("size, data, decay", [("b16", "k400", 0.7), ("l14", "ssv2", 0.85)])
 def test_tadaformer_groups_are_the_authors(size, data, decay):
     """Weight decay and learning-rate factor of every parameter, at the real size."""
@@ -107,14 +102,13 @@ def test_tadaformer_groups_are_the_authors(size, data, decay):
     )  # fmt: skip
     groups = parameter_groups(model.trainable_parameters(), config, layers_of(model))
     ours = {name: (group["weight_decay"], group["lr_scale"]) for group in groups for name in group["names"]}
-    authors = json.loads((GOLDEN / "param_groups_tada.json").read_text())[f"tadaformer/tadaformer_{size}_{data}_16f"]
+    authors = figures("param_groups_tada")[f"tadaformer/tadaformer_{size}_{data}_16f"]
     named = {from_authors(name): tuple(value) for name, value in authors.items()}
     assert ours.keys() == named.keys()
     for name, (wd, scale) in named.items():
         assert ours[name] == (wd, pytest.approx(scale, rel=1e-9)), name
 
 
-@golden
 def test_dist_groups_are_the_authors():
     from i2v.methods.dist import from_authors
 
@@ -123,5 +117,5 @@ def test_dist_groups_are_the_authors():
     config = schedule(weight_decay=1e-4, no_decay=DIST_NO_DECAY)
     groups = parameter_groups(model.trainable_parameters(), config)
     ours = {name: group["weight_decay"] for group in groups for name in group["names"]}
-    authors = json.loads((GOLDEN / "param_groups_dist.json").read_text())["dist/ssv2/vit-b16-8+16f"]
+    authors = figures("param_groups_dist")["dist/ssv2/vit-b16-8+16f"]
     assert ours == {from_authors(name): decay for name, (decay, scale) in authors.items()}

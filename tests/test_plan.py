@@ -1,8 +1,6 @@
 """The plan: every sample once, the same stream for every world size, boxes and frames inside the video."""
 
-import json
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +12,8 @@ from pipelines.frames import test_frames, train_frames
 from pipelines.options import VARIANTS, ClipOptions
 from pipelines.philox import FRAMES, permutation, uniforms
 from pipelines.plan import Plan
+from tests.references import figures
 
-SAMPLING = Path(__file__).parent.parent.parent / "shared" / "reference" / "golden" / "sampling.json"
 test_boxes.__test__ = test_frames.__test__ = False  # pytest: these are not tests
 
 
@@ -119,9 +117,8 @@ def test_aim_and_zeroi2v_are_their_authors_formulas():
         assert test_frames(count, 30, zero, clips).tolist() == expected
 
 
-@pytest.mark.skipif(not SAMPLING.exists(), reason="the authors' indices, ../shared/reference/golden/sampling.json, are not here")
 def test_dist_and_tada_are_their_authors_indices():
-    cases = json.loads(SAMPLING.read_text())
+    cases = figures("sampling")
     assert len(cases) == 618
     for case in cases:
         sampling = {"segment": "segments", "interval": "stride"}[case["mode"]]

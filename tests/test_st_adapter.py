@@ -1,29 +1,16 @@
 """ST-Adapter equals the authors' code (golden vectors), and a fresh one is CLIP with pooled frames."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors import safe_open
 
 import i2v
 from i2v.methods.st_adapter import Adapter
 from i2v.vit import ViTSpec
+from tests.references import tensors as golden
 
-HERE = Path(__file__).parent
-SHARED = HERE.parents[1] / "shared" / "reference" / "golden"
 TINY = dict(image_size=16, patch_size=8, width=32, layers=3, heads=2, embed_dim=24)
-
-
-def golden(name):
-    path = next((folder / name for folder in (HERE / "golden", SHARED) if (folder / name).exists()), None)
-    if path is None:
-        pytest.skip(f"{name} is only in ../shared/reference/golden")
-    with safe_open(path, "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["config"])
 
 
 def golden_model(tensors, config, dtype):

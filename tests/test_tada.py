@@ -1,33 +1,19 @@
 """TAdaFormer equals the authors' code (golden vectors), and a fresh one is CLIP on the tubelets' middle frames."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 
 import i2v
 from i2v.methods.tada import DropPath, from_authors, layer_of
+from tests.references import figures
+from tests.references import tensors as golden
 
-HERE = Path(__file__).parent
-SHARED = HERE.parents[1] / "shared" / "reference" / "golden"
 TINY = dict(image_size=16, patch_size=8, width=32, layers=3, heads=2, embed_dim=24)
 SMALL = dict(route_ratio=1, route_head_dim=4)  # a routing width of 16 in four heads
 B16 = dict(image_size=224, patch_size=16, width=768, layers=12, heads=12, embed_dim=512)
 L14 = dict(image_size=224, patch_size=14, width=1024, layers=24, heads=16, embed_dim=768)
 SSV2 = dict(temporal_enhance=True, double=True)
-
-
-def find(name):
-    path = next((folder / name for folder in (HERE / "golden", SHARED) if (folder / name).exists()), None)
-    return path or pytest.skip(f"{name} is only in ../shared/reference/golden")
-
-
-def golden(name):
-    with safe_open(find(name), "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["config"])
 
 
 def golden_model(tensors, config, dtype):
@@ -203,7 +189,7 @@ def lr_scale(name, layers, decay, tada=10.0, head=10.0):
     ("b16_k400", B16, 400, {}, 0.7), ("b16_ssv2", B16, 174, SSV2, 0.7),
     ("l14_k400", L14, 400, {}, 0.85), ("l14_ssv2", L14, 174, SSV2, 0.85)])
 def test_learning_rates_and_weight_decay_are_the_authors(recipe, backbone, num_classes, options, decay):
-    expected = json.loads(find("param_groups_tada.json").read_text())[f"tadaformer/tadaformer_{recipe}_16f"]
+    expected = figures("param_groups_tada")[f"tadaformer/tadaformer_{recipe}_16f"]
     with torch.device("meta"):
         parameters = i2v.create_model("tada", backbone, 16, num_classes, **options).trainable_parameters()
     assert {from_authors(name) for name in expected} == set(parameters)

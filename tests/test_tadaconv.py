@@ -1,30 +1,17 @@
 """The TAdaConv operators equal the authors' code (golden vectors) and a naive kernel per frame."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
 from torch import nn
 
 from i2v.tadaconv import (RouteFuncMLP, RouteFuncwTransformer, TAdaConv2d, TAdaConv2dV2, conv_over_frames,
                           mean_of_three_frames)
+from tests.references import tensors as golden
 
-HERE = Path(__file__).parent
-SHARED = HERE.parents[1] / "shared" / "reference" / "golden"
-
-
-def golden(name):
-    path = next((folder / name for folder in (HERE / "golden", SHARED) if (folder / name).exists()), None)
-    if path is None:
-        pytest.skip(f"{name} is only in ../shared/reference/golden")
-    with safe_open(path, "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["config"])
 
 
 def operator(config):

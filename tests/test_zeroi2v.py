@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import i2v
 from i2v.methods.zeroi2v import channel_shifts, shift
 from i2v.vit import VisionTransformer
-from tests.test_st_adapter import golden
+from tests.references import tensors as golden
 
 TINY = dict(image_size=16, patch_size=8, width=32, layers=3, heads=2, embed_dim=24)
 BASE = dict(image_size=224, patch_size=16, width=768, layers=12, heads=12, embed_dim=512)
