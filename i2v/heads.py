@@ -1,10 +1,13 @@
 """Classifiers on top of a backbone's clip features."""
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from i2v.rules import at_least, between
 
 TEMPLATES = ("a video of {}.", "a video of a person {}.")  # for class names, unless the method's authors used others
 
@@ -12,10 +15,9 @@ TEMPLATES = ("a video of {}.", "a video of a person {}.")  # for class names, un
 class LinearHead(nn.Module):
     """Dropout and a linear layer: (B, D) -> (B, num_classes); weights N(0, init_std), bias 0."""
 
-    def __init__(self, feature_dim, num_classes, dropout=0.5, init_std=0.02):
+    def __init__(self, feature_dim, num_classes, dropout: Annotated[float, between(0, 1, below=True)] = 0.5,
+                 init_std: Annotated[float, at_least(0)] = 0.02):  # fmt: skip
         super().__init__()
-        if not 0 <= dropout < 1:
-            raise ValueError(f"head dropout must be in [0, 1), got {dropout!r}")
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(feature_dim, num_classes)
         nn.init.normal_(self.fc.weight, std=init_std)

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import numbers
 import pkgutil
 from dataclasses import asdict, fields
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from i2v import methods
 from i2v.heads import TEMPLATES, LinearHead, TextHead
+from i2v.rules import Count, check
 from i2v.vit import ViTSpec, VisionTransformer
 
 OWN = ("method", "backbone", "num_frames", "num_classes", "head")  # create_model's own arguments; the rest is the method's
@@ -78,12 +80,12 @@ def create_model(method: str, backbone: str | dict = "ViT-B-16", num_frames: int
     return VideoClassifier(trunk, classifier, config)
 
 
-def complete_config(method: str, backbone: str | dict, num_frames: int, num_classes: int, head: dict | None, **options) -> dict:
+def complete_config(method: str, backbone: str | dict, num_frames: Count, num_classes: Count, head: dict | None, **options) -> dict:
     """create_model's arguments as a plain dict, with the defaults of all options that are not given; raises as it does."""
-    for name, value in (("num_frames", num_frames), ("num_classes", num_classes)):
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    options = _with_defaults(method_module(method).build, options, f"method {method!r}")
+    check(complete_config, {"num_frames": num_frames, "num_classes": num_classes}, "{name} must be {rule}, got {value}")
+    build = method_module(method).build
+    options = _with_defaults(build, options, f"method {method!r}")
+    check(build, options, "{name} must be {rule}, got {value}")
     kind, head_options = _head_options(head, method)
     return {"method": method, "backbone": asdict(backbone_spec(backbone)), "num_frames": num_frames,
             "num_classes": num_classes, "head": {"type": kind, **head_options}, **options}
@@ -100,7 +102,9 @@ def _head_options(head, method):
     given = {name: value for name, value in head.items() if name != "type"}
     if kind == "text":
         given.setdefault("templates", getattr(method_module(method), "TEMPLATES", TEMPLATES))
-    return kind, _with_defaults(LinearHead if kind == "linear" else TextHead, given, f"head {kind!r}")
+    head = LinearHead if kind == "linear" else TextHead
+    check(head.__init__, given, "head {name} must be {rule}, got {value}")
+    return kind, _with_defaults(head, given, f"head {kind!r}")
 
 
 def merge_adapters(model: VideoClassifier) -> VideoClassifier:
@@ -162,7 +166,14 @@ def _with_defaults(function, options, owner):
     if unknown:
         raise TypeError(f"{owner} has no option {', '.join(map(repr, unknown))}{_nearest(unknown[0], defaults)}: "
                         f"accepted are {', '.join(defaults) or 'none'}")
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in {**defaults, **options}.items()}
+    return {name: _plain(value) for name, value in {**defaults, **options}.items()}
+
+
+def _plain(value):
+    """As JSON can hold it: no tuples, no numbers of numpy."""
+    if isinstance(value, tuple):
+        return list(value)
+    return value.item() if isinstance(value, numbers.Number) and hasattr(value, "item") else value
 
 
 def _nearest(name, names):

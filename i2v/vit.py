@@ -6,10 +6,13 @@ A video method subclasses Block, writes its own short forward, and hands it to V
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from i2v.rules import Count, check, one_of
 
 
 @dataclass(frozen=True)
@@ -19,25 +22,20 @@ class ViTSpec:
     OpenAI's weights need activation "quick_gelu"; most of open_clip's own need "gelu".
     """
 
-    image_size: int
-    patch_size: int
-    width: int
-    layers: int
-    heads: int
-    embed_dim: int
-    activation: str = "quick_gelu"
+    image_size: Count
+    patch_size: Count
+    width: Count
+    layers: Count
+    heads: Count
+    embed_dim: Count
+    activation: Annotated[str, one_of("quick_gelu", "gelu")] = "quick_gelu"
 
     def __post_init__(self):
-        for name in ("image_size", "patch_size", "width", "layers", "heads", "embed_dim"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"backbone {name} must be a positive integer, got {value!r}")
+        check(ViTSpec, vars(self), "backbone {name} must be {rule}, got {value}")
         if self.image_size % self.patch_size:
             raise ValueError(f"backbone image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         if self.width % self.heads:
             raise ValueError(f"backbone width {self.width} is not a multiple of heads {self.heads}")
-        if self.activation not in ("quick_gelu", "gelu"):
-            raise ValueError(f"backbone activation must be 'quick_gelu' or 'gelu', got {self.activation!r}")
 
     @property
     def grid(self):

@@ -160,8 +160,8 @@ def test_parameter_counts(backbone, num_frames, classes, temporal_adapters, tota
     (dict(adapter_scale=float("nan")), "adapter_scale must be a finite number"),
     (dict(bottleneck_ratio=-0.25), "bottleneck_ratio must leave at least one of the backbone's 32 channels, got -0.25"),
     (dict(bottleneck_ratio=0.01), "bottleneck_ratio must leave at least one"),
-    (dict(drop_path=1.0), "drop_path must be in"),
-    (dict(drop_path=-0.1), "drop_path must be in"),
+    (dict(drop_path=1.0), "drop_path must be a finite number, at least 0 and below 1"),
+    (dict(drop_path=-0.1), "drop_path must be a finite number, at least 0 and below 1"),
     (dict(drop_path=None), "drop_path must be a finite number"),
 ])
 def test_bad_options(options, message):

@@ -217,8 +217,8 @@ def test_bfloat16_keeps_float32_gradients():
 
 @pytest.mark.parametrize("options, message", [
     (dict(alpha=4), "num_frames 6 is not a multiple of alpha 4"),
-    (dict(alpha=0), "alpha must be a positive integer, got 0"),
-    (dict(alpha=2.0), "alpha must be a positive integer, got 2.0"),
+    (dict(alpha=0), "alpha must be a whole number, at least 1, got 0"),
+    (dict(alpha=2.0), "alpha must be a whole number, at least 1, got 2.0"),
     (dict(selected_layers=[]), "selected_layers must be None .all. or ascending layer numbers from 0 to 2, got"),
     (dict(selected_layers=[0, 3]), "from 0 to 2, got .0, 3."),
     (dict(selected_layers=[-1]), "from 0 to 2"),
@@ -228,13 +228,13 @@ def test_bfloat16_keeps_float32_gradients():
     (dict(selected_layers=2), "ascending"),
     (dict(integration_dim=200), "use a multiple of 64"),
     (dict(integration_dim=32), "use a multiple of 64"),
-    (dict(temporal_dim=-1), "temporal_dim must be a positive integer"),
-    (dict(temporal_patch_size=4), "temporal_patch_size must be odd"),
-    (dict(temporal_kernel_size=2), "temporal_kernel_size must be odd"),
-    (dict(pooling_layers=0), "pooling_layers must be a positive integer"),
+    (dict(temporal_dim=-1), "temporal_dim must be a whole number, at least 1"),
+    (dict(temporal_patch_size=4), "temporal_patch_size must be a whole number, at least 1, odd"),
+    (dict(temporal_kernel_size=2), "temporal_kernel_size must be a whole number, at least 1, odd"),
+    (dict(pooling_layers=0), "pooling_layers must be a whole number, at least 1"),
     (dict(temporal_mlp_ratio=0), "temporal_mlp_ratio must be a number that leaves at least one of 8 channels"),
-    (dict(integration_mlp_ratio="1"), "integration_mlp_ratio must be a number"),
-    (dict(integration_temporal_mlp_ratio=float("nan")), "integration_temporal_mlp_ratio must be a number"),
+    (dict(integration_mlp_ratio="1"), "integration_mlp_ratio must be a finite number"),
+    (dict(integration_temporal_mlp_ratio=float("nan")), "integration_temporal_mlp_ratio must be a finite number"),
 ])
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):

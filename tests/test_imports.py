@@ -78,13 +78,18 @@ def test_inside_i2v_only_entry_points_import_the_data_side(path):
 @pytest.mark.parametrize("path", [p for p in FILES if p.parts[:2] == ("i2v", "methods") and p.name != "__init__.py"], ids=str)
 def test_methods_know_the_vit_and_not_each_other(path):
     assert others(imports(path)) <= {"torch", "einops"}
-    allowed = ("i2v.vit", "i2v.video", "i2v.tadaconv")
+    allowed = ("i2v.rules", "i2v.vit", "i2v.video", "i2v.tadaconv")
     assert all(name.startswith(allowed) for name in ours(imports(path)))
 
 
 def test_the_vit_needs_torch_only():
     path = Path("i2v/vit.py")
-    assert others(imports(path)) == {"torch"} and not ours(imports(path))
+    assert others(imports(path)) == {"torch"} and all(name.startswith("i2v.rules") for name in ours(imports(path)))
+
+
+def test_the_rules_are_the_ground_floor():
+    path = Path("i2v/rules.py")
+    assert not others(imports(path)) and not ours(imports(path))
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parts[0] == "shard_tools"], ids=str)

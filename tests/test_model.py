@@ -98,12 +98,12 @@ def test_bad_backbones(backbone, message):
     (dict(method="st_adaptor"), ValueError, "nearest: 'st_adapter'.*clip, .*st_adapter"),
     (dict(method="st_adapter", adapter_widht=8), TypeError, "'adapter_widht' .nearest: 'adapter_width'.*positions"),
     (dict(method="clip", adapter_width=8), TypeError, "accepted are none"),
-    (dict(method="clip", num_classes=0), ValueError, "num_classes must be a positive integer"),
-    (dict(method="clip", num_frames=2.5), ValueError, "num_frames must be a positive integer"),
+    (dict(method="clip", num_classes=0), ValueError, "num_classes must be a whole number, at least 1"),
+    (dict(method="clip", num_frames=2.5), ValueError, "num_frames must be a whole number, at least 1"),
     (dict(method="clip", head={"type": "mlp"}), ValueError, "'mlp'.* is unknown: use a dict such as"),
     (dict(method="clip", head="linear"), ValueError, "head 'linear' is unknown"),
     (dict(method="clip", head={"drop": 0.1}), TypeError, "accepted are dropout, init_std"),
-    (dict(method="clip", head={"dropout": 1.5}), ValueError, "dropout must be in"),
+    (dict(method="clip", head={"dropout": 1.5}), ValueError, "dropout must be a finite number, at least 0 and below 1"),
 ])
 def test_bad_arguments(arguments, error, message):
     with pytest.raises(error, match=message):

@@ -115,7 +115,7 @@ def test_any_number_of_frames_and_either_memory_layout(num_frames):
     (dict(positions=[]), "one or both of"),
     (dict(adapted_layers=4), "from 1 to the backbone's 3 layers, got 4"),
     (dict(adapted_layers=0), "from 1 to the backbone's 3 layers, got 0"),
-    (dict(adapter_width=0), "adapter_width must be a positive integer"),
+    (dict(adapter_width=0), "adapter_width must be a whole number, at least 1"),
 ])
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):

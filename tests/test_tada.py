@@ -200,17 +200,17 @@ def test_learning_rates_and_weight_decay_are_the_authors(recipe, backbone, num_c
 
 
 @pytest.mark.parametrize("options, message", [
-    (dict(reduction=0), "reduction must be a positive integer, got 0"),
+    (dict(reduction=0), "reduction must be a whole number, at least 1, got 0"),
     (dict(reduction=33), "at least one of the backbone's 32 channels, got 33"),
     (dict(route_ratio=17), "ratio must be from 1 to the number of channels, 16, got 17"),
     (dict(route_head_dim=64), r"routing width 16 \(16 channels, ratio 1\) must be a multiple .* got 64"),
     (dict(route_kernels=(3, 2)), "two odd positive integers"),
     (dict(route_kernels=3), "two odd positive integers"),
-    (dict(tubelet_size=2), "tubelet_size must be odd"),
-    (dict(tubelet_stride=0), "tubelet_stride must be a positive integer"),
-    (dict(drop_path=1.0), r"drop_path must be a number in \[0, 1\), got 1.0"),
+    (dict(tubelet_size=2), "tubelet_size must be a whole number, at least 1, odd"),
+    (dict(tubelet_stride=0), "tubelet_stride must be a whole number, at least 1"),
+    (dict(drop_path=1.0), "drop_path must be a finite number, at least 0 and below 1, got 1.0"),
     (dict(double="yes"), "double must be true or false, got 'yes'"),
-    (dict(train="head"), "train must be 'all' or 'adapters', got 'head'"),
+    (dict(train="head"), "train must be all or adapters, got 'head'"),
 ])
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):

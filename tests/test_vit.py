@@ -74,11 +74,11 @@ def test_channels_last_clips_reach_conv1_as_a_view():
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(width=0), "width must be a positive integer"),
-    (dict(layers=2.0), "layers must be a positive integer"),
+    (dict(width=0), "width must be a whole number, at least 1"),
+    (dict(layers=2.0), "layers must be a whole number, at least 1"),
     (dict(patch_size=7), "not a multiple of patch_size 7"),
     (dict(heads=5), "not a multiple of heads 5"),
-    (dict(activation="relu"), "'quick_gelu' or 'gelu'"),
+    (dict(activation="relu"), "must be quick_gelu or gelu"),
 ])
 def test_bad_geometry(change, message):
     with pytest.raises(ValueError, match=message):

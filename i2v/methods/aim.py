@@ -11,12 +11,13 @@ with pooled frames. drop_path drops whole clips, as stochastic depth is meant; t
 the tokens, drops the same token positions in all clips of a batch instead.
 """
 
-import math
+from typing import Annotated
 
 import torch
 from einops import rearrange
 from torch import nn
 
+from i2v.rules import between, one_of
 from i2v.video import FrameTransformer, from_mmaction as from_authors  # noqa: F401 (read by i2v/weights.py)
 from i2v.vit import Block, DropPath
 
@@ -70,25 +71,18 @@ class AIMBlock(Block):
         return x if self.drop_path is None else self.drop_path(x, num_frames)
 
 
-def build(spec, num_frames, *, temporal_adapters=1, adapter_scale=0.5, bottleneck_ratio=0.25, drop_path=0.0):
+def build(spec, num_frames, *, temporal_adapters: Annotated[int, one_of(1, 2)] = 1, adapter_scale: float = 0.5,
+          bottleneck_ratio: float = 0.25, drop_path: Annotated[float, between(0, 1, below=True)] = 0.0):
     """The backbone for clips of num_frames frames; the adapters, the temporal embedding and ln_post train.
 
     temporal_adapters: 1, or 2 to add T_in. adapter_scale: factor of the joint adapter. bottleneck_ratio: an adapter's
     inner width over the backbone's. drop_path: the last layer's probability of dropping a clip's temporal and joint
     adaptation, rising linearly from 0 in the first. Raises ValueError on a value outside these.
     """
-    if type(temporal_adapters) is not int or temporal_adapters not in (1, 2):
-        raise ValueError(f"temporal_adapters must be 1 or 2, got {temporal_adapters!r}")
-    for name, value in (("adapter_scale", adapter_scale), ("bottleneck_ratio", bottleneck_ratio),
-                        ("drop_path", drop_path)):
-        if type(value) not in (int, float) or not math.isfinite(value):
-            raise ValueError(f"{name} must be a finite number, got {value!r}")
     hidden = int(spec.width * bottleneck_ratio)
     if hidden < 1:
         raise ValueError(f"bottleneck_ratio must leave at least one of the backbone's {spec.width} channels, "
                          f"got {bottleneck_ratio!r}")
-    if not 0 <= drop_path < 1:
-        raise ValueError(f"drop_path must be in [0, 1), got {drop_path!r}")
 
     def block(spec, layer):
         probability = drop_path * layer / max(spec.layers - 1, 1) if drop_path else None

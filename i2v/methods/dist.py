@@ -17,12 +17,14 @@ Tokens are (B, T, N, C): read as a channels-last image (B, C, T, N), a (k, 1, 1)
 
 from collections import OrderedDict
 from dataclasses import replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import nn
 
+from i2v.rules import ODD, Count, at_least
 from i2v.vit import Attention, QuickGELU, VisionTransformer
 
 TEMPLATES = ("{}",)  # the authors' prompt for a text head: the class name alone
@@ -252,9 +254,10 @@ class DiST(nn.Module):
         return features
 
 
-def build(spec, num_frames, *, alpha=2, selected_layers=None, integration_dim=384, temporal_dim=96,
-          temporal_patch_size=5, temporal_kernel_size=3, temporal_mlp_ratio=1.0, integration_mlp_ratio=1.0,
-          integration_temporal_mlp_ratio=0.25, pooling_layers=2):  # fmt: skip
+def build(spec, num_frames, *, alpha: Count = 2, selected_layers=None, integration_dim: Count = 384, temporal_dim: Count = 96,
+          temporal_patch_size: Annotated[int, at_least(1), ODD] = 5, temporal_kernel_size: Annotated[int, at_least(1), ODD] = 3,
+          temporal_mlp_ratio: float = 1.0, integration_mlp_ratio: float = 1.0, integration_temporal_mlp_ratio: float = 0.25,
+          pooling_layers: Count = 2):  # fmt: skip
     """The backbone: CLIP frozen, the whole side network trained.
 
     `num_frames` counts the frames of a clip, of which CLIP sees every `alpha`-th; `selected_layers` are the CLIP layers
@@ -262,12 +265,6 @@ def build(spec, num_frames, *, alpha=2, selected_layers=None, integration_dim=38
     """
     sizes = dict(integration_dim=integration_dim, temporal_dim=temporal_dim, temporal_patch_size=temporal_patch_size,
                  temporal_kernel_size=temporal_kernel_size, pooling_layers=pooling_layers)  # fmt: skip
-    for name, value in {"alpha": alpha, **sizes}.items():
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    for name in ("temporal_patch_size", "temporal_kernel_size"):
-        if sizes[name] % 2 == 0:
-            raise ValueError(f"{name} must be odd (an even one would change the number of frames), got {sizes[name]}")
     if num_frames % alpha:
         raise ValueError(f"num_frames {num_frames} is not a multiple of alpha {alpha}: num_frames counts all frames of "
                          "a clip, of which CLIP sees every alpha-th")
@@ -278,7 +275,7 @@ def build(spec, num_frames, *, alpha=2, selected_layers=None, integration_dim=38
               "integration_mlp_ratio": (integration_mlp_ratio, integration_dim),
               "integration_temporal_mlp_ratio": (integration_temporal_mlp_ratio, integration_dim)}  # fmt: skip
     for name, (ratio, dim) in ratios.items():
-        if type(ratio) not in (int, float) or not 1 <= dim * ratio < float("inf"):
+        if dim * ratio < 1:
             raise ValueError(f"{name} must be a number that leaves at least one of {dim} channels, got {ratio!r}")
     layers = list(range(spec.layers))
     if selected_layers is not None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import nn
 
+from i2v.rules import Count
 from i2v.vit import Block, VisionTransformer
 
 POSITIONS = ("pre_attn", "pre_mlp")
@@ -84,15 +85,13 @@ class STAdapterTransformer(VisionTransformer):
         return self.ln_post(reduce(tokens[:, 0], "(b t) c -> b c", "mean", t=num_frames))
 
 
-def build(spec, num_frames, *, adapter_width=384, kernel_size=(3, 1, 1), positions=("pre_mlp",), adapted_layers=None):
+def build(spec, num_frames, *, adapter_width: Count = 384, kernel_size=(3, 1, 1), positions=("pre_mlp",), adapted_layers=None):
     """The backbone with adapters in the last `adapted_layers` blocks (None: all); only the adapters train.
 
     `kernel_size` is (frames, height, width), all odd; `positions` is any of "pre_attn" and "pre_mlp". The number of
     frames is taken from each clip, so `num_frames` is not used. Raises ValueError on a value outside these.
     """
     kernel = tuple(kernel_size) if isinstance(kernel_size, (list, tuple)) else ()
-    if type(adapter_width) is not int or adapter_width < 1:
-        raise ValueError(f"adapter_width must be a positive integer, got {adapter_width!r}")
     if len(kernel) != 3 or any(type(k) is not int or k < 1 or k % 2 == 0 for k in kernel):
         raise ValueError(f"kernel_size must be three odd positive integers [frames, height, width] (an even kernel "
                          f"would change the clip's shape), got {kernel_size!r}")

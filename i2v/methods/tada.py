@@ -16,11 +16,14 @@ patch tokens that nothing reads any more: it is kept, with zero gradients, so th
 The batch norms inside tada are trained on all frames of a batch; on several GPUs they should be synchronised.
 """
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import nn
 
+from i2v.rules import ODD, Count, at_least, between, one_of
 from i2v.tadaconv import TAdaConv2dV2, conv_over_frames
 from i2v.vit import Block, DropPath, QuickGELU, VisionTransformer
 
@@ -112,9 +115,10 @@ def inflate(kernel, frames):
     return F.pad(kernel[:, :, None], (0, 0, 0, 0, frames // 2, frames // 2))
 
 
-def build(spec, num_frames, *, reduction=2, route_ratio=2, route_kernels=(3, 3), route_head_dim=64,
-          temporal_enhance=False, double=False, tubelet_size=3, tubelet_stride=2, drop_path=0.0, project=False,
-          train="all"):
+def build(spec, num_frames, *, reduction: Count = 2, route_ratio: Count = 2, route_kernels=(3, 3), route_head_dim: Count = 64,
+          temporal_enhance: bool = False, double: bool = False, tubelet_size: Annotated[int, at_least(1), ODD] = 3,
+          tubelet_stride: Count = 2, drop_path: Annotated[float, between(0, 1, below=True)] = 0.0, project: bool = False,
+          train: Annotated[str, one_of("all", "adapters")] = "all"):
     """The backbone; everything trains, or with train="adapters" the TAdaBlocks alone, CLIP and its stem being frozen.
 
     reduction: width over TAdaConv's width. route_ratio: TAdaConv's width over the routing's, which is a multiple of
@@ -125,19 +129,6 @@ def build(spec, num_frames, *, reduction=2, route_ratio=2, route_kernels=(3, 3),
     not used. A stem that is frozen as CLIP's reads only every tubelet_stride-th frame: with train="adapters" stride 1
     uses all. Raises ValueError on a value outside these.
     """
-    for name, value in dict(reduction=reduction, route_ratio=route_ratio, route_head_dim=route_head_dim,
-                            tubelet_size=tubelet_size, tubelet_stride=tubelet_stride).items():
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    if tubelet_size % 2 == 0:
-        raise ValueError(f"tubelet_size must be odd, so that CLIP's kernel has a middle frame, got {tubelet_size!r}")
-    for name, value in dict(temporal_enhance=temporal_enhance, double=double, project=project).items():
-        if type(value) is not bool:
-            raise ValueError(f"{name} must be true or false, got {value!r}")
-    if type(drop_path) not in (int, float) or not 0 <= drop_path < 1:
-        raise ValueError(f"drop_path must be a number in [0, 1), got {drop_path!r}")
-    if train not in ("all", "adapters"):
-        raise ValueError(f"train must be 'all' or 'adapters', got {train!r}")
     hidden = spec.width // reduction
     if hidden < 1:
         raise ValueError(f"reduction must leave at least one of the backbone's {spec.width} channels, got {reduction}")

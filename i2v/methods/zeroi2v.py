@@ -9,12 +9,13 @@ CLIP's transformer with the shift.
 """
 
 import copy
-import math
+from typing import Annotated
 
 import torch
 from einops import rearrange
 from torch import nn
 
+from i2v.rules import Count, between, one_of
 from i2v.video import FrameTransformer, from_mmaction as from_authors  # noqa: F401 (read by i2v/weights.py)
 from i2v.vit import Block
 
@@ -108,8 +109,9 @@ def _fold_after(adapter, weight, bias):
     weight.copy_(w @ weight.double())
 
 
-def build(spec, num_frames, *, mlp_adapters=2, adapter_scale=0.5, bottleneck_ratio=0.25, adapter_dropout=0.1,
-          shift_div=12, shift_stride=1, long_shift_div=None, long_shift_right=False, merged=False):
+def build(spec, num_frames, *, mlp_adapters: Annotated[int, one_of(1, 2)] = 2, adapter_scale: float = 0.5,
+          bottleneck_ratio: float = 0.25, adapter_dropout: Annotated[float, between(0, 1, below=True)] = 0.1,
+          shift_div=12, shift_stride: Count = 1, long_shift_div=None, long_shift_right: bool = False, merged: bool = False):
     """The backbone for clips of num_frames frames; the adapters, the temporal embedding and ln_post train.
 
     mlp_adapters: 1 before the MLP, 2 to add the one after it. adapter_scale: factor of every adapter. bottleneck_ratio:
@@ -118,21 +120,10 @@ def build(spec, num_frames, *, mlp_adapters=2, adapter_scale=0.5, bottleneck_rat
     long_shift_div: so for 2 frames earlier and, with long_shift_right, 2 later; None: no long shift. merged: what
     merge() returns: no adapters, all frozen, whatever the adapter options. Raises ValueError on a value outside these.
     """
-    if type(mlp_adapters) is not int or mlp_adapters not in (1, 2):
-        raise ValueError(f"mlp_adapters must be 1 or 2, got {mlp_adapters!r}")
-    for name, value in (("adapter_scale", adapter_scale), ("bottleneck_ratio", bottleneck_ratio),
-                        ("adapter_dropout", adapter_dropout)):
-        if type(value) not in (int, float) or not math.isfinite(value):
-            raise ValueError(f"{name} must be a finite number, got {value!r}")
     hidden = int(spec.width * bottleneck_ratio)
     if hidden < 1:
         raise ValueError(f"bottleneck_ratio must leave at least one of the backbone's {spec.width} channels, "
                          f"got {bottleneck_ratio!r}")
-    if not 0 <= adapter_dropout < 1:
-        raise ValueError(f"adapter_dropout must be in [0, 1), got {adapter_dropout!r}")
-    for name, value in (("long_shift_right", long_shift_right), ("merged", merged)):
-        if type(value) is not bool:
-            raise ValueError(f"{name} must be true or false, got {value!r}")
     shifts = channel_shifts(spec.width, shift_div, shift_stride, long_shift_div, long_shift_right)
     adapters = () if merged else ADAPTERS[:2 + mlp_adapters]
 
@@ -146,8 +137,6 @@ def build(spec, num_frames, *, mlp_adapters=2, adapter_scale=0.5, bottleneck_rat
 
 def channel_shifts(width, shift_div, shift_stride, long_shift_div, long_shift_right):
     """[(channels, frames), ...] that cover the width, as shift() takes them: earlier, later, long ones, the rest."""
-    if type(shift_stride) is not int or shift_stride < 1:
-        raise ValueError(f"shift_stride must be a positive integer, got {shift_stride!r}")
     near = _share(width, shift_div, "shift_div")
     shifts = [(near, -shift_stride), (near, shift_stride)]
     if long_shift_div is not None:
