@@ -5,7 +5,19 @@
     logits = model(clips)  # (B, 3, T, H, W) normalised -> (B, num_classes)
 """
 
-from i2v.model import create_model, merge_adapters
-from i2v.weights import load_weights
+import importlib
 
-__all__ = ["create_model", "load_weights", "merge_adapters"]
+EXPORTS = {"create_model": "i2v.model", "merge_adapters": "i2v.model", "load_weights": "i2v.weights"}
+
+__all__ = list(EXPORTS)
+
+
+def __getattr__(name: str):
+    # Imported when asked for: torch takes seconds, and not every program of this package needs it.
+    if name in EXPORTS:
+        return getattr(importlib.import_module(EXPORTS[name]), name)
+    raise AttributeError(f"module 'i2v' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *EXPORTS]
