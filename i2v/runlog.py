@@ -21,14 +21,12 @@ class RunLog:
     the validation after that step if it is still due."""
 
     def __init__(
-        self, folder: Path, is_main: bool, step: int, last_step: int, device: torch.device, validation_due: bool = False
+        self, folder: Path, is_main: bool, step: int, samples: int, last_step: int, device: torch.device, validation_due: bool
     ):
         self.path, self.png = folder / "log.jsonl", folder / "curves.png"
         self.is_main, self.device = is_main, device
-        self.loss = torch.zeros((), dtype=torch.float64, device=device)  # sum since the last report, on the device
-        self.steps = 0  # since the last report
         self._waited, self._paused, self._since = 0.0, 0.0, time.perf_counter()
-        self._reported_step = step
+        self._samples = samples  # at the last report
         if not is_main:
             return
         kept = [record for record in read_log(self.path) if record["step"] <= step]
@@ -57,27 +55,22 @@ class RunLog:
         yield
         self._paused += time.perf_counter() - begin
 
-    def train(self, step: int, samples: int, epoch: float, lr: float, clips: int) -> None:
-        """Report the steps since the last report; clips: per step. Raises FloatingPointError if the loss is not a number."""
-        loss = self.loss.item() / max(self.steps, 1)
+    def train(self, step: int, samples: int, epoch: float, loss: float, lr: float) -> None:
+        """Report the steps since the last report; loss: their mean."""
         now = time.perf_counter()
         elapsed = max(now - self._since - self._paused, 1e-9)
-        measured = step - self._reported_step  # after a continuation fewer than self.steps
         record = {
             "step": step,
             "samples": samples,
             "epoch": round(epoch, 4),
             "loss": loss,
             "lr": lr,
-            "clips_per_s": round(measured * clips / elapsed, 2),
+            "clips_per_s": round((samples - self._samples) / elapsed, 2),
             "data_wait": round(self._waited / elapsed, 4),
         }
         if self.device.type == "cuda":
             record["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-        self.loss.zero_()
-        self.steps, self._waited, self._paused, self._since, self._reported_step = 0, 0.0, 0.0, now, step
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise FloatingPointError(f"The loss is {loss} at step {step}")
+        self._waited, self._paused, self._since, self._samples = 0.0, 0.0, now, samples
         self._write(record, ("loss", "lr", "clips_per_s", "data_wait"), "train")
         self._show(
             step,

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 import random
 import sys
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
@@ -30,44 +29,49 @@ from i2v.atomic import remove_leftovers, replacing
 from i2v.checkpoint import (
     OPTIMIZER, load_checkpoint, not_finite, optimizer_tensors, restore_optimizer, save_checkpoint,
 )  # fmt: skip
-from i2v.config import Config, load_config, to_dict, with_defaults
+from i2v.config import Config, load_config, to_dict
+from i2v.continuation import check_continuation
 from i2v.distributed import StopSignal, World, all_agree, close_world, init_world, share_buffers, sum_over_ranks
 from i2v.lock import only_writer
 from i2v.metrics import evaluate
 from i2v.mixing import mix
-from i2v.model import OWN, backbone_spec, complete_config, method_module
+from i2v.model import backbone_spec, method_module
 from i2v.optim import build_optimizer, learning_rate
 from i2v.runlog import RunLog
 from i2v.runtime import autocast_for, build_model, choose_precision, compile_blocks, describe_backbone, own_tensors, place
 from i2v.weights import load_weights
 from pipelines import ShardError, build_loader
-from pipelines.augment import AugmentOptions
-from pipelines.graph import GraphOptions
-from pipelines.options import ClipOptions, OrderOptions
-
-# What may differ between a run and its continuation; everything else decides what is computed. (The videos of data.train
-# must be the same; where they are may change.)
-FREE_TO_CHANGE = {
-    "out", "model.weights", "data.device", "data.decode", "data.threads", "data.val", "train.batch_size", "train.micro_batch",
-    "train.compile", "train.max_steps", "train.eval_every", "train.eval_batch", "train.save_every", "train.log_every",
-    "data.train", "data.cache", "data.cache_size", "data.prefetch_bytes",
-}  # fmt: skip
-
-CLIP_OPTIONS = (ClipOptions, AugmentOptions, GraphOptions)  # what may stand under `clips`
+from pipelines.options import OrderOptions
 
 SAVED = "The state of the run is saved: the same command continues from it."
 
 
 @dataclass
 class Progress:
-    """What, besides weights and optimizer, a run needs to go on."""
+    """What, besides weights and optimizer, a run needs to go on: it is in every checkpoint."""
 
     step: int = 0
     samples: int = 0  # seen by all devices together: the state of the data
     best: float = -1.0  # top-1 on data.val
-    loss: float = 0.0  # summed over the steps that are not in the log yet
+    loss: float | torch.Tensor = 0.0  # summed over the steps that are not in the log yet; on the device, so that none waits
     loss_steps: int = 0
     validation_due: bool = False  # after this step; true in a checkpoint if it was not finished
+
+    def advance(self, clips: int, loss: torch.Tensor) -> None:
+        """A step of so many clips is done; loss: their mean."""
+        self.step, self.samples = self.step + 1, self.samples + clips
+        self.loss, self.loss_steps = self.loss + loss.double(), self.loss_steps + 1
+
+    def take_loss(self) -> float:
+        """The mean loss of the steps since it was taken last. Raises FloatingPointError if it is not a number."""
+        mean = float(self.loss) / max(self.loss_steps, 1)
+        if not math.isfinite(mean):
+            raise FloatingPointError(f"The loss is {mean} at step {self.step}")
+        self.loss, self.loss_steps = 0.0, 0
+        return mean
+
+    def as_dict(self) -> dict:
+        return vars(self) | {"loss": float(self.loss)}
 
 
 def run(config: Config, world: World) -> None:
@@ -80,12 +84,14 @@ def run(config: Config, world: World) -> None:
 
 
 def train_in(out: Path, config: Config, world: World) -> None:
-    # Where were we?
+    # ---- where were we? ----------------------------------------------------------------------------------------------
     train, last = config.train, out / "last.safetensors"
     saved, meta = load_checkpoint(last) if last.exists() else ({}, None)
     progress = Progress(**meta["progress"]) if meta else Progress()
 
-    # Data
+    # ---- data --------------------------------------------------------------------------------------------------------
+    # A step is batch_size clips on any number of devices; what does not fit at once is accumulated. The loader's only
+    # state is how many samples were seen, so that a continued run sees what an uninterrupted one would have seen.
     micro_batch, accumulate = split_batch(train.batch_size, train.micro_batch, world.size)
     loader = open_loader(config, world, "train", config.data.train, micro_batch, progress.samples)
     val_loader = None
@@ -94,9 +100,14 @@ def train_in(out: Path, config: Config, world: World) -> None:
     check_labels(loader, val_loader)
     classes, clips_per_epoch = loader.shards.classes, len(loader.plan)
 
-    # Model
+    # ---- model -------------------------------------------------------------------------------------------------------
+    # The order matters: load everything on the CPU in float32, compare with the checkpoint, then move and cast what is
+    # frozen, then make the optimizer (of the tensors that will be trained), then compile, and DDP last, around it all.
     torch.manual_seed(train.seed)
     model, source = build_model(config.model, classes)
+    parameters = model.trainable_parameters()
+    if not parameters:
+        raise ValueError(f"{config.model.method} with a {config.model.head['type']} head trains nothing: use i2v.evaluate.")
     identity = {
         "model": model.config,
         "backbone": describe_backbone(model, config.model, source),
@@ -106,9 +117,6 @@ def train_in(out: Path, config: Config, world: World) -> None:
         "clips": config.clips,
         "config": to_dict(config),
     }  # fmt: skip
-    parameters = model.trainable_parameters()
-    if not parameters:
-        raise ValueError(f"{config.model.method} with a {config.model.head['type']} head trains nothing: use i2v.evaluate.")
     if meta:
         check_continuation(identity, meta, last)
         load_weights(model, {name: tensor for name, tensor in saved.items() if not name.startswith(OPTIMIZER)}, "i2v")
@@ -120,33 +128,27 @@ def train_in(out: Path, config: Config, world: World) -> None:
         restore_optimizer(optimizer, saved)
     if train.compile:
         compile_blocks(model)
-    replica = model
-    if world.size > 1:
-        if world.device.type == "cuda":
-            model = replica = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        replica = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    model, replica = replicate(model, world)
 
-    # Loop
+    # ---- reports and checkpoints -------------------------------------------------------------------------------------
     total = math.ceil(train.epochs * clips_per_epoch)  # samples
     last_step = progress.step + math.ceil(max(total - progress.samples, 0) / train.batch_size)
     last_step = min(last_step, train.max_steps or last_step)
-    log = RunLog(out, world.is_main, progress.step, last_step, world.device, progress.validation_due and bool(val_loader))
-    log.loss += progress.loss
-    log.steps = progress.loss_steps
+    due = progress.validation_due and val_loader is not None
+    log = RunLog(out, world.is_main, progress.step, progress.samples, last_step, world.device, due)
     describe(log, config, world, model, meta, source, dtype, f"{micro_batch} clips x {accumulate}", clips_per_epoch)
     if world.is_main:
         with replacing(out / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
 
     def save(name: str, tensors: dict, **more) -> None:
-        progress.loss, progress.loss_steps = log.loss.item(), log.steps
-        save_state(out / name, tensors, identity | {"progress": vars(progress)} | more, world)
+        save_state(out / name, tensors, identity | {"progress": progress.as_dict()} | more, world)
 
     def save_last() -> None:
         save("last.safetensors", own_tensors(model, identity["backbone"]) | optimizer_tensors(optimizer))
 
     def validate() -> None:
-        share_buffers(model)
+        share_buffers(model)  # each rank's BatchNorm saw other clips: all score with, and save, those of rank 0
         with log.pausing():
             scores = evaluate(model, val_loader, len(classes), len(val_loader.plan), world.device, autocast)
         progress.validation_due = False
@@ -155,19 +157,19 @@ def train_in(out: Path, config: Config, world: World) -> None:
             progress.best = scores.top1
             save("best.safetensors", own_tensors(model, identity["backbone"]), scores=scores.summary())
 
-    stop = StopSignal()
-    batches = iter(loader)
+    # ---- loop --------------------------------------------------------------------------------------------------------
+    # Nothing in it waits for the device but the log, every log_every steps: sums stay on the device, and whether to stop
+    # is agreed on between the hosts. A validation is written down as due before it begins, so that it is made up for.
+    stop, batches = StopSignal(), iter(loader)
     model.train()
     try:
-        if progress.validation_due and val_loader:
+        if due:
             validate()
             save_last()
         while progress.step < last_step:
-            epoch = progress.samples / clips_per_epoch
-            lr = learning_rate(epoch, train)
+            lr = learning_rate(progress.samples / clips_per_epoch, train)
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["lr_scale"]
-
             totals = add_gradients(replica, batches, accumulate, progress.samples, len(classes), train, world, autocast, log)
             sum_over_ranks(totals)
             counted = totals[0].clamp(min=1)
@@ -177,14 +179,10 @@ def train_in(out: Path, config: Config, world: World) -> None:
             optimizer.zero_grad(set_to_none=True)
 
             before = progress.samples
-            progress.step += 1
-            progress.samples += train.batch_size
-            epoch = progress.samples / clips_per_epoch
-            log.loss += totals[1] / counted
-            log.steps += 1
+            progress.advance(train.batch_size, totals[1] / counted)
             stopping, finished = stop(), progress.step == last_step
             if progress.step % train.log_every == 0 or finished:
-                log.train(progress.step, progress.samples, epoch, lr, train.batch_size)
+                log.train(progress.step, progress.samples, progress.samples / clips_per_epoch, progress.take_loss(), lr)
             if val_loader and (finished or crosses(before, progress.samples, train.eval_every * clips_per_epoch)):
                 progress.validation_due = True
                 save_last()
@@ -203,6 +201,15 @@ def train_in(out: Path, config: Config, world: World) -> None:
     batches.close()
     stop.close()
     log.close()
+
+
+def replicate(model, world: World):
+    """The model, its batch norms sharing their statistics, and what runs it on all devices at once."""
+    if world.size == 1:
+        return model, model
+    if world.device.type == "cuda":
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return model, DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 @contextmanager
@@ -362,47 +369,6 @@ def check_labels(loader, val_loader) -> None:
             f"{loader.shards.root} and {val_loader.shards.root} do not have the same class names in the same order: "
             f"make the second with --classes {loader.shards.root}/manifest.json."
         )
-
-
-def check_continuation(identity: dict, meta: dict, path: Path) -> None:
-    """Raises ValueError if the checkpoint in the run's folder belongs to another experiment.
-
-    Keys that a checkpoint lacks, because they came later, have their defaults: an older run can be continued.
-    """
-    new, old = (flatten(settings(each)) for each in (identity, meta))
-    for key in sorted(new.keys() | old.keys()):
-        if key not in FREE_TO_CHANGE and new.get(key) != old.get(key):
-            raise ValueError(
-                f"{path} belongs to a run with {key} = {old.get(key)!r}, this one has {new.get(key)!r}: "
-                "choose another folder with out=..., or restore the value."
-            )
-    same = {
-        "other classes": identity["classes"] == meta["classes"],
-        "other backbone weights": identity["backbone"]["fingerprint"] == meta["backbone"]["fingerprint"],
-        "other videos, weights or shares in data.train": identity["stream"] == meta["stream"],
-    }
-    for what, equal in same.items():
-        if not equal:
-            raise ValueError(f"{path} belongs to a run with {what}: choose another folder with out=...")
-
-
-def settings(meta: dict) -> dict:
-    """All that a run was told, and what it was not told at its default."""
-    config = with_defaults(meta["config"])
-    model = complete_config(**meta["model"])
-    config["model"] |= {key: model.pop(key) for key in OWN} | {"options": model}
-    config["clips"] = {field.name: field.default for kind in CLIP_OPTIONS for field in fields(kind)} | config["clips"]
-    config["data"]["order"] = asdict(OrderOptions()) | config["data"]["order"]
-    del config["clips"]["augment"]  # the graph's name for the fields of AugmentOptions
-    return json.loads(json.dumps(config))  # tuples are lists in a file
-
-
-def flatten(section: dict, prefix: str = "") -> dict:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
-    flat = {}
-    for key, value in section.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
 
 
 def step_seed(*where: int) -> int:

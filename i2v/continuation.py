@@ -1,0 +1,64 @@
+"""Does a checkpoint belong to the run that is about to continue from it?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from i2v.config import with_defaults
+from i2v.model import OWN, complete_config
+from pipelines.augment import AugmentOptions
+from pipelines.graph import GraphOptions
+from pipelines.options import ClipOptions, OrderOptions
+
+# What may differ between a run and its continuation; everything else decides what is computed. (The videos of data.train
+# must be the same; where they are may change.)
+FREE_TO_CHANGE = {
+    "out", "model.weights", "data.device", "data.decode", "data.threads", "data.val", "train.batch_size", "train.micro_batch",
+    "train.compile", "train.max_steps", "train.eval_every", "train.eval_batch", "train.save_every", "train.log_every",
+    "data.train", "data.cache", "data.cache_size", "data.prefetch_bytes",
+}  # fmt: skip
+
+CLIP_OPTIONS = (ClipOptions, AugmentOptions, GraphOptions)  # what may stand under `clips`
+
+
+def check_continuation(identity: dict, meta: dict, path: Path) -> None:
+    """Raises ValueError if the checkpoint in the run's folder belongs to another experiment.
+
+    Keys that a checkpoint lacks, because they came later, have their defaults: an older run can be continued.
+    """
+    new, old = (flatten(settings(each)) for each in (identity, meta))
+    for key in sorted(new.keys() | old.keys()):
+        if key not in FREE_TO_CHANGE and new.get(key) != old.get(key):
+            raise ValueError(
+                f"{path} belongs to a run with {key} = {old.get(key)!r}, this one has {new.get(key)!r}: "
+                "choose another folder with out=..., or restore the value."
+            )
+    same = {
+        "other classes": identity["classes"] == meta["classes"],
+        "other backbone weights": identity["backbone"]["fingerprint"] == meta["backbone"]["fingerprint"],
+        "other videos, weights or shares in data.train": identity["stream"] == meta["stream"],
+    }
+    for what, equal in same.items():
+        if not equal:
+            raise ValueError(f"{path} belongs to a run with {what}: choose another folder with out=...")
+
+
+def settings(meta: dict) -> dict:
+    """All that a run was told, and what it was not told at its default."""
+    config = with_defaults(meta["config"])
+    model = complete_config(**meta["model"])
+    config["model"] |= {key: model.pop(key) for key in OWN} | {"options": model}
+    config["clips"] = {field.name: field.default for kind in CLIP_OPTIONS for field in fields(kind)} | config["clips"]
+    config["data"]["order"] = asdict(OrderOptions()) | config["data"]["order"]
+    del config["clips"]["augment"]  # the graph's name for the fields of AugmentOptions
+    return json.loads(json.dumps(config))  # tuples are lists in a file
+
+
+def flatten(section: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    flat = {}
+    for key, value in section.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
