@@ -12,12 +12,14 @@ import math
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import chain
+from typing import NamedTuple
 
 import av
 from av.codec.context import ThreadType
 from av.stream import Discard, Disposition
 
 from shard_tools.files import LARGEST_PICTURE, RejectedVideo, describe
+from shard_tools.orientation import Orientation, orientation
 
 LARGEST_SIDE = 16384  # pixels, of a source
 MOST_FRAMES = 1 << 20  # of a clip; nearly ten hours at 30 frames per second
@@ -33,7 +35,15 @@ BESIDE_THE_VIDEO = (  # covers and thumbnails, and what only adds to another str
     Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails | Disposition.dependent
 )
 
-TimedFrame = tuple[float, av.VideoFrame]
+
+class Picture(NamedTuple):
+    """A frame, and how it is to be shown."""
+
+    frame: av.VideoFrame
+    turns: Orientation
+
+
+TimedPicture = tuple[float, Picture]
 
 
 def best_stream(container):
@@ -85,7 +95,7 @@ def frame_rate(stream) -> Fraction:
 
 def chosen_frames(
     container, stream, start: float, end: float | None, max_seconds: float | None, fps: float | None
-) -> Iterator[TimedFrame]:
+) -> Iterator[TimedPicture]:
     """The frames of the part of the video from `start` to `end`, at most `fps` per second of them, with their times.
 
     start, end: see Video. max_seconds: at most so much of the part, or of the video where that begins later.
@@ -104,10 +114,10 @@ def chosen_frames(
     return thinned(frames, fps) if fps else frames
 
 
-def _segment(container, stream, start: float, end: float, max_seconds: float) -> Iterator[TimedFrame]:
+def _segment(container, stream, start: float, end: float, max_seconds: float) -> Iterator[TimedPicture]:
     """The frames whose time is start <= time < end; if there are none, the one that is on the screen all that time."""
     found, shown, until = False, None, 0.0  # shown: the last frame before the segment; until: when the next one follows
-    for time, frame in frames_from(container, stream, start):
+    for time, picture in frames_from(container, stream, start):
         if not found and shown is None:
             end = min(end, max(start, time) + max_seconds)
         if time >= end - SAME_TIME:
@@ -115,9 +125,9 @@ def _segment(container, stream, start: float, end: float, max_seconds: float) ->
             break
         if time >= start - SAME_TIME:
             found = True
-            yield time, frame
+            yield time, picture
         else:
-            shown, until = frame, time + _seconds_shown(frame, stream)
+            shown, until = picture, time + _seconds_shown(picture.frame, stream)
     if found:
         return
     if shown is None:
@@ -133,7 +143,7 @@ def _seconds_shown(frame: av.VideoFrame, stream) -> float:
     return float((frame.duration or 0) * (frame.time_base or 0)) or float(1 / frame_rate(stream))
 
 
-def thinned(frames: Iterator[TimedFrame], fps: float) -> Iterator[TimedFrame]:
+def thinned(frames: Iterator[TimedPicture], fps: float) -> Iterator[TimedPicture]:
     """Of the frames those that are nearest to the times k / fps after the first, each once."""
     wanted, before = 0, None  # wanted: k of the next time that needs a frame
     for time, frame in frames:
@@ -150,7 +160,7 @@ def thinned(frames: Iterator[TimedFrame], fps: float) -> Iterator[TimedFrame]:
         yield before
 
 
-def frames_from(container, stream, start: float) -> Iterator[TimedFrame]:
+def frames_from(container, stream, start: float) -> Iterator[TimedPicture]:
     """All frames from some time at or before `start` on, with their times. Raises RejectedVideo for a still picture."""
     frames = _decoded(container, stream)
     first, second = next(frames), next(frames, None)
@@ -158,6 +168,7 @@ def frames_from(container, stream, start: float) -> Iterator[TimedFrame]:
         raise RejectedVideo("it is sound with one picture, not a video")
     begin = _first_time(container, stream, first)
     origin, step = (_timestamp(first, container) or 0.0) - begin, float(1 / frame_rate(stream))
+    turns = orientation(first) or Orientation()
     pending = [first] if second is None else [first, second]
     if start - begin > 2 * SEEK_MARGIN and first.time is not None and SEEKABLE & _formats(container):
         first, frames = _seek(container, stream, origin + start - SEEK_MARGIN)
@@ -174,7 +185,8 @@ def frames_from(container, stream, start: float) -> Iterator[TimedFrame]:
             time = begin if time is None else time
         elif not before < time <= before + LONGEST_PAUSE:
             time = before + step
-        yield time, frame
+        turns = orientation(frame) or turns
+        yield time, Picture(frame, turns)
         before = time
 
 

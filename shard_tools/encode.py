@@ -22,9 +22,9 @@ from av.filter import Graph
 from av.video.reformatter import ColorRange, Colorspace
 
 from pipelines.shards import FRAGMENT, fragment_sizes
-from shard_tools.decode import CUT_IT, MOST_FRAMES, TimedFrame, best_stream, chosen_frames, frame_rate
+from shard_tools.decode import CUT_IT, MOST_FRAMES, TimedPicture, best_stream, chosen_frames, frame_rate
 from shard_tools.files import RejectedVideo, open_video
-from shard_tools.orientation import TURNS, Orientation, orientation
+from shard_tools.orientation import TURNS, Orientation
 from shard_tools.sources import Video
 
 LIBRARY = {"vp9": "libvpx-vp9", "h264": "libx264", "hevc": "libx265", "mjpeg": "mjpeg"}
@@ -156,13 +156,12 @@ def _true_rate(times: np.ndarray, declared: float) -> float:
 
 
 def _upright_frames(
-    frames: Iterator[TimedFrame], pixel_shape: Fraction, settings: EncodeSettings
-) -> Iterator[TimedFrame]:
+    pictures: Iterator[TimedPicture], pixel_shape: Fraction, settings: EncodeSettings
+) -> Iterator[tuple[float, av.VideoFrame]]:
     """Every frame as it will be stored: upright, scaled, cropped, converted."""
     graph = size = made_for = None
-    for time, frame in frames:
+    for time, (frame, turns) in pictures:
         # A stream may change its size or colours on the way: the stored clip keeps the first frame's size.
-        turns = orientation(frame)
         looks = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, turns)
         if looks != made_for:
             width, height = frame.width * pixel_shape, Fraction(frame.height)
@@ -212,7 +211,7 @@ def _conversion(
 
 
 def _encode(
-    frames: Iterator[TimedFrame], rate: Fraction, settings: EncodeSettings
+    frames: Iterator[tuple[float, av.VideoFrame]], rate: Fraction, settings: EncodeSettings
 ) -> tuple[bytes, int, int, np.ndarray]:
     """The mp4, its width and height, and when each frame is shown, in seconds of the source."""
     output, encoder, times = io.BytesIO(), None, []

@@ -30,12 +30,16 @@ TURNS = {  # FFmpeg's filters
 }
 
 
-def orientation(frame: av.VideoFrame) -> Orientation:
-    """The orientation that is nearest to the frame's display matrix. A matrix that has no inverse says nothing.
+def orientation(frame: av.VideoFrame) -> Orientation | None:
+    """The orientation that is nearest to the frame's display matrix; None: it has none, and is shown as the one before.
 
-    By the matrix (a, b, u, c, d, v, ...) the point (x, y) is shown at (a x + c y, b x + d y).
+    By the matrix (a, b, u, c, d, v, ...) the point (x, y) is shown at (a x + c y, b x + d y). One without an inverse says
+    that nothing is done.
     """
-    a, b, _, c, d = _display_matrix(frame)[:5]
+    matrix = _display_matrix(frame)
+    if matrix is None:
+        return None
+    a, b, _, c, d = matrix[:5]
     if a * d == b * c:
         return Orientation()
     if abs(b * c) > abs(a * d):
@@ -43,8 +47,8 @@ def orientation(frame: av.VideoFrame) -> Orientation:
     return Orientation(False, a < 0, d < 0)
 
 
-def _display_matrix(frame: av.VideoFrame) -> list[int]:
-    """Its nine numbers; zeros if there is none. Of several the first counts, as for FFmpeg."""
+def _display_matrix(frame: av.VideoFrame) -> list[int] | None:
+    """Its nine numbers. Of several matrices the first counts, as for FFmpeg."""
     found = SideDataContainer.__new__(SideDataContainer)
     with contextlib.suppress(ValueError):  # a kind that PyAV has no name for, such as a JPEG's EXIF, which comes last
         found.__init__(frame)
@@ -52,4 +56,4 @@ def _display_matrix(frame: av.VideoFrame) -> list[int]:
         for data in found:
             if data.type == Type.DISPLAYMATRIX:
                 return np.frombuffer(data, np.int32).tolist()
-    return [0] * 9
+    return None

@@ -30,6 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipelines.shards import CLIP, FORMAT, FRAGMENT, VERSION, clip_key, manifest_crc32, shard_number
+from shard_tools.console import print_any_name
 
 BLOCK = 512  # bytes; members of a tar start on multiples of it
 CHUNK = 1 << 26  # bytes read at once where no clip is
@@ -477,8 +478,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+    print_any_name()
     try:
         report = verify(arguments.data, None if arguments.decode == "all" else int(arguments.decode), arguments.workers)
     except Unusable as error:
