@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from i2v.config import Config, load_config
 from i2v.model import VideoClassifier, create_model, method_module
+from shard_tools.console import print_any_name
 
 CLASSES = {"k400": 400, "k700": 700, "ssv2": 174, "ucf101": 101, "hmdb51": 51, "diving48": 48}
 
@@ -164,6 +165,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all rows here, with the MACs of each kind of operator")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     args = parser.parse_args()
+    print_any_name()
     try:
         rows = [row for path in files(args.configs) for row in costs(path, args.classes)]
         if args.json:

@@ -31,6 +31,7 @@ from i2v.runtime import INCLUDED, autocast_for, build_model, describe_backbone, 
 from i2v.weights import fingerprint, load_weights
 from pipelines import ShardError, build_loader
 from pipelines.shards import ShardSet
+from shard_tools.console import print_any_name
 
 MERGE_TOLERANCE = 1e-4  # of the largest logit, in float32
 
@@ -129,6 +130,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="with --config: replace its values")
     args = parser.parse_args()
+    print_any_name()
     try:
         if args.config:
             if not args.source or not args.classes:

@@ -23,6 +23,7 @@ from i2v.metrics import VIEWS_AT_ONCE, Scores, evaluate, videos_at_once
 from i2v.runtime import autocast_for, build_model, choose_precision, place, restore_model
 from pipelines import ShardError, build_loader
 from pipelines.shards import ShardSet
+from shard_tools.console import print_any_name
 
 def score(args, world: World) -> tuple[Scores, list[str], dict]:
     """Scores, class names, and how they came about."""
@@ -123,6 +124,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write scores, per-class accuracy and the confusion matrix here")
     parser.add_argument("options", nargs="*", metavar="name=value", help="how clips are cut: clips, crops, stride, ...")
     args = parser.parse_args()
+    print_any_name()
     try:
         if args.json and not args.json.parent.is_dir():
             raise ValueError(f"{args.json.parent} does not exist: --json needs a folder that does.")

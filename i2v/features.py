@@ -6,7 +6,7 @@
 
 With --window, windows of so many seconds slide over each video, --hop seconds apart, frames at equal distances in each;
 without, there is one row per clip of the run's evaluation, averaged over its crops. A row is what enters the classifier.
-Times are seconds in the source file, as its own timestamps say. Interrupted, the same command goes on.
+Times are seconds of the source file as players show them. Interrupted, the same command goes on.
 
 what comes out: features.csv (key, source, class, rows), features.json (how they were made) and, with --format npy,
 KEY.npy (rows, D) float32 and KEY.times.npy (rows, 2) float64: start and end; with --format shards the same as members of
@@ -38,9 +38,11 @@ from i2v.runtime import autocast_for, build_model, choose_precision, place, rest
 from i2v.weights import fingerprint
 from pipelines import ShardError, build_loader
 from pipelines.shards import ClipError
+from shard_tools.console import print_any_name
 
 PART = 16  # videos that are written together, and that an interruption costs at most
 MEMORY = 4.0  # GB for clips
+FILE_NAMES = ("utf-8", "surrogateescape")  # in tables, as in clips.csv: what is not UTF-8 in a name is kept, byte by byte
 
 
 def extract(args, world: World) -> tuple[int, list[str]]:
@@ -123,8 +125,8 @@ def features_of(model, batch, plan) -> np.ndarray:
 
 
 def spans(plan, shards, clip: int, position: int, frames: np.ndarray) -> np.ndarray:
-    """(clips, 2) start and end of each clip of a sample, in seconds of the source."""
-    begin, fps = shards.metadata(clip).get("start") or 0.0, float(shards.clips["fps"][clip])
+    """(clips, 2) start and end of each clip of a sample, in seconds of the source as players count them."""
+    begin, fps = shards.begin(clip), float(shards.clips["fps"][clip])
     if plan.split == "windows":
         return np.array([plan.window(position)]).clip(max=int(shards.clips["frames"][clip]) / fps) + begin
     times = shards.times(clip)[frames.reshape(plan.clips, -1)]
@@ -167,7 +169,7 @@ def write_part(args, shards, part: int, found: dict, first: int, last: int) -> N
         write_whole(args.out / name, data)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
-    write_whole(args.out / part_name(part), text.getvalue().encode())
+    write_whole(args.out / part_name(part), text.getvalue().encode(*FILE_NAMES))
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -196,11 +198,11 @@ def join_parts(out: Path, parts: range) -> list[str]:
     """features.csv of all parts. Returns the keys of the videos that could not be read."""
     rows = []
     for part in parts:
-        with open(out / part_name(part), newline="") as file:
+        with open(out / part_name(part), newline="", encoding=FILE_NAMES[0], errors=FILE_NAMES[1]) as file:
             rows += csv.reader(file)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([["key", "source", "class", "rows"], *rows])
-    write_whole(out / "features.csv", text.getvalue().encode())
+    write_whole(out / "features.csv", text.getvalue().encode(*FILE_NAMES))
     return [row[0] for row in rows if row[3] == "unreadable"]
 
 
@@ -225,6 +227,7 @@ def main() -> None:
     parser.add_argument("--cache-size", help="how much of it they may fill, such as 200GB")
     parser.add_argument("options", nargs="*", metavar="name=value", help="how clips are cut: clips, crops, fps")
     args = parser.parse_args()
+    print_any_name()
     world = None
     try:
         if args.hop is not None and args.window is None:

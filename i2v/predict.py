@@ -26,6 +26,7 @@ from i2v.metrics import videos_at_once, view_probabilities
 from i2v.runtime import autocast_for, choose_precision, place, restore_model
 from pipelines import ShardError, build_loader
 from pipelines.graph import CPU_CODECS
+from shard_tools.console import print_any_name
 from shard_tools.encode import EncodeSettings
 from shard_tools.sources import VIDEO_SUFFIXES, Video
 from shard_tools.writer import OutputError, make_shards
@@ -51,7 +52,8 @@ def find_videos(paths: list[Path]) -> list[Path]:
 
 @torch.no_grad()
 def predict(model, meta: dict, videos: list[Path], device: torch.device, autocast, workers: int, window=None, hop=None) -> dict:
-    """For every video a list of (start, end, probabilities): seconds and a (K,) tensor; or the reason why it could not be read.
+    """For every video a list of (start, end, probabilities): seconds as players count them, and a (K,) tensor; or why it
+    could not be read.
 
     window, hop: seconds; None: the views of the run's evaluation, averaged, are one answer for the whole video.
     """
@@ -65,9 +67,9 @@ def predict(model, meta: dict, videos: list[Path], device: torch.device, autocas
         stored["max_seconds"] = None
     found: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as folder:
-        items = [Video(str(video), source=str(video)) for video in videos]
+        items = [Video(str(video), source=str(i)) for i, video in enumerate(videos)]  # a name may be no text
         manifest = make_shards(items, [], folder, EncodeSettings(**stored), workers=workers)
-        with open(Path(folder) / "rejected.csv", newline="", errors="surrogateescape") as file:
+        with open(Path(folder) / "rejected.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
             found |= {row["path"]: row["reason"] for row in csv.DictReader(file)}
         if manifest["clips"]:
             where = "gpu" if device.type == "cuda" else "cpu"
@@ -78,12 +80,13 @@ def predict(model, meta: dict, videos: list[Path], device: torch.device, autocas
                 for i in batch.weights.nonzero().flatten().tolist():
                     clip = int(batch.ids[i])
                     length = float(loader.shards.clips["frames"][clip] / loader.shards.clips["fps"][clip])
+                    begin = loader.shards.begin(clip)
                     start, end = loader.plan.window(int(batch.positions[i])) if window is not None else (0.0, length)
                     answers = found.setdefault(loader.shards.metadata(clip)["source"], [])
-                    answers.append((start, min(end, length), probabilities[i]))
+                    answers.append((begin + start, begin + min(end, length), probabilities[i]))
             for clip, reason in loader.bad.items():
                 found[loader.shards.metadata(clip)["source"]] = reason
-    return {str(video): found[str(video)] for video in videos}
+    return {str(video): found[str(i)] for i, video in enumerate(videos)}
 
 
 def main() -> None:
@@ -101,6 +104,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare videos (default: this one)")
     parser.add_argument("--json", type=Path, help="write all of it here as well")
     args = parser.parse_args()
+    print_any_name()
     try:
         if args.top < 1:
             raise ValueError(f"--top is {args.top}: it must be at least 1.")

@@ -51,14 +51,15 @@ class Quarantine:
         """Rows of another data set, told by a checksum of the clip, do not count."""
         if self.path is None or not self.path.exists():
             return {}
-        with open(self.path, newline="") as file:
+        with open(self.path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = [row for row in csv.reader(file) if len(row) == 4 and row[0].isdigit() and int(row[0]) < len(self.shards)]
         return {int(row[0]): row[3] for row in rows if row[2] == str(self.shards.clip_crc(int(row[0])))}
 
     def _append(self, clip_id: int, reason: str) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = not self.path.exists()
-        with open(self.path, "a", newline="") as file:  # one short append per clip: safe when several ranks share the file
+        # One short append per clip: safe when several ranks share the file.
+        with open(self.path, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
             if new:
                 writer.writerow(["id", "key", "crc", "reason"])

@@ -127,6 +127,11 @@ class ShardSet:
             except (ValueError, OSError, OverflowError) as error:
                 raise ClipError(clip_id, f"{self._where(clip_id)}: its json is damaged ({error})") from error
 
+    def begin(self, clip_id: int) -> float:
+        """When the clip's first frame is shown, in seconds of its source as players count them. Raises ClipError."""
+        facts = self.metadata(clip_id)
+        return facts.get("begin", facts.get("start") or 0.0)
+
     def _read(self, clip_id: int, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         shard, offset, header_size, header_crc, first, count, *_ = self.clips[clip_id].item()
         frames = np.asarray(frames, dtype=np.int64)

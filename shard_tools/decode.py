@@ -1,8 +1,9 @@
 """Which frames of a source video become the clip, and when each of them is shown.
 
-Times are in seconds from the source's first frame, as its own timestamps say (AVI has none: the order of its packets).
+Times are seconds of the source's clock as players and FFmpeg show it: it begins where the first of the source's streams
+does, which may be its sound. They are what the source's own timestamps say (AVI has none: the order of its packets).
 A frame without a timestamp, or with one that is not later than the frame's before it, or more than an hour later, is
-taken to be shown 1/rate after that one.
+taken to be shown 1/rate after that one; a first frame more than an hour from the clock's beginning, to be shown at 0.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import math
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import chain
+from typing import NamedTuple
 
 import av
 from av.codec.context import ThreadType
 from av.stream import Discard, Disposition
 
 from shard_tools.files import LARGEST_PICTURE, RejectedVideo, describe
+from shard_tools.orientation import Orientation, orientation
 
 LARGEST_SIDE = 16384  # pixels, of a source
 MOST_FRAMES = 1 << 20  # of a clip; nearly ten hours at 30 frames per second
@@ -28,17 +31,38 @@ SEEK_MARGIN = 1.0  # seconds
 HONEST = {"mp4", "matroska", "avi", "flv", "asf"}  # formats that declare their duration; of others FFmpeg guesses it
 MAY_LACK = (1.0, 0.05)  # seconds, or part of the declared duration, that may be missing at the end
 CUT_IT = "cut it with a list of segments or --max-seconds"
+BESIDE_THE_VIDEO = (  # covers and thumbnails, and what only adds to another stream
+    Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails | Disposition.dependent
+)
 
-TimedFrame = tuple[float, av.VideoFrame]
+
+class Picture(NamedTuple):
+    """A frame, and how it is to be shown."""
+
+    frame: av.VideoFrame
+    turns: Orientation
+
+
+TimedPicture = tuple[float, Picture]
 
 
 def best_stream(container):
-    """The video stream that a player would show. Raises RejectedVideo if there is none that can be decoded."""
-    stream = container.streams.best("video")
-    if stream is None or stream.disposition & Disposition.attached_pic:
+    """The video stream that a person would call the video. Raises RejectedVideo if there is none that can be decoded.
+
+    Moving pictures come before a still one (a cover, a thumbnail), whatever the file says is its default. Of several it
+    is the one that FFmpeg would choose, or else the default, or the largest.
+    """
+    streams = [stream for stream in container.streams.video if not stream.disposition & BESIDE_THE_VIDEO]
+    if not streams:
         raise RejectedVideo("it has no video stream")
-    if stream.codec_context is None:
+    streams = [stream for stream in streams if stream.codec_context is not None]
+    if not streams:
         raise RejectedVideo("there is no decoder for its codec")
+    if len(streams) > 1:
+        streams = [stream for stream in streams if _moves(container, stream)] or streams
+    stream = container.streams.best("video")
+    if stream not in streams:
+        stream = max(streams, key=lambda one: (one.disposition & Disposition.default, one.width * one.height))
     for other in container.streams:
         # Where the stream does not say how long it is, the others help to tell whether the file is complete.
         other.discard = Discard.none if other is stream or stream.duration is None else Discard.all
@@ -48,43 +72,78 @@ def best_stream(container):
     return stream
 
 
+def _moves(container, stream) -> bool:
+    """Whether a stream of an unread file holds more than one picture, as far as that can be told without decoding it."""
+    if stream.frames:
+        return stream.frames > 1
+    if not SEEKABLE & _formats(container):
+        return stream.average_rate is not None
+    try:
+        pictures = (packet for packet in container.demux(stream) if packet.size)
+        moves = next(pictures, None) is not None and next(pictures, None) is not None
+        container.seek(0)
+    except av.FFmpegError as error:
+        raise RejectedVideo(f"it cannot be searched ({describe(error)})") from error
+    return moves
+
+
 def frame_rate(stream) -> Fraction:
     """Frames per second, as the source declares them or FFmpeg estimates them."""
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
     return min(max(rate.limit_denominator(1001), Fraction(1, 100)), Fraction(1000))
 
 
-def chosen_frames(container, stream, start: float, end: float | None, fps: float | None) -> Iterator[TimedFrame]:
-    """The frames with start <= time < end, at most `fps` per second of them, with their times.
+def chosen_frames(
+    container, stream, start: float, end: float | None, max_seconds: float | None, fps: float | None
+) -> Iterator[TimedPicture]:
+    """The frames of the part of the video from `start` to `end`, at most `fps` per second of them, with their times.
 
+    start, end: see Video. max_seconds: at most so much of the part, or of the video where that begins later.
     Decoding begins at a keyframe before `start` where that is exact, and ends at `end`.
     Raises RejectedVideo for damage, for a segment without frames, and for what cannot be meant to be one clip.
     """
     _check_picture(stream.codec_context.width, stream.codec_context.height)
     duration = _declared_seconds(container, stream)
     expected = duration * fps if fps else max(stream.frames, duration * SLOWEST)
-    if end is None and expected > MOST_FRAMES:
+    if end is None and max_seconds is None and expected > MOST_FRAMES:
         raise RejectedVideo(f"it claims {duration:.0f} seconds and {stream.frames} frames: {CUT_IT}")
-    frames = _segment(container, stream, start, end)
+    end = math.inf if end is None else end
+    if end <= start:
+        raise RejectedVideo(f"it has no frame between seconds {start:g} and {end:g}")
+    frames = _segment(container, stream, start, end, math.inf if max_seconds is None else max_seconds)
     return thinned(frames, fps) if fps else frames
 
 
-def _segment(container, stream, start: float, end: float | None) -> Iterator[TimedFrame]:
-    found, time = False, 0.0
-    for time, frame in frames_from(container, stream, start):
-        if end is not None and time >= end - SAME_TIME:
-            if not found:
-                raise RejectedVideo(f"it has no frame between seconds {start:g} and {end:g}")
-            return
+def _segment(container, stream, start: float, end: float, max_seconds: float) -> Iterator[TimedPicture]:
+    """The frames whose time is start <= time < end; if there are none, the one that is on the screen all that time."""
+    found, shown, until = False, None, 0.0  # shown: the last frame before the segment; until: when the next one follows
+    for time, picture in frames_from(container, stream, start):
+        if not found and shown is None:
+            end = min(end, max(start, time) + max_seconds)
+        if time >= end - SAME_TIME:
+            until = time
+            break
         if time >= start - SAME_TIME:
             found = True
-            yield time, frame
-    if not found:
-        length = time + float(1 / frame_rate(stream))
-        raise RejectedVideo(f"the segment begins at second {start:g}, but the video is {length:.2f} seconds long")
+            yield time, picture
+        else:
+            shown, until = picture, time + _seconds_shown(picture.frame, stream)
+    if found:
+        return
+    if shown is None:
+        raise RejectedVideo(f"the segment ends at second {end:g}, but the first frame is shown at second {until:.2f}")
+    if start >= until - SAME_TIME:
+        length = math.floor((until + SAME_TIME) * 100) / 100  # rounded up, it might be more than `start`
+        raise RejectedVideo(f"the segment begins at second {round(start, 2):.12g}, but the video is {length:.2f} seconds long")
+    yield start, shown
 
 
-def thinned(frames: Iterator[TimedFrame], fps: float) -> Iterator[TimedFrame]:
+def _seconds_shown(frame: av.VideoFrame, stream) -> float:
+    """How long the frame is on the screen if none follows."""
+    return float((frame.duration or 0) * (frame.time_base or 0)) or float(1 / frame_rate(stream))
+
+
+def thinned(frames: Iterator[TimedPicture], fps: float) -> Iterator[TimedPicture]:
     """Of the frames those that are nearest to the times k / fps after the first, each once."""
     wanted, before = 0, None  # wanted: k of the next time that needs a frame
     for time, frame in frames:
@@ -101,27 +160,45 @@ def thinned(frames: Iterator[TimedFrame], fps: float) -> Iterator[TimedFrame]:
         yield before
 
 
-def frames_from(container, stream, start: float) -> Iterator[TimedFrame]:
-    """All frames from some time at or before `start` on, with their times."""
+def frames_from(container, stream, start: float) -> Iterator[TimedPicture]:
+    """All frames from some time at or before `start` on, with their times. Raises RejectedVideo for a still picture."""
     frames = _decoded(container, stream)
-    first = next(frames)
-    origin, step = _timestamp(first, container) or 0.0, float(1 / frame_rate(stream))
-    if start > 2 * SEEK_MARGIN and first.time is not None and SEEKABLE & _formats(container):
+    first, second = next(frames), next(frames, None)
+    if second is None and container.streams.audio:
+        raise RejectedVideo("it is sound with one picture, not a video")
+    begin = _first_time(container, stream, first)
+    origin, step = (_timestamp(first, container) or 0.0) - begin, float(1 / frame_rate(stream))
+    turns = orientation(first) or Orientation()
+    pending = [first] if second is None else [first, second]
+    if start - begin > 2 * SEEK_MARGIN and first.time is not None and SEEKABLE & _formats(container):
         first, frames = _seek(container, stream, origin + start - SEEK_MARGIN)
         if first is None or not first.key_frame or first.time is None or first.time > origin + start:
-            first, frames = _seek(container, stream, origin - LONGEST_PAUSE)
+            first, frames = _seek(container, stream, origin + begin - LONGEST_PAUSE)
             if first is None:
                 raise RejectedVideo(f"it cannot be searched for second {start:g}")
+        pending = [first]
     before = None
-    for frame in chain([first], frames):
+    for frame in chain(pending, frames):
         timestamp = _timestamp(frame, container)
         time = before if timestamp is None else timestamp - origin
         if before is None:
-            time = time or 0.0
+            time = begin if time is None else time
         elif not before < time <= before + LONGEST_PAUSE:
             time = before + step
-        yield time, frame
+        turns = orientation(frame) or turns
+        yield time, Picture(frame, turns)
         before = time
+
+
+def _first_time(container, stream, first: av.VideoFrame) -> float:
+    """When the first frame is shown, in seconds from the container's start."""
+    shown = first.time
+    if "avi" in _formats(container) and stream.start_time is not None:
+        shown = float(stream.start_time * stream.time_base)  # frames there have the times of the packets they come after
+    if shown is None or container.start_time is None:
+        return 0.0
+    begin = shown - container.start_time / av.time_base
+    return begin if SAME_TIME < begin <= LONGEST_PAUSE else 0.0
 
 
 def _timestamp(frame: av.VideoFrame, container) -> float | None:

@@ -22,8 +22,9 @@ from av.filter import Graph
 from av.video.reformatter import ColorRange, Colorspace
 
 from pipelines.index import FRAGMENT, LARGEST_SIDE, fragment_sizes
-from shard_tools.decode import CUT_IT, MOST_FRAMES, TimedFrame, best_stream, chosen_frames, frame_rate
+from shard_tools.decode import CUT_IT, MOST_FRAMES, TimedPicture, best_stream, chosen_frames, frame_rate
 from shard_tools.files import RejectedVideo, open_video
+from shard_tools.orientation import TURNS, Orientation
 from shard_tools.sources import Video
 
 LIBRARY = {"vp9": "libvpx-vp9", "h264": "libx264", "hevc": "libx265", "mjpeg": "mjpeg"}
@@ -40,12 +41,6 @@ MOVFLAGS = "frag_every_frame+empty_moov+default_base_moof+skip_trailer"
 
 BT601 = "smpte170m"
 MATRIX = {1: "bt709", 4: "fcc", 5: BT601, 6: BT601, 7: "smpte240m", 9: "bt2020nc", 10: "bt2020nc"}  # AVColorSpace
-QUARTER_TURNS = {  # counter-clockwise
-    0: [],
-    1: [("transpose", "cclock")],
-    2: [("hflip", None), ("vflip", None)],
-    3: [("transpose", "clock")],
-}
 
 
 @dataclass(frozen=True)
@@ -117,6 +112,7 @@ class EncodedClip:
     width: int  # pixels
     height: int
     fps: float
+    begin: float  # seconds of the source: when its first frame is shown
     source_bytes: int  # size of the source file
 
     @property
@@ -130,17 +126,14 @@ def encode_video(video: Video | str | os.PathLike, settings: EncodeSettings = En
     Raises RejectedVideo if it cannot be made, StoreError if the place where the video is cannot be read.
     """
     video = video if isinstance(video, Video) else Video(os.fspath(video))
-    end = video.end
-    if settings.max_seconds is not None:
-        end = min(video.start + settings.max_seconds, math.inf if end is None else end)
     with open_video(video) as (container, source_bytes):
         stream = best_stream(container)
         rate = frame_rate(stream)
         rate = min(rate, Fraction(settings.fps).limit_denominator(1001)) if settings.fps else rate
-        frames = chosen_frames(container, stream, video.start, end, settings.fps)
+        frames = chosen_frames(container, stream, video.start, video.end, settings.max_seconds, settings.fps)
         pixel_shape = stream.sample_aspect_ratio or Fraction(1)
         data, width, height, times = _encode(_upright_frames(frames, pixel_shape, settings), rate, settings)
-    return _validated(data, width, height, times, _true_rate(times, float(rate)), settings.gop, source_bytes)
+    return _validated(data, width, height, times, float(rate), settings.gop, source_bytes)
 
 
 def stored_size(width: Fraction, height: Fraction, short_side: int) -> tuple[int, int]:
@@ -162,24 +155,25 @@ def _true_rate(times: np.ndarray, declared: float) -> float:
 
 
 def _upright_frames(
-    frames: Iterator[TimedFrame], pixel_shape: Fraction, settings: EncodeSettings
-) -> Iterator[TimedFrame]:
+    pictures: Iterator[TimedPicture], pixel_shape: Fraction, settings: EncodeSettings
+) -> Iterator[tuple[float, av.VideoFrame]]:
     """Every frame as it will be stored: upright, scaled, cropped, converted."""
     graph = size = made_for = None
-    for time, frame in frames:
+    for time, (frame, turns) in pictures:
         # A stream may change its size or colours on the way: the stored clip keeps the first frame's size.
-        looks = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, frame.rotation)
+        looks = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, turns)
         if looks != made_for:
-            turns = round(frame.rotation / 90) % 4
             width, height = frame.width * pixel_shape, Fraction(frame.height)
-            width, height = (height, width) if turns % 2 else (width, height)
+            width, height = (height, width) if turns.transposed else (width, height)
             size = size or stored_size(width, height, settings.short_side)
             graph, made_for = _conversion(frame, turns, (width, height), size, settings.codec == "mjpeg"), looks
         graph.push(frame)
         yield time, graph.pull()
 
 
-def _conversion(frame, turns: int, upright: tuple[Fraction, Fraction], size: tuple[int, int], full: bool) -> Graph:
+def _conversion(
+    frame, turns: Orientation, upright: tuple[Fraction, Fraction], size: tuple[int, int], full: bool
+) -> Graph:
     """The filters that turn, scale (bicubic), crop and recolour frames that look like this one.
 
     DALI 2.4 turns YUV into RGB with the BT.601 matrix whatever the tag says, so that is how clips are stored.
@@ -194,7 +188,7 @@ def _conversion(frame, turns: int, upright: tuple[Fraction, Fraction], size: tup
         scale += ":in_range=tv"
     levels = "pc" if full else "tv"
     scale += f":out_range={levels}"
-    steps = [*QUARTER_TURNS[turns], ("scale", scale), ("format", "yuvj420p" if full else "yuv420p")]
+    steps = [*TURNS[turns], ("scale", scale), ("format", "yuvj420p" if full else "yuv420p")]
     steps.append(("crop", f"{size[0]}:{size[1]}"))
     matrix = MATRIX.get(frame.colorspace) or (BT601 if min(frame.width, frame.height) < 720 else "bt709")
     if matrix != BT601 and not frame.format.is_rgb:
@@ -216,9 +210,9 @@ def _conversion(frame, turns: int, upright: tuple[Fraction, Fraction], size: tup
 
 
 def _encode(
-    frames: Iterator[TimedFrame], rate: Fraction, settings: EncodeSettings
+    frames: Iterator[tuple[float, av.VideoFrame]], rate: Fraction, settings: EncodeSettings
 ) -> tuple[bytes, int, int, np.ndarray]:
-    """The mp4, its width and height, and when each frame is shown, in seconds from the first."""
+    """The mp4, its width and height, and when each frame is shown, in seconds of the source."""
     output, encoder, times = io.BytesIO(), None, []
     with av.open(output, "w", format="mp4", options={"movflags": MOVFLAGS, "fflags": "+bitexact"}) as container:
         for time, frame in frames:
@@ -230,7 +224,7 @@ def _encode(
             times.append(time)
         container.mux(encoder.encode(None))
         width, height = encoder.width, encoder.height
-    return output.getvalue(), width, height, np.array(times) - times[0]
+    return output.getvalue(), width, height, np.array(times)
 
 
 def _open_encoder(container, frame: av.VideoFrame, fps: Fraction, settings: EncodeSettings):
@@ -247,8 +241,11 @@ def _open_encoder(container, frame: av.VideoFrame, fps: Fraction, settings: Enco
     return stream
 
 
-def _validated(data: bytes, width, height, times: np.ndarray, fps: float, gop: int, source_bytes: int) -> EncodedClip:
-    """Decode the result once, end to end: what is stored is known to be playable, and how many frames it has."""
+def _validated(data: bytes, width, height, times: np.ndarray, rate: float, gop: int, source_bytes: int) -> EncodedClip:
+    """Decode the result once, end to end: what is stored is known to be playable, and how many frames it has.
+
+    times: when each frame is shown, in seconds of the source; rate: frames per second, as declared.
+    """
     with av.open(io.BytesIO(data)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
@@ -267,11 +264,13 @@ def _validated(data: bytes, width, height, times: np.ndarray, fps: float, gop: i
     ends = header_size + np.cumsum(sizes)
     fragments = np.empty(len(times), FRAGMENT)
     fragments["size"] = sizes
+    begin, times = times[0], times - times[0]
     fragments["time"] = times
     fragments["crc"] = [zlib.crc32(data[end - size : end]) for size, end in zip(sizes, ends)]
     return EncodedClip(
-        data, header_size, zlib.crc32(data[:header_size]), fragments, width, height, fps, source_bytes
-    )
+        data, header_size, zlib.crc32(data[:header_size]), fragments, width, height, _true_rate(times, rate), float(begin),
+        source_bytes,
+    )  # fmt: skip
 
 
 def _even(side: Fraction) -> int:

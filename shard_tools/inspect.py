@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.shards import ShardError, ShardSet
+from shard_tools.console import as_text, print_any_name
 
 PERCENTILES = (0, 1, 10, 50, 90, 99, 100)
 BAR = 40  # characters
@@ -235,13 +236,13 @@ def draw(path: Path, sets: list[ShardSet], facts: list[dict]) -> None:
     for panel, values, title in ((length, seconds, "length (s)"), (rate, rates, "kbit/s")):
         edges = np.histogram_bin_edges(np.concatenate(values), 40)
         for one, each in zip(facts, values):
-            panel.hist(each, edges, histtype="stepfilled", alpha=0.5, label=one["data"])
+            panel.hist(each, edges, histtype="stepfilled", alpha=0.5, label=as_text(one["data"]))
         panel.set(xlabel=title, ylabel="clips", yscale="log", ylim=(0.8, None))
     for i, fact in enumerate(facts):
         places = np.arange(len(sizes)) + (i + 0.5) * 0.8 / len(facts) - 0.4
-        size.barh(places, [fact["sizes"].get(name, 0) for name in sizes], 0.8 / len(facts), alpha=0.7, label=fact["data"])
+        size.barh(places, [fact["sizes"].get(name, 0) for name in sizes], 0.8 / len(facts), alpha=0.7, label=as_text(fact["data"]))
         per_class = sorted(fact["clips_per_class"].values(), reverse=True)
-        classes.plot(np.arange(1, len(per_class) + 1), per_class, drawstyle="steps-mid", label=fact["data"])
+        classes.plot(np.arange(1, len(per_class) + 1), per_class, drawstyle="steps-mid", label=as_text(fact["data"]))
     size.set(yticks=range(len(sizes)), yticklabels=sizes, xlabel="clips")
     size.invert_yaxis()
     classes.set(xlabel="classes, the largest first", ylabel="clips", ylim=(0, None))
@@ -277,6 +278,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--png", type=Path, metavar="FILE", help="draw lengths, sizes, classes and bit rates here")
     add("--json", type=Path, metavar="FILE", help="write every number here")
     arguments = parser.parse_args(argv)
+    print_any_name()
     for data in arguments.data:
         if "://" not in data and not Path(data, "manifest.json").exists():
             parser.error(f"{data} holds no manifest.json: give folders that make_shards has finished.")

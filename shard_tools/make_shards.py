@@ -19,6 +19,7 @@ from collections import Counter
 
 from tqdm import tqdm
 
+from shard_tools.console import print_any_name
 from shard_tools.encode import CRF, LIBRARY, EncodeSettings
 from shard_tools.join import identity, known_videos
 from shard_tools.output import Output, OutputError
@@ -119,6 +120,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
+    print_any_name()
     kept = "what is done is kept, the same command continues."
     try:
         return _run(arguments)

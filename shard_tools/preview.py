@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipelines import ShardError
 from pipelines.graph import MEAN, STD
+from shard_tools.console import print_any_name
 
 MARGIN, TITLE, FONT = 4, 18, 12  # pixels: around every frame, above every row, height of letters
 SMALLEST, LARGEST = 96, 224  # pixels: smaller frames are enlarged, larger ones are shrunk
@@ -124,6 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--seed", type=int, default=0, metavar="N", help="of the training stream (default: 0)")
     add("--cache", metavar="DIR", help="folder on a local disk for what is read from URLs")
     arguments = parser.parse_intermixed_args(argv)
+    print_any_name()
     for name, least in (("clips", 1), ("columns", 2), ("epoch", 0), ("start", 0), ("seed", 0)):
         if getattr(arguments, name) < least:
             parser.error(f"--{name} must be at least {least}, not {getattr(arguments, name)}.")

@@ -256,13 +256,15 @@ def _members(key: str, video: Video, clip: EncodedClip) -> bytes:
         "label": video.label,
         "class": video.class_name,
         "source": video.source,
-        "start": video.start,  # seconds of the source: the part that the clip shows
+        "start": video.start,  # seconds of the source, on its players' clock: the part that the clip shows
         "end": video.end,  # null: to its end
         "frames": clip.frames,
         "fps": clip.fps,
         "width": clip.width,
         "height": clip.height,
     }
+    if clip.begin != video.start:
+        facts["begin"] = round(clip.begin, 6)  # when the first frame is shown
     parts = []
     for suffix, data in (("mp4", clip.data), ("json", json.dumps(facts).encode())):
         info = tarfile.TarInfo(f"{key}.{suffix}")

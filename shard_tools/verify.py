@@ -34,6 +34,7 @@ from pipelines.index import (
     parse_records, shard_number, times_are_possible,
 )  # fmt: skip
 from pipelines.storage import ShardError
+from shard_tools.console import print_any_name
 
 CHUNK = 1 << 26  # bytes read at once where no clip is
 JSON_ROOM = 1 << 16  # bytes, more than any clip's json takes
@@ -431,8 +432,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+    print_any_name()
     try:
         report = verify(arguments.data, None if arguments.decode == "all" else int(arguments.decode), arguments.workers)
     except ShardError as error:
