@@ -20,13 +20,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.shards import CLIP, FRAGMENT, clip_key
+from pipelines.shards import BLOCK, CLIP, FRAGMENT, clip_key
 from shard_tools.encode import EncodedClip
 from shard_tools.files import RejectedVideo
 from shard_tools.output import Output, OutputError
 from shard_tools.sources import Video
 
-BLOCK = 512  # bytes; members of a tar start on multiples of it
 END_OF_TAR = bytes(2 * BLOCK)
 
 

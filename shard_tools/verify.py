@@ -29,9 +29,8 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from pipelines.shards import CLIP, FORMAT, FRAGMENT, VERSION, clip_key, manifest_crc32, shard_number
+from pipelines.shards import BLOCK, CLIP, FORMAT, FRAGMENT, VERSION, clip_key, manifest_crc32, shard_number
 
-BLOCK = 512  # bytes; members of a tar start on multiples of it
 CHUNK = 1 << 26  # bytes read at once where no clip is
 JSON_ROOM = 1 << 16  # bytes, more than any clip's json takes
 SHOWN = 8  # problems printed of each kind; all of them are in --json and --bad
