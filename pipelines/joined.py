@@ -32,8 +32,9 @@ class JoinedShards:
         return self.firsts[-1]
 
     @property
-    def sound_clip(self) -> int:
-        return self.sets[0].sound_clip
+    def sound_clip(self) -> int | None:
+        sound = ((first, each.sound_clip) for first, each in zip(self.firsts, self.sets))
+        return next((first + clip for first, clip in sound if clip is not None), None)
 
     def key(self, clip_id: int) -> str:
         """Which data set, and the clip's WebDataset key in it."""

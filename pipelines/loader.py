@@ -298,6 +298,8 @@ class Loader:
     def _harmless(self) -> tuple[np.ndarray, np.ndarray]:
         """The first frame of a sound clip, and the box of all of it."""
         clip = self.shards.sound_clip
+        if clip is None:
+            raise ShardError(f"None of the first clips of {self.shards.root} can be read: restore the shards, or make them again.")
         try:
             data, _ = self.shards.read(clip, np.array([0]))
         except ClipError as error:

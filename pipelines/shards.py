@@ -8,10 +8,12 @@ wrong time is noticed unless it still lies between its neighbours, when it moves
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import mmap
 import os
+import tarfile
 import zlib
 from collections.abc import Iterable
 
@@ -22,6 +24,8 @@ from pipelines.index import (
     parse_manifest, parse_records, shard_number, times_are_possible,
 )  # fmt: skip
 from pipelines.storage import File, ShardError, open_files
+
+SOUND_AMONG = 1000  # clips in which one that can be read must be found
 
 
 class ClipError(RuntimeError):
@@ -55,7 +59,7 @@ class ShardSet:
         self._shards = [File(shard["name"], shard["bytes"], shard.get("crc32")) for shard in self.manifest["shards"]]
         self.files.check(self._shards)
         if not self.remote:
-            self._first_sound_clip(0)  # an error now, if any
+            self._require_own_file(0)  # an error now, if any
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -69,9 +73,14 @@ class ShardSet:
         return self.manifest["codec"]
 
     @functools.cached_property
-    def sound_clip(self) -> int:
-        """A clip whose first frame is surely readable, the same one always. A remote data set stages its first shard for it."""
-        return self._first_sound_clip(0)
+    def sound_clip(self) -> int | None:
+        """The first clip whose first frame can be read; None: it is not among the first SOUND_AMONG. A remote data set stages
+        the shards that this takes."""
+        for clip_id in range(min(len(self), SOUND_AMONG)):
+            with contextlib.suppress(ClipError):
+                self.read(clip_id, np.array([0]))
+                return clip_id
+        return None
 
     def expect(self, shards: Iterable[int]) -> None:
         """Say which shards will be read next, in this order: remote ones are staged ahead. Local ones need nothing."""
@@ -107,7 +116,7 @@ class ShardSet:
         try:
             return self._read(clip_id, frames)
         except ClipError:
-            self._first_sound_clip(self.clips[clip_id]["shard"].item())
+            self._require_own_file(self.clips[clip_id]["shard"].item())
             raise
 
     def read_whole(self, clip_id: int) -> bytes:
@@ -117,10 +126,9 @@ class ShardSet:
 
     def metadata(self, clip_id: int) -> dict:
         """The clip's json member: label, class name, source path, frames, fps, width, height. Raises ClipError."""
-        clip = self.clips[clip_id]
-        first, count = int(clip["first_fragment"]), int(clip["frames"])
-        header_at = int(clip["offset"]) + padded(clip_size(clip, self.fragments[first : first + count]))
-        with self.files.open(self._shards[clip["shard"]]) as descriptor:
+        start, size = self._extent(clip_id)
+        header_at = start + padded(size)
+        with self.files.open(self._shards[self.clips["shard"][clip_id]]) as descriptor:
             try:
                 size = int(os.pread(descriptor, BLOCK, header_at)[124:135], 8)
                 return json.loads(os.pread(descriptor, size, header_at + BLOCK))
@@ -167,28 +175,38 @@ class ShardSet:
     def _where(self, clip_id: int) -> str:
         return f"{self.key(clip_id)}.mp4 in {self.files.where(self._shards[self.clips['shard'][clip_id]].name)}"
 
-    def _first_sound_clip(self, shard: int) -> int:
-        """The first of three clips of a shard whose first frame can be read. Raises ShardError if no part of them can be:
-        then it is not the file of this index.
+    def _extent(self, clip_id: int) -> tuple[int, int]:
+        """Offset and bytes of a clip's mp4 in its tar."""
+        clip = self.clips[clip_id]
+        first, count = int(clip["first_fragment"]), int(clip["frames"])
+        return int(clip["offset"]), clip_size(clip, self.fragments[first : first + count])
 
-        A single damaged clip is no reason to refuse a shard.
+    def _require_own_file(self, shard: int) -> None:
+        """Raises ShardError unless a shard is the file that this index was made for.
+
+        It is, if any of its clips stands in the tar under its name, where and as long as the index says, or if its checksum is
+        the manifest's (then it is the index that is damaged). So damage to its clips is theirs alone, however few they are.
         """
+        file, first = self._shards[shard], int(self.first_clips[shard])
         if not self.remote:
-            self.files.check([self._shards[shard]])
-        first, count = int(self.first_clips[shard]), self.manifest["shards"][shard]["clips"]
-        clips = (first, first + count // 2, first + count - 1)
-        frames = [int(self.clips["frames"][clip_id]) for clip_id in clips]
-        problem = None
-        for clip_id, frame in [*((c, 0) for c in clips), *((c, n - 1) for c, n in zip(clips, frames))]:
-            try:
-                self._read(clip_id, np.array([frame]))
-                return clip_id
-            except ClipError as error:
-                problem = problem or error.reason
-        where = self.files.where(self._shards[shard].name)
+            self.files.check([file])
+        with self.files.open(file) as descriptor:
+            clips = range(first, first + self.manifest["shards"][shard]["clips"])
+            if any(self._is_in_place(descriptor, clip_id) for clip_id in clips) or _has_crc32(descriptor, file.crc32):
+                return
         remedy = "restore the file, or run make_shards again into a new folder"
         remedy = f"restore the file, and delete its copy in {self.files.cache}" if self.remote else remedy
-        raise ShardError(f"{where} is not the file this index was made for ({problem}): {remedy}.")
+        where = self.files.where(file.name)
+        raise ShardError(f"{where} is not the file this index was made for (no clip is where the index says): {remedy}.")
+
+    def _is_in_place(self, descriptor: int, clip_id: int) -> bool:
+        """Whether a tar has a clip where the index says, by the header of its mp4; where that is damaged, by that of its json."""
+        start, size = self._extent(clip_id)
+        mp4 = _member(descriptor, start - BLOCK)
+        if mp4 is not None:
+            return mp4 == (f"{self.key(clip_id)}.mp4", size)
+        behind = _member(descriptor, start + padded(size))
+        return behind is not None and behind[0] == f"{self.key(clip_id)}.json"
 
     def _map_index(self, kind: str, dtype: np.dtype, count: int) -> np.ndarray:
         """(count,) records of clips.npy or fragments.npy, mapped from the file."""
@@ -215,6 +233,25 @@ def _runs(indices: np.ndarray) -> list[tuple[int, int]]:
     """Sorted indices as half-open runs: [0 1 2 8 9] -> [(0, 3), (8, 10)]."""
     breaks = np.flatnonzero(np.diff(indices) != 1) + 1
     return list(zip(indices[[0, *breaks]].tolist(), (indices[[*(breaks - 1), -1]] + 1).tolist()))
+
+
+def _member(descriptor: int, at: int) -> tuple[str, int] | None:
+    """Name and bytes of the member of a tar whose header is at `at`; None: there is no header that can be read."""
+    try:
+        info = tarfile.TarInfo.frombuf(os.pread(descriptor, BLOCK, at), "utf-8", "replace")
+        return info.name, info.size
+    except (tarfile.HeaderError, OSError, OverflowError):
+        return None
+
+
+def _has_crc32(descriptor: int, crc32: int | None) -> bool:
+    """Whether a file can be read and this is its checksum; None: it is not known."""
+    crc = at = 0
+    with contextlib.suppress(OSError):
+        while crc32 is not None and (data := os.pread(descriptor, 1 << 24, at)):
+            crc, at = zlib.crc32(data, crc), at + len(data)
+        return crc == crc32
+    return False
 
 
 def _gather(descriptor: int, spans: list[tuple[int, int]], size: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 import zlib
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import fsspec
 import numpy as np
 from fsspec.spec import AbstractFileSystem
 
-from pipelines.index import CLIP, FORMAT, FRAGMENT, VERSION, manifest_crc32
+from pipelines.index import CLIP, FORMAT, FRAGMENT, VERSION, clip_key, manifest_crc32
 
 
 class Store(AbstractFileSystem):
@@ -66,7 +67,9 @@ def random_data_set(folder: Path, shards: int = 4, clips: int = 3, frames: int =
             parts = [rng.bytes(600)] + [rng.bytes(int(size)) for size in fragments["size"][first : first + frames]]
             fragments["crc"][first : first + frames] = list(map(zlib.crc32, parts[1:]))
             index[clip] = (shard, len(tar) + 512, 600, zlib.crc32(parts[0]), first, frames, 64, 48, 25, clip % 5)
-            tar += bytes(512) + b"".join(parts)
+            info = tarfile.TarInfo(f"{clip_key(shard, clip % clips)}.mp4")
+            info.size = sum(map(len, parts))
+            tar += info.tobuf(tarfile.USTAR_FORMAT) + b"".join(parts)
             tar += bytes(-len(tar) % 512)
         name = f"shard-{shard:06d}.tar"
         (folder / name).write_bytes(tar)

@@ -13,6 +13,9 @@ import pytest
 from pipelines import ShardError, build_loader, storage
 from pipelines.shards import ClipError, ShardSet
 from pipelines.storage import Retry, StoreError
+from shard_tools.encode import EncodeSettings
+from shard_tools.sources import load_sources
+from shard_tools.writer import make_shards
 from tests.stores import Store, write_manifest
 
 OPTIONS = {"num_frames": 4, "size": 32, "threads": 1, "device": "cpu", "batch_size": 5}
@@ -149,6 +152,60 @@ def test_damaged_members_are_quarantined_or_refused(shapes, expected, copy, tmp_
     spoilt -= {i for i, _, weight, _ in good if weight == 0}
     assert spoilt == {7} or how == "missing member" and 7 in spoilt  # what comes after it is elsewhere too
     assert all(after == before for before, after in zip(good, found) if before[0] not in spoilt)
+
+
+@pytest.fixture(scope="module")
+def small_shards(shapes, tmp_path_factory):
+    """Data sets of 8 clips, with 1, 2 or 3 clips in a shard; with another crf; and what the loader makes of them."""
+    made, (videos, classes) = {}, load_sources(shapes / "train")
+    for clips, crf in itertools.product((1, 2, 3), (40, 60)):
+        made[clips, crf] = tmp_path_factory.mktemp("small") / "set"
+        make_shards(videos[::3], classes, made[clips, crf], EncodeSettings(short_side=48, crf=crf), shard_clips=clips)
+    return made, batches(made[1, 40], split="val")
+
+
+@pytest.mark.parametrize("how", ["zeroed", "bit flips", "first blocks", "sizes in the index"])
+@pytest.mark.parametrize("clips", [1, 2, 3])
+def test_damage_to_every_clip_of_a_shard_costs_these_clips_only(small_shards, tmp_path, clips, how):
+    made, good = small_shards
+    copy = shutil.copytree(made[clips, 40], tmp_path / "copy")
+    shards, fragments = ShardSet(copy), np.load(copy / "fragments.npy")
+    for clip in range(clips):
+        if how == "sizes in the index":
+            fragments["size"][clip * 20 : clip * 20 + 20] ^= 3
+            np.save(copy / "fragments.npy", fragments)
+        elif how == "first blocks":  # the header in the tar as well
+            path, at = copy / "shard-000000.tar", int(shards.clips["offset"][clip]) - 512
+            path.write_bytes(path.read_bytes()[:at] + bytes(1024) + path.read_bytes()[at + 1024 :])
+        else:
+            spoil(copy, clip, how)
+    found = batches(copy, split="val", quarantine=tmp_path / "quarantine.csv")
+    assert [(i, label) for i, label, *_ in found] == [(i, label) for i, label, *_ in good]
+    assert [i for i, _, weight, _ in found[:8] if weight == 0] == list(range(clips))
+    assert found[clips:8] == good[clips:8]
+
+
+@pytest.mark.parametrize("clips", [1, 2, 3])
+@pytest.mark.parametrize("other", ["shard", "crf", "zeros"])
+def test_a_small_shard_that_was_swapped_is_refused(small_shards, tmp_path, clips, other):
+    """By another of the same data set, or by the same videos stored otherwise, at the same size."""
+    made, _ = small_shards
+    copy = shutil.copytree(made[clips, 40], tmp_path / "copy")
+    path = copy / "shard-000000.tar"
+    others = {"shard": copy / "shard-000001.tar", "crf": made[clips, 60] / path.name}
+    data, size = b"" if other == "zeros" else others[other].read_bytes(), path.stat().st_size
+    path.write_bytes(data[:size].ljust(size, b"\0"))
+    with pytest.raises(ShardError, match="shard-000000.tar is not the file this index was made for"):
+        batches(copy, split="val")
+
+
+def test_where_no_clip_can_be_read_the_run_says_so(small_shards, tmp_path):
+    made, _ = small_shards
+    copy = shutil.copytree(made[3, 40], tmp_path / "copy")
+    for clip in range(8):
+        spoil(copy, clip, "zeroed")
+    with pytest.raises(ShardError, match="None of the first clips of .* can be read|clips in .* are bad, more than the 5"):
+        batches(copy, split="val")
 
 
 @pytest.mark.parametrize("fault", ["removed", "shortened", "another"])
