@@ -17,9 +17,10 @@ from shard_tools.files import RejectedVideo, describe
 HOLD_BACK = {"h264", "hevc", "vvc", "mpeg1video", "mpeg2video"}  # decoders that show no picture without its references
 TINY = 20  # bytes: such a packet may hold no picture (MPEG-4's mark of a frame left out, parameters, delimiters)
 OGG_HEADERS = (b"\x80theora", b"\x81theora", b"\x82theora", b"OVP80")  # come again where streams are joined
-PLAIN = {"rawvideo", "r210", "r10k", "avrp"}
+PLAIN = {"rawvideo", "r210", "r10k", "avrp"}  # codecs
 MARKS_KEYS = {"mp4", "matroska", "avi", "flv", "asf", "mpegts", "mpeg"}  # formats that say which packets are key frames
 TIMED = {"mp4", "matroska", "mpegts", "flv"}  # formats whose timestamps say in which order frames are shown
+LONGEST_DELAY = 34  # packets that a decoder may take before it shows the frame of the first: 16 frames, 32 fields
 NEW_CLOCK = 1.0  # seconds: where timestamps leap further, or back, another recording was joined
 
 
@@ -29,12 +30,14 @@ class Tally:
     def __init__(self, stream, formats: set[str]):
         self.frames = 0  # sound ones
         self._stream, self._formats = stream, formats
+        self._timed = bool(TIMED & formats)
+        self._reordered = False  # its timestamps do say so; some files have none but the packets' order
         self._holds_back = stream.codec_context.name in HOLD_BACK
         self._packets = 0  # numbered from 1
         self._begun = False  # frames have their references
         self._key: av.Packet | None = None  # the first one that is said to be a key frame
-        self._key_number = 0
-        self._leading = 0  # number of the last packet that is shown before the first key frame, although it comes later
+        self._leading: set[int] = set()  # packets after it that are shown before it
+        self._may_lead = True
         self._awaited: dict[int, int | None] = {}  # number of a packet -> when its picture is to be shown
         self._interlaced: set[int] = set()  # packets; one beside it may be the other field of the same frame
         self._next: int | None = None  # where the next timestamp of an Ogg stream is, which numbers its frames
@@ -51,7 +54,7 @@ class Tally:
         try:
             frames = packet.decode()
         except av.FFmpegError as error:
-            if self._key is not None and not bytes(packet).startswith(OGG_HEADERS):
+            if (self._key or self.frames) and not bytes(packet).startswith(OGG_HEADERS):
                 self._error = self._error or error
                 self._damaged.add(self._packets)
                 self._awaited.pop(self._packets, None)
@@ -65,9 +68,10 @@ class Tally:
     def check(self, declared: int = 0) -> None:
         """Raises RejectedVideo if not all that was to come has come; `declared`: packets by the container's index."""
         self._missing += max(0, declared - self._packets)
-        self._give_up(list(self._awaited))
+        if self.frames:
+            self._give_up(list(self._awaited))
         if self._break:
-            self._damaged.add(self._packets)
+            self._damage(self._packets)
         wrong = self._missing + len(self._damaged)
         if wrong:
             what = " or ".join(["missing"] * (self._missing > 0) + ["damaged"] * bool(self._damaged))
@@ -79,26 +83,37 @@ class Tally:
 
     def _register(self, packet: av.Packet) -> None:
         self._packets += 1
-        packet.opaque = self._packets
+        packet.opaque = (self._packets,)  # an object of its own: PyAV tells them apart by identity
         if self._packets == 1:
             self._begun = packet.is_keyframe or self._holds_back  # the first frame may say otherwise
-        if self._key is not None:
-            if self._leading == self._packets - 1 and self._is_leading(packet):
-                self._leading = self._packets
-            self._look_for_a_break(packet)
-        elif packet.is_keyframe:
-            self._key, self._leading, self._key_number = packet, self._packets, self._packets
-        else:
+        if self._key is None and not packet.is_keyframe:
             return
-        if self._holds_picture(packet):
+        if self._key is None:
+            self._key = packet
+        elif self._may_lead and self._is_leading(packet):
+            self._leading.add(self._packets)
+        else:
+            self._may_lead = False
+        if "mpegts" in self._formats:
+            self._look_for_a_break(packet)
+        if self._is_blank(packet) or packet.is_corrupt and "mpegts" not in self._formats:  # or ends too early
+            self._damaged.add(self._packets)
+        elif self._holds_picture(packet):
             self._look_for_a_gap(packet)
-            if self._leading < self._packets or packet is self._key:
-                self._awaited[self._packets] = packet.pts if TIMED & self._formats else None
+            self._reordered |= self._timed and packet.pts != packet.dts
+            if self._packets not in self._leading:
+                self._awaited[self._packets] = packet.pts if self._timed else None
 
     def _is_leading(self, packet: av.Packet) -> bool:
-        if not TIMED & self._formats or packet.pts is None or self._key.pts is None:
+        """Is it shown before the first key frame, although it comes later? It may lack its references then."""
+        if not self._timed or packet.pts is None or self._key.pts is None:
             return self.frames < 2
         return packet.pts < self._key.pts
+
+    def _is_blank(self, packet: av.Packet) -> bool:
+        """Zeros where a picture was: no codec writes that, except those that store colours as they are."""
+        data = memoryview(packet)
+        return packet.size >= TINY and not data[0] and self._stream.codec_context.name not in PLAIN and not any(data)
 
     def _holds_picture(self, packet: av.Packet) -> bool:
         """Is a frame to be shown for this packet?"""
@@ -108,11 +123,6 @@ class Tally:
         if self._stream.codec_context.name == "vp8" and not head[0] >> 4 & 1:  # only a reference
             return False
         return not head.startswith(OGG_HEADERS)
-
-    def _is_blank(self, packet: av.Packet) -> bool:
-        """Zeros where a picture was: no codec writes that, except those that store the colours as they are."""
-        data = memoryview(packet)
-        return packet.size >= TINY and not data[0] and self._stream.codec_context.name not in PLAIN and not any(data)
 
     def _look_for_a_gap(self, packet: av.Packet) -> None:
         """An Ogg stream numbers its frames."""
@@ -126,13 +136,16 @@ class Tally:
 
         There a key frame follows, and nothing is missing between the times, or they begin again as well.
         """
-        if packet.is_corrupt and "mpegts" not in self._formats or self._is_blank(packet):
-            self._damaged.add(self._packets)
-        elif packet.is_corrupt or self._break == self._packets - 2:
+        if packet.is_corrupt or self._break == self._packets - 2:
             before, self._break = self._break, self._packets if packet.is_corrupt else None
             if before and (packet.is_corrupt or not packet.is_keyframe or self._is_gap(packet)):
-                self._damaged.add(self._packets - 1)
+                self._damage(self._packets - 1)
         self._previous = packet
+
+    def _damage(self, number: int) -> None:
+        """Its frame may have come already."""
+        self.frames -= number not in self._awaited and number not in self._damaged
+        self._damaged.add(number)
 
     def _is_gap(self, packet: av.Packet) -> bool:
         if packet.dts is None or self._previous.dts is None:
@@ -142,7 +155,7 @@ class Tally:
 
     def _is_sound(self, frame: av.VideoFrame, packet: av.Packet) -> bool:
         """Is it a frame to be shown? Counts it as damaged, or others as missing, if they are."""
-        number = frame.opaque
+        (number,) = frame.opaque or (self._packets,)
         is_key = frame.key_frame or frame.pict_type == PictureType.I
         if frame.pict_type == PictureType.NONE:  # the decoder does not say; it has no delay
             is_key = is_key or packet.is_keyframe or not MARKS_KEYS & self._formats
@@ -155,13 +168,15 @@ class Tally:
             self._awaited = {n: pts for n, pts in self._awaited.items() if pts is not None and n > number and pts > begin}
         if frame.interlaced_frame:
             self._interlaced.add(number)
-        if TIMED & self._formats and frame.pts is not None:  # frames come in the order of their times
-            self._give_up([n for n, pts in self._awaited.items() if n < number and pts is not None and pts < frame.pts])
-        if not frame.is_corrupt:
-            return True
-        if number > self._leading or number == self._key_number:
+        self._give_up([n for n in self._awaited if n < number and self._is_overdue(n, number, frame.pts)])
+        if frame.is_corrupt and number not in self._leading:
             self._damaged.add(number)
-        return False
+        return not frame.is_corrupt and number not in self._damaged
+
+    def _is_overdue(self, awaited: int, number: int, time: int | None) -> bool:
+        """Should the frame of an earlier packet have come before that of packet `number`, shown at `time`?"""
+        pts = self._awaited[awaited]
+        return awaited < number - LONGEST_DELAY or self._reordered and None not in (pts, time) and pts < time
 
     def _give_up(self, numbers: list[int]) -> None:
         for number in numbers:

@@ -202,7 +202,7 @@ def _declared_start(container, stream) -> float:
 def _declared_packets(container, stream) -> int:
     """How many packets the stream has by the container's own index; 0: there is none that lists all."""
     formats = _formats(container)
-    if "avi" in formats:
+    if {"avi", "mp4"} & formats:
         return len(stream.index_entries)
     return stream.duration or 0 if "mxf" in formats and stream.time_base * frame_rate(stream) == 1 else 0
 
