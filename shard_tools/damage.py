@@ -43,6 +43,7 @@ class Tally:
         self._next: int | None = None  # where the next timestamp of an Ogg stream is, which numbers its frames
         self._previous: av.Packet | None = None
         self._break: int | None = None  # number of the packet before the one that a transport stream's counter broke in
+        self._cut = False  # a packet ends before its end
         self._missing = 0
         self._damaged: set[int] = set()  # packets
         self._error: av.FFmpegError | None = None  # the first one
@@ -68,16 +69,19 @@ class Tally:
     def check(self, declared: int = 0) -> None:
         """Raises RejectedVideo if not all that was to come has come; `declared`: packets by the container's index."""
         self._missing += max(0, declared - self._packets)
-        if self.frames:
+        if self.frames or self._missing:
             self._give_up(list(self._awaited))
         if self._break:
             self._damage(self._packets)
+        if self._cut and not declared:
+            raise RejectedVideo(f"the file is cut short after {self.frames} frames")
         wrong = self._missing + len(self._damaged)
         if wrong:
             what = " or ".join(["missing"] * (self._missing > 0) + ["damaged"] * bool(self._damaged))
             why = f" ({describe(self._error)})" if self._error else ""
             verb = "is" if wrong == 1 else "are"
-            raise RejectedVideo(f"{wrong} of {self.frames + wrong} frames {verb} {what}{why}") from self._error
+            total = max(self.frames + wrong, declared)
+            raise RejectedVideo(f"{wrong} of {total} frames {verb} {what}{why}") from self._error
         if not self.frames:
             raise RejectedVideo("it has no key frame to begin with" if self._packets else "it has no frames")
 
@@ -96,7 +100,9 @@ class Tally:
             self._may_lead = False
         if "mpegts" in self._formats:
             self._look_for_a_break(packet)
-        if self._is_blank(packet) or packet.is_corrupt and "mpegts" not in self._formats:  # or ends too early
+        else:
+            self._cut |= packet.is_corrupt
+        if packet.is_corrupt and self._cut or self._is_blank(packet):
             self._damaged.add(self._packets)
         elif self._holds_picture(packet):
             self._look_for_a_gap(packet)
