@@ -14,7 +14,7 @@ from av.video.frame import PictureType
 
 from shard_tools.files import RejectedVideo, describe
 
-HOLD_BACK = {"h264", "hevc", "vvc", "mpeg1video", "mpeg2video"}  # decoders that show no picture without its references
+HOLD_BACK = {"h264", "hevc", "mpeg1video", "mpeg2video"}  # decoders that show no picture without its references
 TINY = 20  # bytes: such a packet may hold no picture (MPEG-4's mark of a frame left out, parameters, delimiters)
 OGG_HEADERS = (b"\x80theora", b"\x81theora", b"\x82theora", b"OVP80")  # come again where streams are joined
 PLAIN = {"rawvideo", "r210", "r10k", "avrp"}  # codecs
@@ -55,7 +55,7 @@ class Tally:
         try:
             frames = packet.decode()
         except av.FFmpegError as error:
-            if (self._key or self.frames) and not bytes(packet).startswith(OGG_HEADERS):
+            if (self._key or self.frames or self._holds_back) and not bytes(packet).startswith(OGG_HEADERS):
                 self._error = self._error or error
                 self._damaged.add(self._packets)
                 self._awaited.pop(self._packets, None)
