@@ -15,9 +15,10 @@ from itertools import chain
 from typing import NamedTuple
 
 import av
-from av.codec.context import ThreadType
+from av.codec.context import Flags, ThreadType
 from av.stream import Discard, Disposition
 
+from shard_tools.damage import Tally
 from shard_tools.files import LARGEST_PICTURE, RejectedVideo, describe
 from shard_tools.orientation import Orientation, orientation
 
@@ -28,7 +29,8 @@ LONGEST_PAUSE = 3600  # seconds from one frame to the next; more is a damaged ti
 SAME_TIME = 1e-6  # seconds
 SEEKABLE = {"mp4", "matroska"}  # formats that know when every keyframe is shown
 SEEK_MARGIN = 1.0  # seconds
-HONEST = {"mp4", "matroska", "avi", "flv", "asf"}  # formats that declare their duration; of others FFmpeg guesses it
+HONEST = {"mp4", "matroska", "avi", "flv", "asf", "mxf"}  # formats that declare their duration; of others FFmpeg guesses it
+ENDS = {"matroska", "flv", "asf"}  # of these, formats that may mean the time at the end
 MAY_LACK = (1.0, 0.05)  # seconds, or part of the declared duration, that may be missing at the end
 CUT_IT = "cut it with a list of segments or --max-seconds"
 BESIDE_THE_VIDEO = (  # covers and thumbnails, and what only adds to another stream
@@ -212,48 +214,74 @@ def _seek(container, stream, time: float) -> tuple[av.VideoFrame | None, Iterato
     """The frame that decoding begins with when it is to begin before `time`, None if that fails, and those after it."""
     try:
         container.seek(math.floor(time / stream.time_base), stream=stream)
-        frames = _decoded(container, stream)
+        frames = _decoded(container, stream, seeked=True)
         return next(frames, None), frames
     except (av.FFmpegError, RejectedVideo):
         return None, iter(())
 
 
-def _decoded(container, stream) -> Iterator[av.VideoFrame]:
-    count, last = 0, 0.0
-    seconds = {other.index: float(other.time_base or 0) for other in container.streams}
+def _decoded(container, stream, seeked: bool = False) -> Iterator[av.VideoFrame]:
+    """The frames from the first key frame on, as long as none is missing or damaged.
+
+    If one is, the rest is only counted, and a RejectedVideo at the end says how many.
+    """
+    _prepare(stream.codec_context)
+    tally, end, stop = Tally(stream, _formats(container)), -math.inf, 0
+    clocks = {other.index: float(other.time_base or 0) for other in container.streams}
     try:
         for packet in container.demux():
-            if packet.size:
-                shown = packet.dts if packet.pts is None else packet.pts
-                if shown is not None:
-                    last = max(last, (shown + (packet.duration or 0)) * seconds[packet.stream_index])
-            if packet.stream.index != stream.index:
-                continue
-            if packet.is_corrupt:
-                raise RejectedVideo(f"the file is cut short or damaged after {count} frames")
-            for frame in packet.decode():
-                if frame.is_corrupt:
-                    raise RejectedVideo(f"frame {count} is damaged")
+            shown = packet.dts if packet.pts is None else packet.pts
+            if packet.size and shown is not None:
+                end = max(end, (shown + (packet.duration or 0)) * clocks[packet.stream_index])
+            if packet.stream.index != stream.index or (not packet.size and shown is not None):
+                continue  # an empty packet repeats a frame; the decoder would take it for the end
+            stop = packet.pos + packet.size if packet.size and packet.pos is not None else stop
+            for frame in tally.decoded(packet):
                 _check_picture(frame.width, frame.height)
                 yield frame
-                count += 1
     except av.FFmpegError as error:
-        raise RejectedVideo(f"decoding stopped after {count} frames ({describe(error)})") from error
-    if count == 0:
-        raise RejectedVideo("it has no frames")
-    duration = _declared_seconds(container, stream)
-    missing = duration - last + min(0.0, float((stream.start_time or 0) * stream.time_base))
-    if missing > max(MAY_LACK[0], MAY_LACK[1] * duration):
-        raise RejectedVideo(f"the file is cut short: of {duration:.1f} seconds it holds {last:.1f}")
+        raise RejectedVideo(f"decoding stopped after {tally.frames} frames ({describe(error)})") from error
+    if "yuv4mpegpipe" in _formats(container) and stop < container.size:
+        raise RejectedVideo(f"the file is cut short: frame {tally.frames} is not whole")
+    tally.check(0 if seeked else _declared_packets(container, stream))
+    length, start = _declared_seconds(container, stream), _declared_start(container, stream)
+    if length and length - (end - start) > max(MAY_LACK[0], MAY_LACK[1] * length):
+        raise RejectedVideo(f"the file is cut short: of {length:.1f} seconds it holds {end - start:.1f}")
+
+
+def _prepare(decoder) -> None:
+    if not decoder.is_open:
+        decoder.flags |= Flags.copy_opaque  # a frame knows its packet
+        if decoder.codec.intra_only:  # others also report what they rightly leave out
+            decoder.options = {**decoder.options, "err_detect": "explode"}
 
 
 def _declared_seconds(container, stream) -> float:
-    """How long the source says it is; 0: it does not."""
-    if not HONEST & _formats(container):
+    """How long the source says it is, from its own beginning to its end; 0: it does not."""
+    formats = _formats(container)
+    if not HONEST & formats:
         return 0.0
     if stream.duration is not None:
-        return float(stream.duration * stream.time_base)
-    return (container.duration or 0) / av.time_base
+        length = float(stream.duration * stream.time_base)
+    else:
+        length = (container.duration or 0) / av.time_base
+    start = _declared_start(container, stream)
+    return length - start if ENDS & formats and length > start > 0 else length
+
+
+def _declared_start(container, stream) -> float:
+    """When what `_declared_seconds` measures begins, in seconds of the source's clock."""
+    if stream.duration is not None:
+        return float((stream.start_time or 0) * stream.time_base)
+    return (container.start_time or 0) / av.time_base
+
+
+def _declared_packets(container, stream) -> int:
+    """How many packets the stream has by the container's own index; 0: there is none that lists all."""
+    formats = _formats(container)
+    if {"avi", "mp4"} & formats:
+        return len(stream.index_entries)
+    return stream.duration or 0 if "mxf" in formats and stream.time_base * frame_rate(stream) == 1 else 0
 
 
 def _formats(container) -> set[str]:

@@ -16,12 +16,12 @@ from typing import TypeVar
 
 import av
 
+from shard_tools.completeness import Read, what_is_missing
 from shard_tools.paths import is_url
 from shard_tools.sources import Video
 
 TRIES, FIRST_PAUSE = 4, 1.0  # of a store that does not answer; seconds, doubled after every try
 BUFFER = 1 << 18  # bytes that FFmpeg asks for at once
-HEAD, SLOPPY = 256, 1024  # bytes: of a header that is looked at; that a header may claim too much
 LARGEST_PICTURE = 1 << 26  # pixels, 8192 x 8192: a decoder keeps up to 17 pictures
 STORE_ERRORS = {  # of a mounted file system or of this machine, not of the file
     errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EMFILE, errno.ENFILE,
@@ -54,7 +54,7 @@ def open_video(video: Video) -> Iterator[tuple[av.container.InputContainer, int]
             yield container, size
         return
     with contextlib.closing(_Part(video)) as part:
-        _check_complete(part.read(HEAD), part.size)
+        _check_complete(part.read_at, part.size)
         part.seek(0)
         with _open(part, "none") as container:
             yield container, part.size
@@ -84,37 +84,19 @@ def _check_file(path: str) -> int:
         raise RejectedVideo("it is a folder")
     try:
         with _store_errors(path), open(path, "rb") as file:
-            size, head = os.path.getsize(path), file.read(HEAD)
+            size = os.path.getsize(path)
+            _check_complete(lambda first, count: os.pread(file.fileno(), count, first), size)
     except FileNotFoundError:
         raise RejectedVideo("the file does not exist") from None
     except OSError as error:
         raise RejectedVideo(f"the file cannot be read ({error.strerror})") from error
-    _check_complete(head, size)
     return size
 
 
-def _check_complete(head: bytes, size: int) -> None:
-    """FFmpeg plays Matroska and AVI files that are cut and says nothing; their headers say how long they are."""
-    if size == 0:
-        raise RejectedVideo("the file is empty")
-    end = 0
-    if head[:4] == b"RIFF":
-        end = 8 + int.from_bytes(head[4:8], "little")
-    elif head[:4] == b"\x1a\x45\xdf\xa3" and len(head) > 16:  # EBML header, then the segment, which holds everything
-        start, length = _ebml_size(head, 4)
-        start += length
-        if head[start : start + 4] == b"\x18\x53\x80\x67" and len(head) >= start + 12:
-            end = sum(_ebml_size(head, start + 4))
-    if end > size + SLOPPY and end != 8 + 0xFFFFFFFF:
-        raise RejectedVideo(f"the file is cut short: it has {size} of {end} bytes")
-
-
-def _ebml_size(data: bytes, at: int) -> tuple[int, int]:
-    """Where the number at `at` ends, and the number; 0 where that says unknown."""
-    length = 9 - data[at].bit_length()
-    bits = 7 * length
-    value = int.from_bytes(data[at : at + length], "big") & ((1 << bits) - 1)
-    return at + length, 0 if value == (1 << bits) - 1 else value
+def _check_complete(read: Read, size: int) -> None:
+    reason = what_is_missing(read, size)
+    if reason is not None:
+        raise RejectedVideo(reason)
 
 
 @contextlib.contextmanager
@@ -180,6 +162,10 @@ class _Part(io.RawIOBase):
         data = self._patiently(read)
         self.position += len(data)
         return data
+
+    def read_at(self, first: int, count: int) -> bytes:
+        self.seek(first)
+        return self.read(count)
 
     def close(self) -> None:
         if self._file is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from tests.videos import moving, noise, solid, write_audio, write_video
+from tests.videos import ffmpeg, moving, noise, solid, write_audio, write_video
 
 # ---- sources ---------------------------------------------------------------------------------------------------------
 
@@ -236,6 +236,62 @@ def _strange(folder: Path) -> dict[str, bytes]:
         container.mux(stream.encode(None))
     paths = [many, slow, fast, narrow, tiny, one, long_pixels, folder / "nothing.mp4", folder / "negative.mkv"]
     return {path.name: path.read_bytes() for path in paths}
+
+
+# ---- real codecs -----------------------------------------------------------------------------------------------------
+
+REAL = {  # file -> how FFmpeg encodes it; a key frame every 12 or 10 frames where there are others
+    "mpeg4.mp4": "-c:v mpeg4 -q:v 3 -g 12", "mpeg4.avi": "-c:v mpeg4 -q:v 3 -g 12 -bf 2", "mpeg4.ts": "-c:v mpeg4 -q:v 3 -g 12",
+    "msmpeg4.avi": "-c:v msmpeg4 -q:v 3 -g 12", "wmv2.asf": "-c:v wmv2 -q:v 3 -g 12", "flv1.flv": "-c:v flv -q:v 3 -g 12",
+    "h263.3gp": "-c:v h263 -q:v 3 -g 12", "h261.avi": "-c:v h261 -s 176x144 -q:v 3 -g 12",
+    "mpeg1.mpg": "-c:v mpeg1video -q:v 3 -g 12", "mpeg2.ts": "-c:v mpeg2video -q:v 3 -g 12 -bf 2",
+    "h264.mp4": "-c:v libx264 -g 10 -bf 2 -movflags +faststart", "h264.mkv": "-c:v libx264 -g 10 -bf 0",
+    "h264.ts": "-c:v libx264 -g 10",
+    "hevc.mp4": "-c:v libx265 -movflags +faststart -x265-params keyint=10:log-level=none",
+    "hevc.ts": "-c:v libx265 -x265-params keyint=10:open-gop=1:log-level=none",
+    "vp8.webm": "-c:v libvpx -b:v 1M -g 10", "vp9.webm": "-c:v libvpx-vp9 -crf 20 -b:v 0 -g 10 -cpu-used 8",
+    "av1.mkv": "-c:v libaom-av1 -crf 20 -g 10 -cpu-used 8", "theora.ogv": "-c:v libtheora -q:v 8 -g 12",
+    "mjpeg.avi": "-c:v mjpeg -q:v 3", "mjpeg.mov": "-c:v mjpeg -q:v 3", "prores.mov": "-c:v prores",
+    "dnxhd.mov": "-c:v dnxhd -profile:v dnxhr_sq -s 256x144 -pix_fmt yuv422p", "ffv1.mkv": "-c:v ffv1 -level 3 -g 12",
+    "huffyuv.avi": "-c:v huffyuv -pix_fmt yuv422p", "gif.gif": "", "raw.y4m": "-pix_fmt yuv420p",
+}  # fmt: skip
+
+
+def with_a_packet(source: Path, number: int, edit) -> bytes:
+    """The file with one packet's bytes replaced by as many others; where they are scattered, 300 in the middle of the file."""
+    data = source.read_bytes()
+    with av.open(str(source)) as file:
+        packet = bytes([packet for packet in file.demux(video=0) if packet.size][number])
+    at = data.find(packet)
+    if at < 0:
+        at, packet = len(data) // 2, bytes(300)
+    return data[:at] + edit(packet) + data[at + len(packet) :]
+
+
+def zeroed(data: bytes) -> bytes:
+    return bytes(len(data))
+
+
+def half_zeroed(data: bytes) -> bytes:
+    return data[: len(data) // 2] + bytes(len(data) - len(data) // 2)
+
+
+def without_packets(source, target, which: str) -> Path:
+    """A copy without the packets that FFmpeg's expression of their number n says."""
+    return ffmpeg("-i", source, "-c", "copy", "-bsf:v", f"noise=drop={which}", target)
+
+
+def damaged_streams(source: Path, folder: Path):
+    """Damaged copies of one of the REAL files, each named after what was done."""
+    yield without_packets(source, folder / f"begun{source.suffix}", "lt(n\\,5)")
+    yield without_packets(source, folder / f"lost{source.suffix}", "eq(n\\,14)")
+    data = source.read_bytes()
+    copies = {edit.__name__: with_a_packet(source, 14, edit) for edit in (zeroed, half_zeroed)}
+    copies |= {f"cut{percent}": data[: len(data) * percent // 100] for percent in (35, 62, 93)}
+    for kind, copy in copies.items():
+        target = folder / f"{kind}{source.suffix}"
+        target.write_bytes(copy)
+        yield target
 
 
 # ---- sharded data sets -----------------------------------------------------------------------------------------------

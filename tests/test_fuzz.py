@@ -3,6 +3,7 @@
 import csv
 import io
 import multiprocessing
+import re
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 
@@ -13,11 +14,12 @@ import pytest
 from pipelines import ShardError, build_loader
 from pipelines.index import FRAGMENT
 from pipelines.shards import ShardSet
-from shard_tools.encode import EncodeSettings
+from shard_tools.encode import EncodeSettings, encode_video
+from shard_tools.files import RejectedVideo
 from shard_tools.sources import Video
 from shard_tools.writer import make_shards
-from tests.fuzz import damaged_sets, damaged_videos
-from tests.videos import moving, write_video
+from tests.fuzz import REAL, damaged_sets, damaged_streams, damaged_videos
+from tests.videos import decode, ffmpeg, moving, panned, write_video
 
 SEED = 0
 PATIENCE = 60  # seconds until a case counts as a hang
@@ -44,6 +46,53 @@ def test_damaged_sources_are_rejected_with_a_reason_or_stored_as_they_decode(tmp
         assert sizes == [(clip["width"], clip["height"])] * clip["frames"] and min(sizes[0]) == 48, name
         assert times[0] == 0 and np.isfinite(times).all() and (np.diff(times) >= 0).all(), name
         assert times[-1] <= 3600 * len(times) and 0.0001 <= clip["fps"] <= 1000, name
+
+
+# ---- real codecs -----------------------------------------------------------------------------------------------------
+
+# What FFmpeg cannot see, as docs/data.md says. Codecs whose pictures need the one before, and are not numbered:
+PREDICTED = {"mpeg4", "msmpeg4", "wmv2", "flv1", "h263", "h261", "mpeg1", "h264", "vp8", "vp9", "ffv1", "gif"}
+NOT_SEEN = {("lost", codec) for codec in PREDICTED}
+NOT_SEEN |= {("zeroed", "mpeg4.ts")}  # in a transport stream zeros are padding: a lost packet
+NOT_SEEN |= {("half_zeroed", codec) for codec in ("h261", "ffv1", "huffyuv")} | {("zeroed", "raw"), ("half_zeroed", "raw")}
+KEY_FRAMES = {12: 18, 10: 20, 1: 25}  # distance of key frames -> frames of 30 that are left where the first 5 packets are gone
+ALMOST_LOSSLESS = EncodeSettings("mjpeg", short_side=96, crf=2)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_no_frame_of_an_accepted_video_is_wrong(name, tmp_path):
+    source = ffmpeg(*REAL[name].split(), tmp_path / name, frames=panned())
+    right = stored_frames(source)
+    assert len(right) == 30
+    (tmp_path / "damaged").mkdir()
+    for damaged in damaged_streams(source, tmp_path / "damaged"):
+        try:
+            frames = stored_frames(damaged)
+        except RejectedVideo as rejected:
+            assert damaged.stem != "begun" or source.stem == "gif", rejected.reason
+            assert SENTENCE.match(rejected.reason), rejected.reason
+            continue
+        assert not damaged.stem.startswith("cut")
+        if damaged.stem == "begun":
+            distance = re.search("(?:-g|keyint=) ?([0-9]+)", REAL[name])
+            assert len(frames) == KEY_FRAMES[int(distance[1]) if distance else 1]
+        if not {(damaged.stem, source.stem), (damaged.stem, name)} & NOT_SEEN:
+            assert min(max(psnr(frame, other) for other in right) for frame in frames) > 25, damaged.stem
+
+
+SENTENCE = re.compile(
+    r"[0-9]+ of [0-9]+ frames (is|are) (missing|damaged|missing or damaged)( \([^()]+\))?$|"
+    r"the file is (cut short|damaged)|it cannot be opened as a video|it has no key frame"
+)
+
+
+def stored_frames(path) -> np.ndarray:
+    """(T, H, W, 3) float32"""
+    return decode(io.BytesIO(encode_video(path, ALMOST_LOSSLESS).data)).astype(np.float32)
+
+
+def psnr(one, other) -> float:
+    return 10 * np.log10(255**2 / max(((one - other) ** 2).mean(), 1e-3))
 
 
 # ---- sharded data sets -----------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def data(tmp_path_factory):
 def test_the_corrupt_file_is_rejected_with_a_reason_and_no_other(data):
     with open(data / "shards" / "rejected.csv", newline="") as file:
         (row,) = csv.DictReader(file)
-    assert row["path"] == "corrupted.mp4" and row["reason"].startswith("decoding stopped after")
+    assert row["path"] == "corrupted.mp4" and row["reason"].startswith("2 of 50 frames are damaged")
 
 
 FRAMES = {  # (number, per second)

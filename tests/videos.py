@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import av
+import imageio_ffmpeg
 import numpy as np
 
 LUMA = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}  # weights of red and blue
@@ -68,6 +70,25 @@ def noise(frames: int = 12, height: int = 48, width: int = 64, seed: int = 0) ->
     """Every frame a scene cut: (T, H, W, 3) uint8."""
     blocks = np.random.default_rng(seed).integers(0, 256, (frames, height // 8, width // 8, 3), dtype=np.uint8)
     return blocks.repeat(8, axis=1).repeat(8, axis=2)
+
+
+def panned(frames: int = 30, height: int = 96, width: int = 128, seed: int = 0) -> np.ndarray:
+    """A random texture that moves four pixels per frame, so that no frame is like another: (T, H, W, 3) uint8."""
+    rng = np.random.default_rng(seed)
+    wide = rng.integers(0, 256, (height // 8, (width + 4 * frames) // 8 + 1, 3), dtype=np.uint8)
+    wide = wide.repeat(8, axis=0).repeat(8, axis=1)
+    return np.stack([wide[:, 4 * t : 4 * t + width] for t in range(frames)])
+
+
+def ffmpeg(*arguments, frames: np.ndarray | None = None) -> Path:
+    """Run FFmpeg's own program; the last argument is the file that it writes. `frames`, at 25 per second, are its input."""
+    source = []
+    if frames is not None:
+        size = f"{frames.shape[2]}x{frames.shape[1]}"
+        source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", "25", "-i", "-"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *source, *map(str, arguments)]
+    subprocess.run(command, input=None if frames is None else frames.tobytes(), check=True, capture_output=True)
+    return Path(arguments[-1])
 
 
 def write_audio(path, seconds: float = 0.2) -> Path:
