@@ -1,0 +1,66 @@
+"""Times that we give are those that a player shows: of a video that begins later than its sound, too."""
+
+import contextlib
+
+import pytest
+import torch
+
+from i2v import predict
+from i2v.features import spans
+from i2v.model import create_model
+from pipelines import build_loader
+from pipelines.shards import ShardSet
+from shard_tools.encode import EncodeSettings
+from shard_tools.sources import Video
+from shard_tools.writer import make_shards
+from tests.reference import ffmpeg
+from tests.videos import moving, write_video
+
+LATER = 0.68  # seconds
+GEOMETRY = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "heads": 2, "embed_dim": 16}
+
+
+@pytest.fixture(scope="module")
+def late(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("late")
+    write_video(folder / "video.mp4", moving(50))
+    sound = ["-f", "lavfi", "-t", "2", "-i", "sine=440", "-map", "0", "-map", "1"]
+    ffmpeg("-itsoffset", LATER, "-i", folder / "video.mp4", *sound, "-c:v", "copy", "-c:a", "flac", folder / "late.mkv")
+    return folder
+
+
+def test_what_is_stored_says_when_it_begins(late, tmp_path):
+    parts = [(0.0, None), (0.5, 1.0), (1.0, 1.5), (1.6, 1.61)]
+    videos = [Video(str(late / "late.mkv"), source="a", start=start, end=end) for start, end in parts]
+    videos.append(Video(str(late / "video.mp4"), source="b"))
+    make_shards(videos, [], tmp_path, EncodeSettings(short_side=48))
+    shards, begins = ShardSet(tmp_path), {}
+    for clip in range(5):
+        facts = shards.metadata(clip)
+        begins[facts["source"], facts["start"]] = shards.begin(clip)
+        assert ("begin" in facts) == (shards.begin(clip) != facts["start"])
+    expected = {("a", 0.0): LATER, ("a", 0.5): LATER, ("a", 1.0): 1.0, ("a", 1.6): 1.6, ("b", 0.0): 0.0}
+    assert begins == pytest.approx(expected, abs=1e-6)
+    common = {"num_frames": 2, "size": 32, "batch_size": 4, "device": "cpu"}
+    windows = build_loader(tmp_path, "windows", window=0.3, hop=0.3, **common)
+    for loader in (windows, build_loader(tmp_path, "test", clips=2, **common)):
+        found = {clip: [] for clip in range(5)}
+        for batch in loader:
+            samples = zip(batch.positions.tolist(), batch.ids.tolist(), batch.weights.tolist(), batch.frames.numpy())
+            for position, clip, weight, frames in samples:
+                found[clip] += spans(loader.plan, shards, clip, position, frames).tolist() if weight else []
+        for clip, rows in found.items():
+            begin, length = shards.begin(clip), float(shards.clips["frames"][clip] / shards.clips["fps"][clip])
+            assert rows and begin - 1e-6 <= min(rows)[0] and max(end for _, end in rows) <= begin + length + 1e-3
+            if loader is windows:
+                assert [start for start, _ in rows] == pytest.approx([begin + 0.3 * i for i in range(len(rows))], abs=1e-6)
+
+
+def test_predictions_say_what_happens_when_a_player_shows_it(late):
+    model = create_model("clip", GEOMETRY, 2, 3).eval()
+    meta = {"stored": {"codec": "vp9", "gop": 8, "short_side": 48}, "clips": {}}
+    videos = [late / "late.mkv", late / "video.mp4"]
+    found = predict.predict(model, meta, videos, torch.device("cpu"), contextlib.nullcontext, 0, window=1.0)
+    for video, begin in zip(videos, (LATER, 0.0)):
+        times = [(start, end) for start, end, _ in found[str(video)]]
+        assert times == [pytest.approx((begin, begin + 1), abs=1e-6), pytest.approx((begin + 1, begin + 2), abs=1e-6)]
