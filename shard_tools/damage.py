@@ -49,9 +49,12 @@ class Tally:
         self._error: av.FFmpegError | None = None  # the first one
 
     def decoded(self, packet: av.Packet) -> Iterator[av.VideoFrame]:
-        """The packet's frames, an empty packet's the last ones; none any more once one is missing or damaged."""
+        """The packet's frames, after the last packet the rest; none any more once one is missing or damaged."""
         if packet.size:
             self._register(packet)
+        elif packet.dts is not None:  # a frame shown again; the decoder would take it for the end
+            self._look_for_a_gap(packet)
+            return
         try:
             frames = packet.decode()
         except av.FFmpegError as error:

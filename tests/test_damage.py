@@ -150,6 +150,34 @@ def mark_of_a_frame_left_out() -> bytes:
     return b"\0\0\1\xb6" + int("01" "0" "1" "00000" "1" "0" "01111", 2).to_bytes(2, "big")
 
 
+def test_an_ogg_stream_that_repeats_frames(tmp_path):
+    """Theora's repeated frame is a packet of no bytes. Pages are small here: one packet each, and one more for a repetition."""
+    pages = re.split(b"(?=OggS\0)", made(tmp_path / "a.ogv", "-c:v libtheora -q:v 2 -g 64 -page_duration 1").read_bytes())[1:]
+    assert len(pages) > 30
+    out, repeated = [], 0
+    for number, page in enumerate(pages):
+        granule = int.from_bytes(page[6:14], "little")
+        out.append(ogg_page(page, granule + repeated * (granule > 0), page[5], len(out)))
+        if number in (5, 6, 20):
+            repeated += 1
+            out.append(ogg_page(page[:26] + b"\1\0", granule + repeated, 0, len(out)))
+    (tmp_path / "repeated.ogv").write_bytes(b"".join(out))
+    clip = encode_video(tmp_path / "repeated.ogv", SETTINGS)
+    assert clip.frames == 30 and clip.fragments["time"][-1] == pytest.approx(32 / 25, abs=1e-3)
+
+
+def ogg_page(page: bytes, granule: int, flags: int, number: int) -> bytes:
+    """The page with another position, flags and number, and the checksum that goes with them."""
+    where = granule.to_bytes(8, "little") + page[14:18] + number.to_bytes(4, "little")
+    page = page[:5] + bytes([flags]) + where + bytes(4) + page[26:]
+    checksum = 0
+    for byte in page:
+        checksum ^= byte << 24
+        for _ in range(8):
+            checksum = (checksum << 1 ^ (0x04C11DB7 if checksum >> 31 else 0)) & 0xFFFFFFFF
+    return page[:22] + checksum.to_bytes(4, "little") + page[26:]
+
+
 def test_sound_files_keep_every_frame(tmp_path):
     film = made(tmp_path / "mpeg4.avi", "-c:v mpeg4 -q:v 3 -g 10")
     with av.open(str(film)) as file, av.open(str(tmp_path / "marks.avi"), "w") as target:
