@@ -2,6 +2,7 @@
 
 import io
 import re
+import struct
 
 import av
 import numpy as np
@@ -145,6 +146,21 @@ def test_transport_packets_that_are_lost_are_damage(codec, tmp_path):
 # ---- sound, though unusual -------------------------------------------------------------------------------------------
 
 
+def test_an_edit_that_leaves_the_middle_out(tmp_path):
+    """An mp4 may say that only some of its frames are shown; frames between them are there to be decoded only."""
+    data = made(tmp_path / "a.mp4", "-c:v libx264 -bf 0 -g 30").read_bytes()
+    begin = data.index(b"elst") + 8  # one entry of 12 bytes: milliseconds, first time in units of 1/12800 s, rate
+    entries = b"".join(struct.pack(">IiI", 400, time * 512, 1 << 16) for time in (0, 20))  # ten frames from 0, ten from 20
+    edited = bytearray(data[:begin] + struct.pack(">I", 2) + entries + data[begin + 16 :])
+    for box in (b"moov", b"trak", b"edts", b"elst"):
+        at = edited.index(box) - 4
+        edited[at : at + 4] = struct.pack(">I", struct.unpack_from(">I", edited, at)[0] + 12)
+    (tmp_path / "a.mp4").write_bytes(edited)
+    with av.open(str(tmp_path / "a.mp4")) as file:
+        assert sum(packet.is_discard for packet in file.demux(video=0)) > 5
+    assert encode_video(tmp_path / "a.mp4", SETTINGS).frames == 20
+
+
 def mark_of_a_frame_left_out() -> bytes:
     """MPEG-4's picture that is not coded: type P, no time passed, at 25 frames per second."""
     return b"\0\0\1\xb6" + int("01" "0" "1" "00000" "1" "0" "01111", 2).to_bytes(2, "big")
@@ -280,6 +296,13 @@ def test_what_the_bytes_say(name, tmp_path):
     for end in np.linspace(2000, len(data) - 9, 40).astype(int):
         if end % 188 and end % 192:
             assert told(data[:end]).startswith("the file is cut short"), end
+
+
+def test_an_ogg_file_cut_between_two_pages(tmp_path):
+    data = made(tmp_path / "a.ogv", "-c:v libtheora -q:v 5 -page_duration 100000").read_bytes()
+    for page in [match.start() for match in re.finditer(b"OggS\0", data)][3:]:
+        (tmp_path / "cut.ogv").write_bytes(data[:page])
+        assert reason(tmp_path / "cut.ogv") == "the file is cut short: its last page is not marked as the last"
 
 
 def test_a_picture_or_text_is_no_damaged_video(tmp_path):
