@@ -51,12 +51,13 @@ class Tally:
         if packet.size:
             self._register(packet)
         elif packet.dts is not None:  # a frame shown again; the decoder would take it for the end
-            self._look_for_a_gap(packet)
+            if "ogg" in self._formats:
+                self._look_for_a_gap(packet)
             return
         try:
             frames = packet.decode()
         except av.FFmpegError as error:
-            if (self._keyed or self.frames or self._holds_back) and not bytes(packet).startswith(OGG_HEADERS):
+            if (self._keyed or self.frames or self._holds_back) and not _is_header(packet):
                 self._error = self._error or error
                 self._damaged.add(self._packets)
                 self._awaited.pop(self._packets, None)
@@ -98,10 +99,11 @@ class Tally:
             self._look_for_a_break(packet)
         else:
             self._cut |= packet.is_corrupt
+        if "ogg" in self._formats:
+            self._look_for_a_gap(packet)
         if packet.is_corrupt and self._cut or self._is_blank(packet):
             self._damaged.add(self._packets)
         elif self._holds_picture(packet):
-            self._look_for_a_gap(packet)
             self._reordered |= self._timed and packet.pts != packet.dts
             self._awaited[self._packets] = packet.pts if self._timed else None
 
@@ -112,16 +114,14 @@ class Tally:
 
     def _holds_picture(self, packet: av.Packet) -> bool:
         """Is a frame to be shown for this packet?"""
-        if packet.size < TINY or packet.is_discard:
+        if packet.size < TINY or packet.is_discard or _is_header(packet):
             return False
-        head = bytes(memoryview(packet)[:8])
-        if self._stream.codec_context.name == "vp8" and not head[0] >> 4 & 1:  # only a reference
-            return False
-        return not head.startswith(OGG_HEADERS)
+        only_reference = self._stream.codec_context.name == "vp8" and not memoryview(packet)[0] >> 4 & 1
+        return not only_reference
 
     def _look_for_a_gap(self, packet: av.Packet) -> None:
         """An Ogg stream numbers its frames."""
-        if "ogg" in self._formats and packet.pts is not None and packet.duration:
+        if packet.pts is not None and packet.duration and not _is_header(packet):
             if self._next is not None and packet.pts > self._next:
                 self._missing += (packet.pts - self._next) // packet.duration
             self._next = packet.pts + packet.duration
@@ -177,3 +177,7 @@ class Tally:
         for number in numbers:
             del self._awaited[number]
             self._missing += not {number - 1, number + 1} & self._interlaced
+
+
+def _is_header(packet: av.Packet) -> bool:
+    return bytes(memoryview(packet)[:8]).startswith(OGG_HEADERS)

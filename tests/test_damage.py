@@ -12,7 +12,7 @@ from shard_tools.completeness import what_is_missing
 from shard_tools.encode import EncodeSettings, encode_video
 from shard_tools.files import RejectedVideo
 from shard_tools.sources import Video
-from tests.videos import decode, ffmpeg, noise, panned, write_audio
+from tests.videos import decode, ffmpeg, noise, panned, solid, write_audio
 
 SETTINGS = EncodeSettings("mjpeg", short_side=96, crf=2)
 FRAMES = panned(30)
@@ -220,6 +220,9 @@ def test_sound_files_keep_every_frame(tmp_path):
     with av.open(str(refreshed)) as file:
         shown = list(file.decode(video=0))
     assert 10 < len(shown) < 50 and not any(frame.key_frame for frame in shown)
+    still = ffmpeg("-c:v", "libvpx", tmp_path / "still.ogg", frames=solid(90, 30, 96, 128))
+    with av.open(str(still)) as file:
+        assert min(packet.size for packet in file.demux(video=0) if packet.size) < 20
     kept = {
         tmp_path / "marks.avi": 30,
         hidden: 30,
@@ -228,6 +231,7 @@ def test_sound_files_keep_every_frame(tmp_path):
         refreshed: len(shown),
         copied(film, tmp_path / "late.avi", after=f"-bsf:v {begun}"): 20,  # begins with chunks of no bytes
         made(tmp_path / "leading.mp4", "-c:v libvvenc -preset faster"): 30,  # the key frame is not shown first
+        still: 30,
         made(tmp_path / "lossless.mkv", "-c:v ffv1 -g 10"): 30,
         made(tmp_path / "marked.mov", "-c:v qtrle -g 10 -pix_fmt rgb24"): 30,  # only the container says what is a key frame
     }
