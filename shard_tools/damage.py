@@ -35,9 +35,7 @@ class Tally:
         self._holds_back = stream.codec_context.name in HOLD_BACK
         self._packets = 0  # numbered from 1
         self._begun = False  # frames have their references
-        self._key: av.Packet | None = None  # the first one that is said to be a key frame
-        self._leading: set[int] = set()  # packets after it that are shown before it
-        self._may_lead = True
+        self._keyed = False  # there was a packet that is said to be a key frame
         self._awaited: dict[int, int | None] = {}  # number of a packet -> when its picture is to be shown
         self._interlaced: set[int] = set()  # packets; one beside it may be the other field of the same frame
         self._next: int | None = None  # where the next timestamp of an Ogg stream is, which numbers its frames
@@ -49,13 +47,17 @@ class Tally:
         self._error: av.FFmpegError | None = None  # the first one
 
     def decoded(self, packet: av.Packet) -> Iterator[av.VideoFrame]:
-        """The packet's frames, an empty packet's the last ones; none any more once one is missing or damaged."""
+        """The packet's frames, after the last packet the rest; none any more once one is missing or damaged."""
         if packet.size:
             self._register(packet)
+        elif packet.dts is not None:  # a frame shown again; the decoder would take it for the end
+            if "ogg" in self._formats:
+                self._look_for_a_gap(packet)
+            return
         try:
             frames = packet.decode()
         except av.FFmpegError as error:
-            if (self._key or self.frames or self._holds_back) and not bytes(packet).startswith(OGG_HEADERS):
+            if (self._keyed or self.frames or self._holds_back) and not _is_header(packet):
                 self._error = self._error or error
                 self._damaged.add(self._packets)
                 self._awaited.pop(self._packets, None)
@@ -90,31 +92,20 @@ class Tally:
         packet.opaque = (self._packets,)  # an object of its own: PyAV tells them apart by identity
         if self._packets == 1:
             self._begun = packet.is_keyframe or self._holds_back  # the first frame may say otherwise
-        if self._key is None and not packet.is_keyframe:
+        if not self._keyed and not packet.is_keyframe:
             return
-        if self._key is None:
-            self._key = packet
-        elif self._may_lead and self._is_leading(packet):
-            self._leading.add(self._packets)
-        else:
-            self._may_lead = False
+        self._keyed = True
         if "mpegts" in self._formats:
             self._look_for_a_break(packet)
         else:
             self._cut |= packet.is_corrupt
+        if "ogg" in self._formats:
+            self._look_for_a_gap(packet)
         if packet.is_corrupt and self._cut or self._is_blank(packet):
             self._damaged.add(self._packets)
         elif self._holds_picture(packet):
-            self._look_for_a_gap(packet)
             self._reordered |= self._timed and packet.pts != packet.dts
-            if self._packets not in self._leading:
-                self._awaited[self._packets] = packet.pts if self._timed else None
-
-    def _is_leading(self, packet: av.Packet) -> bool:
-        """Is it shown before the first key frame, although it comes later? It may lack its references then."""
-        if not self._timed or packet.pts is None or self._key.pts is None:
-            return self.frames < 2
-        return packet.pts < self._key.pts
+            self._awaited[self._packets] = packet.pts if self._timed else None
 
     def _is_blank(self, packet: av.Packet) -> bool:
         """Zeros where a picture was: no codec writes that, except those that store colours as they are."""
@@ -123,16 +114,14 @@ class Tally:
 
     def _holds_picture(self, packet: av.Packet) -> bool:
         """Is a frame to be shown for this packet?"""
-        if packet.size < TINY or packet.is_discard:
+        if packet.size < TINY or packet.is_discard or _is_header(packet):
             return False
-        head = bytes(memoryview(packet)[:8])
-        if self._stream.codec_context.name == "vp8" and not head[0] >> 4 & 1:  # only a reference
-            return False
-        return not head.startswith(OGG_HEADERS)
+        only_reference = self._stream.codec_context.name == "vp8" and not memoryview(packet)[0] >> 4 & 1
+        return not only_reference
 
     def _look_for_a_gap(self, packet: av.Packet) -> None:
         """An Ogg stream numbers its frames."""
-        if "ogg" in self._formats and packet.pts is not None and packet.duration:
+        if packet.pts is not None and packet.duration and not _is_header(packet):
             if self._next is not None and packet.pts > self._next:
                 self._missing += (packet.pts - self._next) // packet.duration
             self._next = packet.pts + packet.duration
@@ -175,7 +164,7 @@ class Tally:
         if frame.interlaced_frame:
             self._interlaced.add(number)
         self._give_up([n for n in self._awaited if n < number and self._is_overdue(n, number, frame.pts)])
-        if frame.is_corrupt and number not in self._leading:
+        if frame.is_corrupt:
             self._damaged.add(number)
         return not frame.is_corrupt and number not in self._damaged
 
@@ -188,3 +177,7 @@ class Tally:
         for number in numbers:
             del self._awaited[number]
             self._missing += not {number - 1, number + 1} & self._interlaced
+
+
+def _is_header(packet: av.Packet) -> bool:
+    return bytes(memoryview(packet)[:8]).startswith(OGG_HEADERS)

@@ -233,8 +233,8 @@ def _decoded(container, stream, seeked: bool = False) -> Iterator[av.VideoFrame]
             shown = packet.dts if packet.pts is None else packet.pts
             if packet.size and shown is not None:
                 end = max(end, (shown + (packet.duration or 0)) * clocks[packet.stream_index])
-            if packet.stream.index != stream.index or (not packet.size and shown is not None):
-                continue  # an empty packet repeats a frame; the decoder would take it for the end
+            if packet.stream.index != stream.index:
+                continue
             stop = packet.pos + packet.size if packet.size and packet.pos is not None else stop
             for frame in tally.decoded(packet):
                 _check_picture(frame.width, frame.height)
@@ -280,7 +280,7 @@ def _declared_packets(container, stream) -> int:
     """How many packets the stream has by the container's own index; 0: there is none that lists all."""
     formats = _formats(container)
     if {"avi", "mp4"} & formats:
-        return len(stream.index_entries)
+        return sum(entry.size > 0 for entry in stream.index_entries)
     return stream.duration or 0 if "mxf" in formats and stream.time_base * frame_rate(stream) == 1 else 0
 
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+import struct
 
 import av
 import numpy as np
@@ -11,7 +12,7 @@ from shard_tools.completeness import what_is_missing
 from shard_tools.encode import EncodeSettings, encode_video
 from shard_tools.files import RejectedVideo
 from shard_tools.sources import Video
-from tests.videos import decode, ffmpeg, noise, panned, write_audio
+from tests.videos import decode, ffmpeg, noise, panned, solid, write_audio
 
 SETTINGS = EncodeSettings("mjpeg", short_side=96, crf=2)
 FRAMES = panned(30)
@@ -145,9 +146,52 @@ def test_transport_packets_that_are_lost_are_damage(codec, tmp_path):
 # ---- sound, though unusual -------------------------------------------------------------------------------------------
 
 
+def test_an_edit_that_leaves_the_middle_out(tmp_path):
+    """An mp4 may say that only some of its frames are shown; frames between them are there to be decoded only."""
+    data = made(tmp_path / "a.mp4", "-c:v libx264 -bf 0 -g 30").read_bytes()
+    begin = data.index(b"elst") + 8  # one entry of 12 bytes: milliseconds, first time in units of 1/12800 s, rate
+    entries = b"".join(struct.pack(">IiI", 400, time * 512, 1 << 16) for time in (0, 20))  # ten frames from 0, ten from 20
+    edited = bytearray(data[:begin] + struct.pack(">I", 2) + entries + data[begin + 16 :])
+    for box in (b"moov", b"trak", b"edts", b"elst"):
+        at = edited.index(box) - 4
+        edited[at : at + 4] = struct.pack(">I", struct.unpack_from(">I", edited, at)[0] + 12)
+    (tmp_path / "a.mp4").write_bytes(edited)
+    with av.open(str(tmp_path / "a.mp4")) as file:
+        assert sum(packet.is_discard for packet in file.demux(video=0)) > 5
+    assert encode_video(tmp_path / "a.mp4", SETTINGS).frames == 20
+
+
 def mark_of_a_frame_left_out() -> bytes:
     """MPEG-4's picture that is not coded: type P, no time passed, at 25 frames per second."""
     return b"\0\0\1\xb6" + int("01" "0" "1" "00000" "1" "0" "01111", 2).to_bytes(2, "big")
+
+
+def test_an_ogg_stream_that_repeats_frames(tmp_path):
+    """Theora's repeated frame is a packet of no bytes. Pages are small here: one packet each, and one more for a repetition."""
+    pages = re.split(b"(?=OggS\0)", made(tmp_path / "a.ogv", "-c:v libtheora -q:v 2 -g 64 -page_duration 1").read_bytes())[1:]
+    assert len(pages) > 30
+    out, repeated = [], 0
+    for number, page in enumerate(pages):
+        granule = int.from_bytes(page[6:14], "little")
+        out.append(ogg_page(page, granule + repeated * (granule > 0), page[5], len(out)))
+        if number in (5, 6, 20):
+            repeated += 1
+            out.append(ogg_page(page[:26] + b"\1\0", granule + repeated, 0, len(out)))
+    (tmp_path / "repeated.ogv").write_bytes(b"".join(out))
+    clip = encode_video(tmp_path / "repeated.ogv", SETTINGS)
+    assert clip.frames == 30 and clip.fragments["time"][-1] == pytest.approx(32 / 25, abs=1e-3)
+
+
+def ogg_page(page: bytes, granule: int, flags: int, number: int) -> bytes:
+    """The page with another position, flags and number, and the checksum that goes with them."""
+    where = granule.to_bytes(8, "little") + page[14:18] + number.to_bytes(4, "little")
+    page = page[:5] + bytes([flags]) + where + bytes(4) + page[26:]
+    checksum = 0
+    for byte in page:
+        checksum ^= byte << 24
+        for _ in range(8):
+            checksum = (checksum << 1 ^ (0x04C11DB7 if checksum >> 31 else 0)) & 0xFFFFFFFF
+    return page[:22] + checksum.to_bytes(4, "little") + page[26:]
 
 
 def test_sound_files_keep_every_frame(tmp_path):
@@ -176,6 +220,9 @@ def test_sound_files_keep_every_frame(tmp_path):
     with av.open(str(refreshed)) as file:
         shown = list(file.decode(video=0))
     assert 10 < len(shown) < 50 and not any(frame.key_frame for frame in shown)
+    still = ffmpeg("-c:v", "libvpx", tmp_path / "still.ogg", frames=solid(90, 30, 96, 128))
+    with av.open(str(still)) as file:
+        assert min(packet.size for packet in file.demux(video=0) if packet.size) < 20
     kept = {
         tmp_path / "marks.avi": 30,
         hidden: 30,
@@ -184,6 +231,7 @@ def test_sound_files_keep_every_frame(tmp_path):
         refreshed: len(shown),
         copied(film, tmp_path / "late.avi", after=f"-bsf:v {begun}"): 20,  # begins with chunks of no bytes
         made(tmp_path / "leading.mp4", "-c:v libvvenc -preset faster"): 30,  # the key frame is not shown first
+        still: 30,
         made(tmp_path / "lossless.mkv", "-c:v ffv1 -g 10"): 30,
         made(tmp_path / "marked.mov", "-c:v qtrle -g 10 -pix_fmt rgb24"): 30,  # only the container says what is a key frame
     }
@@ -252,6 +300,13 @@ def test_what_the_bytes_say(name, tmp_path):
     for end in np.linspace(2000, len(data) - 9, 40).astype(int):
         if end % 188 and end % 192:
             assert told(data[:end]).startswith("the file is cut short"), end
+
+
+def test_an_ogg_file_cut_between_two_pages(tmp_path):
+    data = made(tmp_path / "a.ogv", "-c:v libtheora -q:v 5 -page_duration 100000").read_bytes()
+    for page in [match.start() for match in re.finditer(b"OggS\0", data)][3:]:
+        (tmp_path / "cut.ogv").write_bytes(data[:page])
+        assert reason(tmp_path / "cut.ogv") == "the file is cut short: its last page is not marked as the last"
 
 
 def test_a_picture_or_text_is_no_damaged_video(tmp_path):
