@@ -9,37 +9,37 @@ A layout says how the names of a file become ours and what the file may lack:
     auto     the one of these that fits best; an error when two fit equally
 
 Files of the last two must hold everything that is trained, and of the frozen trunk all or nothing. A text head takes
-`proj` and, where the file has it, `logit_scale` from CLIP; its text_features no file must hold (see MAY_LACK).
+`proj` and, where the file has it, `logit_scale` from CLIP; its text_features no file must hold.
 """
 
 import hashlib
-import pickle
-import warnings
-import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
+from i2v.archive import read_file
+from i2v.foreign import unwrap
 from i2v.model import VideoClassifier, method_module
 from i2v.vit import VisionTransformer
 
 LAYOUTS = ("clip", "authors", "i2v")
-WRAPPERS = ("state_dict", "model_state", "model")  # where open_clip and mmcv, DiST, and ST-Adapter put the state dict
 NOT_IMAGE = ("logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size")
-MAY_LACK = {"head.text_features"}  # computed from the class names; the head refuses to run without
+TEXT_FEATURES = "head.text_features"  # computed from the class names; the head refuses to run without
+COUNTER = "num_batches_tracked"  # of batch norms, which older files and other tools leave out
 TEXT_TOWER = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection", "text.")
 
 
 @dataclass
 class LoadReport:
-    """What load_weights did: our names that were filled and that were not, and the file's names that were not used."""
+    """What load_weights did: our names that were filled and that were not, the file's names that were not used, and how
+    its names were understood, as sentences."""
 
     loaded: list[str]
     missing: list[str]
     ignored: list[str]
+    notes: list[str] = field(default_factory=list)
 
 
 def load_weights(model: VideoClassifier, source: str | Path | Mapping, layout: str = "auto") -> LoadReport:
@@ -51,17 +51,37 @@ def load_weights(model: VideoClassifier, source: str | Path | Mapping, layout: s
     if layout not in (*LAYOUTS, "auto"):
         raise ValueError(f"layout {layout!r} is unknown: use one of {', '.join(LAYOUTS)}, auto")
     where = "the state dict" if isinstance(source, Mapping) else str(source)
-    state = _unwrap(source, where) if isinstance(source, Mapping) else read_state_dict(source)
+    state, notes = unwrap(source if isinstance(source, Mapping) else read_file(source), where)
     target = model.state_dict()
     plan = _plan(model, target, state, layout) if layout != "auto" else _detect(model, target, state, where)
+    plan.problems += unsound(plan, target)
     if plan.problems:
         raise ValueError(f"{where} does not fit the model as layout {plan.layout!r}: {', '.join(plan.problems)}; build "
                          "the model with the backbone, options and num_classes that the checkpoint is for")
     with torch.no_grad():
         for name, tensor in plan.values.items():
             target[name].copy_(tensor)
-    missing = set(target) - set(plan.sources) - (MAY_LACK if getattr(model.head, "filled", False) else set())
-    return LoadReport(sorted(plan.sources), sorted(missing), sorted(plan.ignored))
+    missing = set(target) - set(plan.sources) - ({TEXT_FEATURES} if getattr(model.head, "filled", False) else set())
+    return LoadReport(sorted(plan.sources), sorted(missing), sorted(plan.ignored), notes)
+
+
+def unsound(plan, target) -> list[str]:
+    """What is wrong with the values that would be loaded, one phrase per kind: nothing makes numbers of them silently."""
+    kinds = {"of another kind of number": [], "not finite": []}
+    for name, value in plan.values.items():
+        if not isinstance(value, torch.Tensor) or name not in target:
+            continue  # told as one of another shape, or as unexpected
+        wanted = target[name]
+        if value.is_floating_point() != wanted.is_floating_point() or value.is_complex() != wanted.is_complex():
+            said = str(value.dtype).removeprefix("torch.")
+            kinds["of another kind of number"].append(f"{plan.sources.get(name, name)} {said}")
+        elif name != TEXT_FEATURES and value.is_floating_point() and not value.float().isfinite().all():
+            kinds["not finite"].append(plan.sources.get(name, name))
+    return [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names]
+
+
+def may_lack(name: str) -> bool:
+    return name == TEXT_FEATURES or name.endswith(COUNTER)
 
 
 @dataclass
@@ -86,7 +106,7 @@ def _plan(model, target, state, layout):
     if frozen & set(sources):  # a part of the frozen trunk is there, so all of it must be
         required = known
 
-    missing = sorted(required - set(sources) - MAY_LACK)
+    missing = sorted(name for name in required - set(sources) if not may_lack(name))
     unexpected = sorted(name for ours, name in sources.items() if ours not in known)
     differing = [f"{name} {_shape(state[name])} for the model's {_shape(target[ours])}"
                  for ours, name in sources.items() if ours in known and _shape(values[ours]) != _shape(target[ours])]
@@ -138,55 +158,11 @@ def _detect(model, target, state, where):
 
 
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
-    """name -> tensor of a .safetensors file, a torch.save file or a TorchScript archive (told apart by content).
+    """name -> tensor of a checkpoint file (i2v/archive.py), without what other tools put around it (i2v/foreign.py).
 
-    A dict under "state_dict", "model_state" or "model" is unwrapped and a "module." before every name removed. No code
-    from the file is run. Raises FileNotFoundError or ValueError, one sentence each.
+    Raises FileNotFoundError or ValueError, one sentence each.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint file {path}: check the path")
-    if path.stat().st_size == 0:
-        raise ValueError(f"checkpoint {path} is empty: download or copy it again")
-    try:
-        content = _read(path)
-    except Exception as error:  # every reader raises its own kinds, and they all mean that this is no usable checkpoint
-        if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
-            raise ValueError(f"checkpoint {path} is damaged or holds Python objects besides tensors, which could run "
-                             "code: save its state dict alone with torch.save and give that file") from error
-        raise ValueError(f"{path} is damaged or not a checkpoint: give a .safetensors file, a file of torch.save or a "
-                         "TorchScript archive, or download it again") from error
-    return _unwrap(content, f"checkpoint {path}")
-
-
-def _read(path):
-    with open(path, "rb") as file:
-        head = file.read(9)
-    if head[8:] == b"{":  # safetensors: eight bytes of length, then JSON
-        return load_file(path)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            is_script = any(name.endswith("/constants.pkl") for name in archive.namelist())
-        if is_script:  # OpenAI's own files
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated; these files are not
-                return torch.jit.load(path, map_location="cpu").state_dict()
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _unwrap(content, where):
-    while isinstance(content, Mapping):
-        wrapped = [content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)]
-        if not wrapped:
-            break
-        content = wrapped[0]
-    names_tensors = isinstance(content, Mapping) and all(isinstance(name, str) for name in content)
-    if not names_tensors or not any(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ValueError(f"{where} holds no tensors by name: expected a state dict, alone or under "
-                         f"{', '.join(map(repr, WRAPPERS))}")
-    if all(name.startswith("module.") for name in content):  # saved from DistributedDataParallel
-        content = {name.removeprefix("module."): value for name, value in content.items()}
-    return dict(content)
+    return unwrap(read_file(path), f"checkpoint {path}")[0]
 
 
 def backbone_file(name: str, tag: str, activation: str = "quick_gelu") -> Path:
