@@ -166,7 +166,7 @@ class Tally:
         self._give_up([n for n in self._awaited if n < number and self._is_overdue(n, number, frame.pts)])
         if frame.is_corrupt:
             self._damaged.add(number)
-        return not frame.is_corrupt and number not in self._damaged
+        return number not in self._damaged
 
     def _is_overdue(self, awaited: int, number: int, time: int | None) -> bool:
         """Should the frame of an earlier packet have come before that of packet `number`, shown at `time`?"""
