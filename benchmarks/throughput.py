@@ -6,6 +6,7 @@
 
 Three figures, each the median of its rounds: `loader` makes clips and throws them away, `model` trains on one synthetic
 batch over and over, `end to end` trains on the loader's clips. The smaller of the first two is the ceiling of the third.
+A model that trains nothing, such as zero-shot CLIP, only looks at the clips.
 """
 
 from __future__ import annotations
@@ -19,17 +20,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file: import from the repository
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import write_result
-from i2v.config import ConfigError, load_config, to_dict
+from i2v.config import ConfigError, ModelConfig, load_config, to_dict
 from i2v.distributed import World, close_world, init_world, sum_over_ranks
-from i2v.model import create_model
+from i2v.heads import TextHead
+from i2v.model import VideoClassifier, backbone_spec, create_model
 from i2v.optim import build_optimizer
 from i2v.runtime import autocast_for, choose_precision, compile_blocks, place
+from i2v.train import layers_of
 from pipelines import Batch, ShardError, build_loader
 from shard_tools.encode import EncodeSettings
 from shard_tools.moving_shapes import write_videos
@@ -37,32 +41,36 @@ from shard_tools.sources import load_sources
 from shard_tools.writer import make_shards
 
 TINY = Path(__file__).parent / "tiny.yaml"
+CLASSES = 400  # as many as Kinetics', or as the data have if that is more
 
 
 def measure(config, data: str, world: World, rounds: int, seconds: float) -> dict:
     """All figures of one experiment, on every rank."""
-    batch_size = config.train.micro_batch or config.train.batch_size // world.size
-    model = create_model(
-        config.model.method, config.model.backbone, config.model.num_frames, 400, config.model.head, **config.model.options
-    )
+    batch_size = config.train.micro_batch or max(1, config.train.batch_size // world.size)
     loader = build_loader(
         data, "train", config.clips, batch_size, "gpu" if world.device.type == "cuda" else "cpu", world.rank, world.size,
         decode=config.data.decode, seed=config.train.seed, threads=config.data.threads,
-        num_frames=config.model.num_frames, size=model.spec.image_size,
+        num_frames=config.model.num_frames, size=backbone_spec(config.model.backbone).image_size,
     )  # fmt: skip
+    if np.min(loader.shards.clips["label"]) < 0:
+        raise ValueError(f"{loader.shards.root} has videos without a label, on which nothing can train: give labelled shards.")
+    model = fresh_model(config.model, max(CLASSES, len(loader.shards.classes)))
     dtype = choose_precision(config.train.precision, world.device)
     autocast = autocast_for(world.device, dtype)
     place(model, world.device, dtype)
-    optimizer = build_optimizer(model.trainable_parameters(), config.train)
+    trained = model.trainable_parameters()
+    optimizer = build_optimizer(trained, config.train, layers_of(model)) if trained else None
     synthetic = synthetic_batch(model, batch_size, world.device)
     flop = flop_per_clip(model, synthetic, autocast)
     if config.train.compile:
         compile_blocks(model)
-    replica = DistributedDataParallel(model, gradient_as_bucket_view=True) if world.size > 1 else model
+    replica = DistributedDataParallel(model, gradient_as_bucket_view=True) if world.size > 1 and trained else model
 
     def train_on(batch: Batch) -> None:
         with autocast():
             logits = replica(batch.clips)
+        if optimizer is None:
+            return
         F.cross_entropy(logits.float(), batch.labels).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -119,21 +127,32 @@ def rate(step, clips: int, world: World, rounds: int, seconds: float) -> dict:
     return {"median": statistics.median(measured), "min": min(measured), "max": max(measured), "steps": steps * rounds}
 
 
+def fresh_model(config: ModelConfig, classes: int) -> VideoClassifier:
+    """The model of an experiment with random weights, and random class embeddings under a text head: as fast as any."""
+    head = {key: value for key, value in config.head.items() if key != "class_names"}  # of the experiment's data, not of these
+    model = create_model(config.method, config.backbone, config.num_frames, classes, head, **config.options)
+    if isinstance(model.head, TextHead):
+        model.head.set_text_features(torch.randn(model.head.text_features.shape))
+    return model
+
+
 def synthetic_batch(model, batch_size: int, device: torch.device) -> Batch:
     """Noise, in the memory layout of the loader."""
     size = model.spec.image_size
     clips = torch.randn(batch_size, model.num_frames, size, size, 3, device=device).permute(0, 4, 1, 2, 3)
     if device.type == "cuda":
         clips = clips.half()
-    labels = torch.randint(400, (batch_size,), device=device)
+    labels = torch.randint(CLASSES, (batch_size,), device=device)
     return Batch(clips, labels, torch.ones(batch_size, device=device), torch.arange(batch_size), batch_size)
 
 
 def flop_per_clip(model, batch: Batch, autocast) -> float:
-    """Floating-point operations of one training step per clip, as executed: matrix products, convolutions, attention."""
+    """Floating-point operations of one step per clip, as executed: matrix products, convolutions, attention."""
     one = batch.clips[:1]
     with FlopCounterMode(display=False) as counter, autocast():
-        model(one).sum().backward()
+        logits = model(one)
+        if logits.requires_grad:
+            logits.sum().backward()
     model.zero_grad(set_to_none=True)
     return counter.get_total_flops()
 

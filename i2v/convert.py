@@ -21,9 +21,11 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from i2v.checkpoint import load_checkpoint, save_checkpoint
+from i2v.atomic import replacing
+from i2v.checkpoint import load_checkpoint, not_finite, save_checkpoint
 from i2v.config import load_config, to_dict
 from i2v.metrics import evaluate
 from i2v.model import merge_adapters
@@ -44,6 +46,8 @@ def import_weights(config_path: str, overrides: list[str], source: Path, classes
     before = fingerprint(model.frozen_parameters())
     report = load_weights(model, source, layout)
     print(f"loaded {len(report.loaded)} tensors of {source}")
+    for note in report.notes:
+        print(f"note: {note}")
     for title, names in (("not in the file", report.missing), ("not used", report.ignored)):
         print(f"{title}: {len(names)}" + (f" ({', '.join(names[:6])}{', ...' if len(names) > 6 else ''})" if names else ""))
     described = describe_backbone(model, config.model, backbone)
@@ -143,10 +147,17 @@ def main() -> None:
                 raise ValueError("--checkpoint needs --merge: there is nothing else to do with it.")
             tensors, meta = merge_checkpoint(args.checkpoint, args.weights, args.data)
         args.out.parent.mkdir(parents=True, exist_ok=True)
+        bad = not_finite(tensors)
+        if bad:
+            raise ValueError(f"{bad[0]} is not finite: nothing is written, as nothing could be predicted with it.")
         if args.plain:
-            save_file({name.removeprefix("backbone."): tensor.contiguous() for name, tensor in tensors.items()}, args.out)
+            plain = {name.removeprefix("backbone."): tensor.contiguous() for name, tensor in tensors.items()}
+            with replacing(args.out) as temporary:
+                save_file(plain, temporary)
         else:
             save_checkpoint(args.out, tensors, meta)
+    except SafetensorError as error:
+        sys.exit(f"i2v.convert: {args.out} cannot be written ({error}): make room or give another --out.")
     except (ValueError, TypeError, OSError, ShardError) as error:
         sys.exit(f"i2v.convert: {error}")
     print(f"wrote {args.out}, {args.out.stat().st_size / 1e6:.1f} MB")

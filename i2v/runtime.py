@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,16 +14,17 @@ from i2v.config import ModelConfig
 from i2v.model import VideoClassifier, create_model
 from i2v.text import text_features
 from i2v.vit import Attention
-from i2v.weights import backbone_file, fingerprint, load_weights
+from i2v.weights import COUNTER, backbone_file, fingerprint, load_weights
 
 
 INCLUDED = "included"  # where a backbone is that no other file holds: in the checkpoint
 
 
-def build_model(config: ModelConfig, classes: list[str]) -> tuple[VideoClassifier, str]:
+def build_model(config: ModelConfig, classes: list[str], saved: Mapping[str, torch.Tensor] = {}) -> tuple[VideoClassifier, str]:
     """The model of an experiment with CLIP's weights, adapters fresh, and where the weights came from.
 
     A text head gets its class names, and their embeddings from the text tower of the same CLIP, unless they are given.
+    saved: tensors that will be loaded afterwards; where they leave nothing to CLIP, its file is not needed.
     """
     head = dict(config.head)
     is_text = head.get("type") == "text"
@@ -31,6 +33,8 @@ def build_model(config: ModelConfig, classes: list[str]) -> tuple[VideoClassifie
         if names != classes and set(names) == set(classes):
             raise ValueError("model.head.class_names has the classes of the data in another order: leave it out.")
     model = create_model(config.method, config.backbone, config.num_frames, len(classes), head, **config.options)
+    if is_complete(saved, model):
+        return model, INCLUDED
     source = load_backbone(model, config.backbone, config.weights)
     if is_text:
         if source == "random":
@@ -38,6 +42,11 @@ def build_model(config: ModelConfig, classes: list[str]) -> tuple[VideoClassifie
         names, templates = head["class_names"], model.config["head"]["templates"]
         model.head.set_text_features(text_features(names, config.backbone, source, templates))
     return model, source
+
+
+def is_complete(tensors: Mapping[str, torch.Tensor], model: VideoClassifier) -> bool:
+    """Whether a checkpoint's tensors fill the whole model: then no other file is asked for."""
+    return all(name in tensors or name.endswith(COUNTER) for name in model.state_dict())
 
 
 def load_backbone(model: VideoClassifier, name: str | dict, weights: str) -> str:
@@ -59,11 +68,11 @@ def load_backbone(model: VideoClassifier, name: str | dict, weights: str) -> str
 
 
 def describe_backbone(model: VideoClassifier, config: ModelConfig, source: str) -> dict:
-    """Which frozen weights a checkpoint belongs to; a random trunk is in no file, so the checkpoint includes it.
+    """Which frozen weights a checkpoint belongs to. It includes a random trunk, which is in no file, and one that trains.
 
     Call it before the model is placed.
     """
-    where = INCLUDED if source == "random" else source
+    where = INCLUDED if source == "random" or not model.frozen_parameters() else source
     return {"name": config.backbone, "weights": where, "fingerprint": fingerprint(model.frozen_parameters())}
 
 
@@ -75,7 +84,7 @@ def restore_model(tensors: dict[str, torch.Tensor], meta: dict, weights: str | N
     model = create_model(**meta["model"])
     own = {name: tensor for name, tensor in tensors.items() if not name.startswith(OPTIMIZER)}
     where = weights or meta["backbone"]["weights"]
-    if where != INCLUDED:
+    if where != INCLUDED and not is_complete(own, model):
         load_backbone(model, meta["backbone"]["name"], where)
         found = fingerprint(model.frozen_parameters())
         if found != meta["backbone"]["fingerprint"]:
@@ -96,7 +105,8 @@ def own_tensors(model: VideoClassifier, backbone: dict) -> dict[str, torch.Tenso
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     """The dtype of matrix products: bf16 where the device has it in hardware, else float32."""
     if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        in_hardware = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if in_hardware else torch.float32
     return {"bf16": torch.bfloat16, "float32": torch.float32}[precision]
 
 

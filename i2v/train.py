@@ -104,7 +104,7 @@ def train_in(out: Path, config: Config, world: World) -> None:
     # The order matters: load everything on the CPU in float32, compare with the checkpoint, then move and cast what is
     # frozen, then make the optimizer (of the tensors that will be trained), then compile, and DDP last, around it all.
     torch.manual_seed(train.seed)
-    model, source = build_model(config.model, classes)
+    model, source = build_model(config.model, classes, saved)
     parameters = model.trainable_parameters()
     if not parameters:
         raise ValueError(f"{config.model.method} with a {config.model.head['type']} head trains nothing: use i2v.evaluate.")
@@ -312,6 +312,9 @@ def open_loader(config: Config, world: World, split: str, manifest: str | list, 
     unknown = next((name for name in data.order if name not in known), None)
     if unknown is not None:
         raise ValueError(f"data.order.{unknown} is unknown: known are {', '.join(known)}.")
+    misplaced = next((name for name in config.clips if name in known), None)
+    if misplaced is not None:
+        raise ValueError(f"clips.{misplaced} says in which order videos come, not how clips are cut: write data.order.{misplaced}.")
     ordered = data.order | {"sample_weights": data.sample_weights} if split == "train" else {}
     return build_loader(
         manifest,

@@ -19,10 +19,12 @@ import math
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Annotated
 
 import numpy as np
 
-from pipelines.options import interval, is_int, is_number, require
+from i2v.rules import Rule, at_least, between, check, is_finite, is_whole, one_of
+from pipelines.options import SENTENCE, Share, interval, require
 from pipelines.philox import AUGMENT, COLOR, ERASE
 
 # Primitives of the graph, and what is in their row of `values`
@@ -65,32 +67,26 @@ ERASING_TRIES = 10  # as timm
 class AugmentOptions:
     """What is done to the pixels of training clips, in this order; by default nothing."""
 
-    randaugment: str | None = None  # a name as at the top of pipelines/augment.py
-    randaugment_on: str = "crop"  # frames: the whole picture, before the crop; crop: what is left of it
+    randaugment: Annotated[str, Rule("a name such as rand-m7-n4-mstd0.5-inc1", lambda _: True, alone=True)] | None = None  # a name as at the top of pipelines/augment.py
+    randaugment_on: Annotated[str, one_of("frames", "crop")] = "crop"  # frames: the whole picture, before the crop; crop: what is left of it
     randaugment_fill: int | str | None = None  # what moves in from outside: a grey level, or mean; None: the family's own
     color_jitter: tuple = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation: factor 1 - x to 1 + x; hue: -x to x turns
-    color_jitter_p: float = 1.0  # probability of color_jitter
-    grayscale: float = 0.0  # probability of losing all colour
-    pca_noise: float = 0.0  # standard deviation of AlexNet's colour noise
-    erasing: float = 0.0  # probability of erasing a box
+    color_jitter_p: Share = 1.0  # probability of color_jitter
+    grayscale: Share = 0.0  # probability of losing all colour
+    pca_noise: Annotated[float, at_least(0)] = 0.0  # standard deviation of AlexNet's colour noise
+    erasing: Share = 0.0  # probability of erasing a box
     erasing_area: tuple[float, float] = (0.02, 1 / 3)  # part of the crop
     erasing_aspect: tuple[float, float] = (0.3, 1 / 0.3)  # height / width of the box
     erasing_fill: int | str = "mean"  # mean: 0 after normalising; or a grey level before normalising
 
     def __post_init__(self):
-        name = self.randaugment
-        require(name is None or isinstance(name, str), "randaugment", self, "a name such as rand-m7-n4-mstd0.5-inc1")
-        parse_randaugment(name)
-        require(self.randaugment_on in ("frames", "crop"), "randaugment_on", self, "frames or crop")
+        check(AugmentOptions, vars(self), SENTENCE)
+        parse_randaugment(self.randaugment)
         for name in ("erasing_area", "erasing_aspect"):
             object.__setattr__(self, name, interval(name, getattr(self, name)))
         require(self.erasing_area[1] <= 1, "erasing_area", self, "at most the whole crop, [low, 1]")
-        for name in ("color_jitter_p", "grayscale", "erasing"):
-            value = getattr(self, name)
-            require(is_number(value) and 0 <= value <= 1, name, self, "a probability")
-        require(is_number(self.pca_noise) and 0 <= self.pca_noise < math.inf, "pca_noise", self, "a number, at least 0")
         jitter = self.color_jitter
-        fine = isinstance(jitter, (list, tuple)) and len(jitter) == 4 and all(is_number(x) and 0 <= x for x in jitter)
+        fine = isinstance(jitter, (list, tuple)) and len(jitter) == 4 and all(is_finite(x) and 0 <= x for x in jitter)
         require(fine and max(jitter[:3]) <= 1 and jitter[3] <= 0.5, "color_jitter", self,
                 "brightness, contrast and saturation from 0 to 1, and hue from 0 to 0.5")  # fmt: skip
         object.__setattr__(self, "color_jitter", tuple(map(float, jitter)))
@@ -365,4 +361,4 @@ _FILL_RULE = "mean or a whole number from 0 to 255"
 
 
 def _is_fill(value) -> bool:
-    return (isinstance(value, str) and value == "mean") or (is_int(value) and 0 <= value <= 255)
+    return (isinstance(value, str) and value == "mean") or (is_whole(value) and 0 <= value <= 255)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 
+from i2v.rules import check, one_of
 from pipelines.augment import (
     AUTOCONTRAST,
     BLUR,
@@ -31,6 +33,7 @@ from pipelines.augment import (
     WARP_NEAREST,
     AugmentOptions,
 )
+from pipelines.options import SENTENCE
 from pipelines.resize import crop_and_resize
 
 # OpenAI CLIP's, in units of 0..255
@@ -47,18 +50,13 @@ class GraphOptions:
 
     size: int = 224
     crops: int = 1
-    interpolation: str = "cubic"  # cubic or linear
+    interpolation: Annotated[str, one_of("cubic", "linear")] = "cubic"
     antialias: bool = True  # filter when shrinking; the original recipes resize without
-    dtype: str = "float32"  # of the clips: float32 or float16; uint8: not normalised
+    dtype: Annotated[str, one_of(*DTYPES)] = "float32"  # of the clips; uint8: not normalised
     augment: AugmentOptions = AugmentOptions()
 
     def __post_init__(self):
-        if self.interpolation not in ("cubic", "linear"):
-            raise ValueError(f"interpolation is {self.interpolation!r}: it must be cubic or linear.")
-        if not isinstance(self.antialias, bool):
-            raise ValueError(f"antialias is {self.antialias!r}: it must be true or false.")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype!r}: it must be one of {', '.join(DTYPES)}.")
+        check(GraphOptions, vars(self), SENTENCE)
 
 
 def choose_decoder(codec: str, device: str, decode: str) -> str:

@@ -161,7 +161,9 @@ class Loader:
 
     def __post_init__(self):
         self._labels = np.array(self.shards.clips["label"], dtype=np.int64)
-        self._mirrored = _swapped(self._labels, self.plan.options.flip_labels, len(self.shards.classes))
+        self._mirrored = self._labels
+        if self.plan.split == "train":  # nothing else is mirrored, and what is predicted on may have no classes at all
+            self._mirrored = _swapped(self._labels, self.plan.options.flip_labels, len(self.shards.classes))
         self._refused: set[int] = set()  # positions whose clips the decoder does not take
         self._batch_bytes = 0  # of the largest batch so far
 

@@ -56,22 +56,52 @@ def test_numbers_as_yaml_writes_them(write):
         ("train.learning_rat=1", "unknown key train.learning_rat"),
         ("train.weight_deca=1", "unknown key train.weight_deca: did you mean weight_decay"),
         ("trian.lr=1", "unknown key trian: did you mean train"),
-        ("train.lr=fast", "train.lr is 'fast': it must be a number"),
+        ("train.lr=fast", "train.lr is 'fast': it must be a finite number, more than 0"),
         ("train.batch_size=2.5", "train.batch_size is 2.5: it must be a whole number"),
         ("train.batch_size=true", "train.batch_size is True: it must be a whole number"),
         ("train.compile=1", "train.compile is 1: it must be true or false"),
-        ("train.lr=-1", "train.lr is -1.0: it must be more than 0"),
+        ("train.lr=-1", "train.lr is -1: it must be a finite number, more than 0"),
         ("train.precision=fp8", "train.precision is 'fp8': it must be auto, bf16 or float32"),
         ("train=3", "train must be a section"),
         ("train.lr", "is not an override: write section.key=value"),
         ("train.lr.x=3", "lr is not a section"),
         ("clips.size=3", "clips.size is decided by the model"),
         ("train.betas=[1]", "train.betas is .1.: it must be two numbers"),
+        *((f"train.{key}=.{value}", f"train.{key} is .*: it must be a finite number") for value in ("inf", "nan") for key in
+          ("lr", "epochs", "weight_decay", "warmup_epochs", "warmup_lr", "min_lr", "mixup", "cutmix", "label_smoothing",
+           "layer_decay", "eval_every")),
+        ("train.lr_multipliers={head: .inf}", "train.lr_multipliers is .*: it must be factors"),
+        ("train.no_decay=[1]", "train.no_decay is .1.: it must be parts of names"),
+        ("train.max_steps=0", "train.max_steps is 0: it must be a whole number, at least 1 or null"),
+        ("data.threads=0", "data.threads is 0: it must be a whole number, at least 1 or null"),
+        ("train={lr: 1, lr: 2}", "the key lr comes a second time in its section: remove one"),
     ],
 )
 def test_each_mistake_has_its_sentence(write, override, text):
     with pytest.raises(ConfigError, match=text):
         load_config(write(MINIMAL), [override])
+
+
+@pytest.mark.parametrize("text, key", [
+    ("train:\n  lr: 1\n  epochs: 2\n  lr: 2\n", "lr"), ("train: {lr: 1}\nmodel: {method: aim}\ntrain: {lr: 2}\n", "train"),
+    ("a: &a {x: 1}\nb: &b {y: 1}\ntrain:\n  <<: *a\n  <<: *b\n", "<<"), ("clips:\n  area: [{a: 1, a: 2}]\n", "a"),
+])  # fmt: skip
+def test_a_key_that_comes_twice_is_refused(write, text, key):
+    with pytest.raises(ConfigError, match=f"the key {re.escape(key)} comes a second time in its section: remove one.* line"):
+        load_config(write(text))
+
+
+def test_what_a_merge_brings_may_be_overridden(write):
+    others = {name: section for name, section in MINIMAL.items() if name != "train"}
+    path = write(yaml.safe_dump(others) + "train: {<<: {epochs: 5, lr: 0.5}, epochs: 1, batch_size: 2}\n")
+    train = load_config(path).train
+    assert (train.epochs, train.lr, train.batch_size) == (1, 0.5, 2)
+
+
+def test_whole_betas_and_a_byte_order_mark_are_fine(write):
+    path = write(MINIMAL)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_config(path, ["train.betas=[0, 0.999]"]).train.betas == [0, 0.999]
 
 
 def test_files_that_are_no_configuration(write, tmp_path):

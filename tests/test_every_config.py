@@ -1,0 +1,88 @@
+"""Every shipped YAML goes the whole way, with a small backbone: from the file to batches, a prediction, features and costs."""
+
+import csv
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from benchmarks import throughput
+from i2v.complexity import cost
+from i2v.checkpoint import load_checkpoint, save_checkpoint
+from i2v.config import load_config, to_dict
+from i2v.distributed import World
+from i2v.features import extract
+from i2v.predict import predict
+from i2v.runtime import describe_backbone, own_tensors, restore_model
+from i2v.train import open_loader
+from shard_tools.encode import EncodeSettings
+from shard_tools.sources import Video
+from shard_tools.writer import make_shards
+from tests.videos import moving, write_video
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+BACKBONE = {"image_size": 16, "patch_size": 8, "width": 96, "layers": 2, "heads": 3, "embed_dim": 32}
+SMALL = {  # sizes of a method's own parts, and which layers they sit in
+    "st_adapter": {"adapter_width": 8}, "dist": {"integration_dim": 64, "temporal_dim": 8}, "tada": {"route_head_dim": 8},
+}  # fmt: skip
+CLASSES = [f"class {i}" for i in range(700)]  # as many as any of the data sets has, so that every flip_labels fits
+STORED = {"codec": "mjpeg", "gop": 1, "short_side": 32}
+WORLD = World(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two videos, and shards of them: labelled/ with all the classes, unlabelled/ with none."""
+    root = tmp_path_factory.mktemp("every")
+    videos = [write_video(root / f"{i}.mp4", moving(8, 32, 48, i), fps=8) for i in range(2)]
+    settings = EncodeSettings(**STORED)
+    make_shards([Video(str(v), label=690 + i, source=v.name) for i, v in enumerate(videos)], CLASSES, root / "labelled", settings)
+    make_shards([Video(str(v), source=v.name) for v in videos], [], root / "unlabelled", settings)
+    return root
+
+
+def small(path, data):
+    """The experiment on a small backbone, as a checked configuration: everything else is the file's."""
+    values = yaml.safe_load(path.read_text())
+    model = values["model"] | {"backbone": BACKBONE, "weights": "random", "num_frames": 4}
+    model["options"] = model.get("options", {}) | SMALL.get(model["method"], {})
+    if "adapted_layers" in model["options"]:
+        model["options"]["adapted_layers"] = 1
+    values |= {"model": model, "data": values["data"] | {"train": str(data / "labelled"), "device": "cpu", "threads": 1}}
+    values["train"] |= {"batch_size": 1, "micro_batch": None, "compile": False}
+    out = data / f"{path.parent.name}-{path.name}"
+    out.write_text(yaml.safe_dump(values))
+    return load_config(out, [f"out={out.with_suffix('')}"])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_config_goes_the_whole_way(path, data, monkeypatch):
+    monkeypatch.setattr(throughput, "matrix_rate", lambda *_: 1.0)  # of the machine, a second long
+    config = small(path, data)
+    views = config.clips.get("clips", 1) * config.clips.get("crops", 1)
+    assert cost("small", config, len(CLASSES))["views"] == views
+    assert open_loader(config, WORLD, "train", config.data.train, 1).plan.split == "train"
+    found = throughput.measure(config, config.data.train, WORLD, rounds=1, seconds=0)
+    assert all(rate["median"] > 0 for rate in found["clips_per_s"].values()) and found["training_gflop_per_clip"] > 0
+
+    # As a checkpoint, on videos without labels, although left and right may be told apart in training
+    torch.manual_seed(0)
+    model = throughput.fresh_model(config.model, len(CLASSES))
+    meta = {"model": model.config, "backbone": describe_backbone(model, config.model, "random"), "classes": CLASSES,
+            "stored": STORED, "clips": config.clips, "config": to_dict(config), "progress": {"step": 0}}  # fmt: skip
+    checkpoint = data / f"{path.parent.name}-{path.stem}.safetensors"
+    save_checkpoint(checkpoint, own_tensors(model, meta["backbone"]), meta)
+    model = restore_model(*load_checkpoint(checkpoint)).eval()
+    video = data / "0.mp4"
+    ((start, end, probabilities),) = predict(model, meta, [video], WORLD.device, nullcontext, workers=0)[str(video)]
+    assert (start, end) == (0, 1) and probabilities.shape == (len(CLASSES),)
+    assert probabilities.sum().item() == pytest.approx(1, abs=1e-4)
+    args = SimpleNamespace(checkpoint=checkpoint, weights=None, options=[], window=0.5, hop=None, precision="auto", data=data / "unlabelled",
+                           batch_size=None, decode="auto", cache=None, cache_size=None, format="npy", out=checkpoint.with_suffix(""))  # fmt: skip
+    assert extract(args, WORLD) == (2, [])
+    with open(args.out / "features.csv", newline="") as file:
+        assert [row["rows"] for row in csv.DictReader(file)] == ["2", "2"]
