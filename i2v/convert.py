@@ -30,7 +30,7 @@ from i2v.model import merge_adapters
 from i2v.runtime import INCLUDED, autocast_for, build_model, describe_backbone, own_tensors, restore_model
 from i2v.weights import fingerprint, load_weights
 from pipelines import ShardError, build_loader
-from pipelines.shards import ShardSet
+from shard_tools.classes import read_class_list
 from shard_tools.console import print_any_name
 
 MERGE_TOLERANCE = 1e-4  # of the largest logit, in float32
@@ -39,7 +39,8 @@ MERGE_TOLERANCE = 1e-4  # of the largest logit, in float32
 def import_weights(config_path: str, overrides: list[str], source: Path, classes_from: str, layout: str) -> tuple[dict, dict]:
     """(tensors, meta) of a checkpoint with the weights of `source` in the model of a configuration."""
     config = load_config(config_path, overrides)
-    classes = read_classes(classes_from)
+    classes, about = read_class_list(classes_from)
+    print(f"note: {about}")
     model, backbone = build_model(config.model, classes)
     before = fingerprint(model.frozen_parameters())
     report = load_weights(model, source, layout)
@@ -61,16 +62,6 @@ def import_weights(config_path: str, overrides: list[str], source: Path, classes
         "imported_from": str(source),
     }
     return own_tensors(model, described), meta
-
-
-def read_classes(path: str) -> list[str]:
-    """Class names in order: of a data set's folder or manifest, or a text file with one name per line."""
-    if Path(path).is_dir() or Path(path).suffix == ".json":
-        return ShardSet(path).classes
-    names = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
-    if not names:
-        raise ValueError(f"{path} holds no class names.")
-    return names
 
 
 def merge_checkpoint(path: Path, weights: str | None, data: str | None) -> tuple[dict, dict]:
