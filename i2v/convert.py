@@ -30,7 +30,7 @@ from i2v.model import merge_adapters
 from i2v.runtime import INCLUDED, autocast_for, build_model, describe_backbone, own_tensors, restore_model
 from i2v.weights import fingerprint, load_weights
 from pipelines import ShardError, build_loader
-from shard_tools.classes import read_class_list
+from shard_tools.classes import FORMS, read_class_list
 from shard_tools.console import print_any_name
 
 MERGE_TOLERANCE = 1e-4  # of the largest logit, in float32
@@ -113,7 +113,7 @@ def main() -> None:
     what.add_argument("--checkpoint", type=Path, help="a checkpoint of ours, to --merge")
     parser.add_argument("--source", type=Path, help="released weights: .pt .pth .pyth .safetensors")
     parser.add_argument("--layout", default="authors", choices=("authors", "i2v", "auto"), help="names in --source")
-    parser.add_argument("--classes", help="class names: shards, a manifest.json, or a text file with a name per line")
+    parser.add_argument("--classes", help=f"class names: {FORMS}; numbers decide the order")
     parser.add_argument("--merge", action="store_true", help="fold the adapters into the backbone")
     parser.add_argument("--plain", action="store_true", help="with --merge: write a bare state dict with CLIP's names")
     parser.add_argument("--weights", help="the backbone's file or tag, if it is not where the run had it")

@@ -194,11 +194,28 @@ def _of_columns(header: list[str], rows: list[tuple[str, list[str]]]) -> tuple[l
     if not of_names:
         raise ValueError("none of its columns is called name")
     column = of_names[0]
-    about = f"column {header[column]!r}"
-    if index is None:
-        return [cells[column] for _, cells in rows], f"{about} in the order of its rows"
-    names, how = _in_order([_Numbered(where, int(float(cells[index])), cells[column]) for where, cells in rows])
-    return names, f"{about} in the order of column {header[index]!r}, {how}"
+    names, how = [cells[column] for _, cells in rows], "in the order of its rows"
+    if index is not None:
+        names, how = _by_column(rows, column, index)
+        how = f"in the order of column {header[index]!r}, {how}"
+    _refuse_other_orders(header, rows, column, names)
+    return names, f"column {header[column]!r} {how}"
+
+
+def _refuse_other_orders(header: list[str], rows: list[tuple[str, list[str]]], column: int, names: list[str]) -> None:
+    for index, title in enumerate(header):
+        if index == column or not all(_is_number(cells[index]) for _, cells in rows):
+            continue
+        try:
+            others, _ = _by_column(rows, column, index)
+        except ValueError:  # its numbers count something else
+            continue
+        if others != names:
+            raise ValueError(f"column {title!r} numbers the names in another order: keep only the columns index and name")
+
+
+def _by_column(rows: list[tuple[str, list[str]]], column: int, index: int) -> tuple[list[str], str]:
+    return _in_order([_Numbered(where, int(float(cells[index])), cells[column]) for where, cells in rows])
 
 
 def _index_column(header: list[str], words: list[str], rows: list[tuple[str, list[str]]]) -> int | None:
@@ -243,7 +260,7 @@ def _from_numbered(lines: list[tuple[int, str]]) -> tuple[list[str], str] | None
             raise ValueError(f"line {nameless} has a number and no name")
         rows = [_Numbered(f"line {number}", int(match["number"]), _unquoted(match["name"]))
                 for (number, _), match in zip(lines, matches)]  # fmt: skip
-        if all(match["separator"].isspace() and "\t" not in match["separator"] for match in matches):
+        if _only_spaces(matches):
             if _are_names(rows):
                 continue
         else:
@@ -268,12 +285,21 @@ def _refuse_more_columns(lines: list[tuple[int, str]]) -> None:
 
 def _refuse_half_numbered(lines: list[tuple[int, str]]) -> None:
     """Numbers that count the lines, but for some: taken as names, they would be wrong ones."""
-    matches = [NUMBER_FIRST.fullmatch(line) for _, line in lines]
-    numbers = [int(match["number"]) for match in matches if match and match["name"]]
-    if len(set(numbers)) == len(numbers) > max(2, len(lines) / 2) and all(0 <= number <= len(lines) for number in numbers):
-        without = next(number for (number, _), match in zip(lines, matches) if not (match and match["name"]))
-        raise ValueError(f"line {without} has no number, but {len(numbers)} of {len(lines)} lines are numbered: number all "
-                         f"lines or none; {OR_NAMES}")  # fmt: skip
+    for pattern in (NUMBER_FIRST, NAME_FIRST):
+        matches = [pattern.fullmatch(line) for _, line in lines]
+        matches = [match if match and match["name"] else None for match in matches]
+        found = [match for match in matches if match]
+        numbers, columns = [int(match["number"]) for match in found], not _only_spaces(found)
+        counting = len(set(numbers)) == len(numbers) and all(0 <= number <= len(lines) for number in numbers)
+        many = len(numbers) > max(1 if columns else 2, len(lines) / 2)
+        if counting and many and (columns or pattern is NUMBER_FIRST):
+            without = next(number for (number, _), match in zip(lines, matches) if match is None)
+            raise ValueError(f"line {without} has no number, but {len(numbers)} of {len(lines)} lines are numbered: number all "
+                             f"lines or none; {OR_NAMES}")  # fmt: skip
+
+
+def _only_spaces(matches: list[re.Match]) -> bool:
+    return all(match["separator"].isspace() and "\t" not in match["separator"] for match in matches)
 
 
 def _word(cell: str) -> str:
