@@ -9,7 +9,7 @@ import re
 from itertools import takewhile
 from typing import NamedTuple
 
-from shard_tools.paths import SourceError, exists, is_folder, join, read_text
+from shard_tools.paths import SourceError, exists, is_folder, is_video, join, read_text
 
 FORMS = (
     "one name per line, numbered lines as classInd.txt has, a CSV file with a header as index,name, shards or their "
@@ -23,8 +23,8 @@ NAME_WORDS = {about + word for about in ABOUT for word in ("name", "names", "key
 }  # fmt: skip
 ONE_COLUMN = {"name", "names", "class", "classes", "classname", "classnames", "label", "labels", "labelname", "labelnames"}
 WRAPPERS = ("classes", "categories", "names", "labels", "class_names")  # keys of a JSON object that hold the list
-NUMBER = r'"?(?P<number>-?[0-9]{1,9})(?:\.0*)?"?'
-SEPARATOR = r"(?P<separator>\s*[,;:|=)]\s*|\s+)"
+NUMBER = r'"?(?P<number>-?[0-9]{1,18})(?:\.0*)?"?'
+SEPARATOR = r"(?P<separator>\s*[,;:|=)]\s*|\s+-\s+|\s+)"
 NUMBER_FIRST = re.compile(rf"{NUMBER}(?:{SEPARATOR}(?P<name>.*))?")
 NAME_FIRST = re.compile(rf"(?P<name>.+?){SEPARATOR}{NUMBER}")
 OR_NAMES = "if the numbers belong to the names, give the names as a JSON list"
@@ -65,7 +65,7 @@ def read_class_list(path: str | os.PathLike) -> ClassList:
             names, how = _from_json(text)
         else:
             names, how = _from_text(text)
-            _require_one_column(names)
+            _require_class_names(names)
         _require_names(names)
     except (ValueError, csv.Error) as error:
         raise SourceError(f"the class list {path} cannot be used: {error}.") from error
@@ -104,10 +104,12 @@ def _require_names(names: list[str]) -> None:
         raise ValueError(f"it names {twice!r} more than once")
 
 
-def _require_one_column(names: list[str]) -> None:
+def _require_class_names(names: list[str]) -> None:
     for name in names:
         if "\t" in name:
             raise ValueError(f"{name!r} has a tab: name the columns in a first line, as index,name")
+        if is_video(name):
+            raise ValueError(f"{name!r} is a video's name: give a list of classes, not of videos")
 
 
 # ---- numbers decide
@@ -238,13 +240,16 @@ def _from_lines(lines: list[tuple[int, str]]) -> tuple[list[str], str]:
         return numbered
     header = f"; line {number}, {first!r}, is its header"
     words = [_word(cell) for cell in re.split(r"[\s,;:|=]+", first.rstrip(":"))]
-    if rest and INDEX_WORDS | NAME_WORDS | ONE_COLUMN >= set(words):
+    if INDEX_WORDS | NAME_WORDS | ONE_COLUMN >= set(words):
         numbered = _from_numbered(rest)
         if numbered is not None:
             return numbered[0], numbered[1] + header
-    if _word(first.rstrip(":")) in ONE_COLUMN and rest:
+    alone = _word(first.rstrip(":"))
+    if alone in ONE_COLUMN or alone in INDEX_WORDS and all(_is_number(line) for _, line in rest):
         return [_unquoted(line) for _, line in rest], "in the order of its lines" + header
     _refuse_half_numbered(lines)
+    if not rest and re.search("[,;]", first) and not first.startswith('"'):
+        raise ValueError(f"its only line is {first!r:.80}: write one name per line, and below the header if that is one")
     return [_unquoted(line) for _, line in lines], "in the order of its lines"
 
 
