@@ -32,7 +32,7 @@ from i2v.model import merge_adapters
 from i2v.runtime import INCLUDED, autocast_for, build_model, describe_backbone, own_tensors, restore_model
 from i2v.weights import fingerprint, load_weights
 from pipelines import ShardError, build_loader
-from pipelines.shards import ShardSet
+from shard_tools.classes import FORMS, read_class_list
 from shard_tools.console import print_any_name
 
 MERGE_TOLERANCE = 1e-4  # of the largest logit, in float32
@@ -41,7 +41,8 @@ MERGE_TOLERANCE = 1e-4  # of the largest logit, in float32
 def import_weights(config_path: str, overrides: list[str], source: Path, classes_from: str, layout: str) -> tuple[dict, dict]:
     """(tensors, meta) of a checkpoint with the weights of `source` in the model of a configuration."""
     config = load_config(config_path, overrides)
-    classes = read_classes(classes_from)
+    classes, about = read_class_list(classes_from)
+    print(f"note: {about}")
     model, backbone = build_model(config.model, classes)
     before = fingerprint(model.frozen_parameters())
     report = load_weights(model, source, layout)
@@ -65,16 +66,6 @@ def import_weights(config_path: str, overrides: list[str], source: Path, classes
         "imported_from": str(source),
     }
     return own_tensors(model, described), meta
-
-
-def read_classes(path: str) -> list[str]:
-    """Class names in order: of a data set's folder or manifest, or a text file with one name per line."""
-    if Path(path).is_dir() or Path(path).suffix == ".json":
-        return ShardSet(path).classes
-    names = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
-    if not names:
-        raise ValueError(f"{path} holds no class names.")
-    return names
 
 
 def merge_checkpoint(path: Path, weights: str | None, data: str | None) -> tuple[dict, dict]:
@@ -126,7 +117,7 @@ def main() -> None:
     what.add_argument("--checkpoint", type=Path, help="a checkpoint of ours, to --merge")
     parser.add_argument("--source", type=Path, help="released weights: .pt .pth .pyth .safetensors")
     parser.add_argument("--layout", default="authors", choices=("authors", "i2v", "auto"), help="names in --source")
-    parser.add_argument("--classes", help="class names: shards, a manifest.json, or a text file with a name per line")
+    parser.add_argument("--classes", help=f"class names: {FORMS}; numbers decide the order")
     parser.add_argument("--merge", action="store_true", help="fold the adapters into the backbone")
     parser.add_argument("--plain", action="store_true", help="with --merge: write a bare state dict with CLIP's names")
     parser.add_argument("--weights", help="the backbone's file or tag, if it is not where the run had it")

@@ -6,7 +6,6 @@ import csv
 import math
 import os
 import zlib
-from pathlib import Path
 
 import numpy as np
 
@@ -62,24 +61,65 @@ def training_order(
 
 def read_weights(given, shards: ShardSet | JoinedShards) -> np.ndarray:
     """(n,) from an array, a .npy or a CSV of key,weight. Raises ValueError."""
-    source = "sample_weights"
-    try:
-        if isinstance(given, (str, os.PathLike)):
-            source, path = str(given), Path(given)
-            if path.suffix == ".npy":
-                given = np.load(path)
-            else:
-                with open(path, newline="") as file:
-                    found = {row["key"]: float(row["weight"]) for row in csv.DictReader(file)}
-                given = [found[shards.key(clip)] for clip in range(len(shards))]
-        weights = np.asarray(given, dtype=np.float64)
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        raise ValueError(f"{source} cannot be read as weights ({error}): give a .npy, or a CSV of key,weight.") from error
-    except KeyError as error:
-        raise ValueError(f"{source} has no {error}: it must be a CSV of key,weight with a row for every video.") from error
+    is_file = isinstance(given, (str, os.PathLike))
+    source = str(given) if is_file else "sample_weights"
+    if is_file and not source.lower().endswith(".npy"):
+        weights = np.array(_weights_by_key(source, shards))
+    else:
+        try:
+            weights = np.asarray(np.load(source) if is_file else given, dtype=np.float64)
+        except (OSError, ValueError, TypeError, EOFError) as error:
+            raise ValueError(f"{source} cannot be read as weights ({error}): give a .npy, or a CSV of key,weight.") from error
     if weights.shape != (len(shards),) or not np.isfinite(weights).all() or weights.min() < 0 or weights.max() <= 0:
         raise ValueError(f"{source} must hold {len(shards)} weights, one per video, at least 0 and not all 0.")
     return weights
+
+
+def _weights_by_key(path: str, shards: ShardSet | JoinedShards) -> list[float]:
+    """One weight per video, from a CSV in UTF-8, with or without a byte order mark, that has each key once."""
+    rows = _rows(path)
+    header = ",".join(rows[0][1]) if rows else ""
+    if header != "key,weight":
+        raise ValueError(f"{path} begins with {header!r:.80}: its first row must be key,weight, separated by a comma.")
+    wanted, found = {shards.key(clip) for clip in range(len(shards))}, {}
+    for line, cells in rows[1:]:
+        where, key = f"row {line} of {path}", cells[0]
+        if len(cells) != 2:
+            raise ValueError(f"{where} has {len(cells)} columns: it must be key,weight.")
+        if key in found:
+            raise ValueError(f"{where} gives {key!r} a second weight: keep one row per key.")
+        if key not in wanted:
+            raise ValueError(f"{where} has the key {key!r}, which no video has: remove the row, or write keys as clips.csv "
+                             f"does (in a list of data sets: 0/KEY, 1/KEY, ...), such as {shards.key(0)}.")  # fmt: skip
+        found[key] = _weight(cells[1], where)
+    lacking = wanted - found.keys()
+    if lacking:
+        raise ValueError(f"{path} lacks {len(lacking)} of {len(wanted)} keys, such as {min(lacking)!r}: it must have a row "
+                         "for every video; weight 0 leaves one out.")  # fmt: skip
+    return [found[shards.key(clip)] for clip in range(len(shards))]
+
+
+def _rows(path: str) -> list[tuple[int, list[str]]]:
+    """Line number and cells of every row that is not blank."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+    except (OSError, ValueError, csv.Error) as error:  # a UnicodeDecodeError is a ValueError
+        raise ValueError(
+            f"{path} cannot be read as weights ({error}): give a .npy, or a CSV of key,weight in UTF-8."
+        ) from error
+    return [(line, cells) for line, cells in rows if any(cells)]
+
+
+def _weight(text: str, where: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"{where} has the weight {text!r}: it must be a number, at least 0.")
+    return weight
 
 
 def fingerprint(sets: list[ShardSet], order: Order | Mixture | None) -> dict:

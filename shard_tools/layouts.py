@@ -26,7 +26,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from shard_tools.classes import read_classes
+from shard_tools.classes import read_class_list
 from shard_tools.paths import (
     VIDEO_SUFFIXES, SourceError, entries, exists, is_folder, is_video, join, open_binary, parent, read_text, reading,
     videos_below,
@@ -352,7 +352,7 @@ def _classes_beside(source: str, *names: str) -> tuple[list[str] | None, str]:
     for name in names:
         path = join(parent(source), name)
         if exists(path):
-            return read_classes(path), f"class names and their order are those of {path}."
+            return read_class_list(path)
     return None, f"{names[0]} is not beside {source}: classes are the labels that occur in it, sorted."
 
 
@@ -502,7 +502,7 @@ def _read_json(source: str, root: str, layout: str) -> Table:
         if not isinstance(video.get(key), (str, int)):
             raise SourceError(f"entry {number} of {source} has no {key}, as videos of {layout} have: mend the list.")
         label = video.get("template", video.get("label"))
-        label = None if label is None else re.sub(r"[\[\]]", "", str(label))
+        label = None if label is None else re.sub(r"[\[\]]", "", str(label)).strip()
         rows.append(Row(f"entry {number}", str(video[key]), label))
     notes = []
     if layout == "ssv2":
@@ -549,9 +549,9 @@ def _read_webdataset(folder: str, tars: list[str], root: str | None, split: str 
     manifest = _parsed(path) if exists(path) else None
     if not isinstance(manifest, dict) or not {"classes", "shards"} <= manifest.keys():  # not one of ours
         return Table(rows, folder)
-    classes = read_classes(path) if manifest["classes"] else None
+    classes, about = read_class_list(path) if manifest["classes"] else (None, "")
     notes = [f"{folder or '.'} holds shards made from videos before: encoding their clips again costs quality."]
-    return Table(rows, folder, classes, f"class names and their order are those of {path}." if classes else "", notes)
+    return Table(rows, folder, classes, about, notes)
 
 
 def _read_tar(folder: str, tar: str) -> list[Row]:

@@ -19,6 +19,7 @@ from collections import Counter
 
 from tqdm import tqdm
 
+from shard_tools.classes import FORMS
 from shard_tools.console import print_any_name
 from shard_tools.encode import CRF, LIBRARY, EncodeSettings
 from shard_tools.join import identity, known_videos
@@ -72,8 +73,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--layout", default="auto", choices=LAYOUTS, metavar="NAME", help=f"of SOURCE: {', '.join(LAYOUTS)}")
     add("--root", metavar="DIR", help="where the videos of a list are (default: beside it)")
     add("--split", metavar="NAME", help="which split of a list that has several, such as val, or test1 of HMDB51")
-    add("--classes", metavar="FILE", help="class names in order, or another data set's manifest.json; default: those of "
-        "SOURCE, sorted; with --append and --retry those of DIR")  # fmt: skip
+    add("--classes", metavar="FILE", help=f"class names: {FORMS}; numbers decide the order. Default: those of SOURCE, "
+        "sorted; with --append and --retry those of DIR")  # fmt: skip
     add("--map", metavar="FILE", help="CSV file from,to that renames, merges or (empty to) leaves out classes")
     add = parser.add_argument_group("how").add_argument
     add("--codec", default="vp9", choices=LIBRARY, help="vp9 (default) decodes on every GPU and CPU; mjpeg is fastest "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import posixpath
@@ -64,16 +65,23 @@ def open_binary(place: str):
     return file_system.open(path, "rb", block_size=2**16)
 
 
-def read_text(place: str, errors: str = "strict") -> str:
-    """Text in UTF-8. errors="surrogateescape": what else a file's name may hold is kept, byte by byte."""
+def read_text(place: str, errors: str = "strict", utf16: bool = False) -> str:
+    """Text in UTF-8. errors="surrogateescape": what else a file's name may hold is kept, byte by byte. utf16: text in
+    UTF-16 is read, too, if it begins with its mark."""
     with reading(place), open_binary(place) as file:
         data = file.read()
     try:
-        if re.search(rb"[\0-\x08\x0e-\x1f\x7f]", data):
-            raise ValueError("control bytes")
-        return data.decode("utf-8-sig", errors)
-    except ValueError:  # a UnicodeDecodeError is one
-        raise SourceError(f"{place} is not a text file in UTF-8: give a list of videos or a folder.") from None
+        marked = utf16 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16") if marked else data.decode("utf-8-sig", errors)
+        bad = re.search("[\0-\x08\x0e-\x1f\x7f]", text)
+        before, what = (text[: bad.start()].encode("utf-8", "replace"), f"{ord(bad[0]):#04x}") if bad else (b"", "")
+    except UnicodeDecodeError as error:
+        before, what = data[: error.start], f"{data[error.start]:#04x}"
+    if what:
+        line = before.count(b"\n") + 1
+        raise SourceError(f"{place} is not a text file in UTF-8 (line {line} has the byte {what}): save it as UTF-8, or give "
+                          "another file or a folder.")  # fmt: skip
+    return text
 
 
 def entries(folder: str) -> tuple[list[str], list[str]]:

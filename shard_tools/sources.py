@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from typing import NamedTuple
 
-from shard_tools.classes import read_classes, read_map
+from shard_tools.classes import read_class_list, read_classes, read_map
 from shard_tools.layouts import LAYOUTS, Row, is_integer, read_layout
 from shard_tools.paths import VIDEO_SUFFIXES, SourceError, is_url, join
 
@@ -62,7 +62,7 @@ def read_sources(
     source: a folder or a list, on this machine or as an fsspec URL. The videos are not opened (but a few of Kinetics,
         named without their times, are asked for their length).
     root: where the videos of a list are; None: beside the list.
-    classes: file of class names in order (classes.FORMS); None: those beside the list that the data set has itself
+    classes: file of class names in order (classes.FORMS), or shards; None: those beside the list that the data set has itself
         (labels.json, classInd.txt, Diving48_vocab.json), else the sorted names that occur, or "0".."max" for integers.
     map: CSV file of from,to that renames classes, several to one if wanted; an empty `to` leaves the videos out.
         `classes` are the names after renaming.
@@ -70,10 +70,11 @@ def read_sources(
     split: "train1" or "test1" to "3" of HMDB51 (UCF101's folder); of other lists, a value of their split column.
     """
     source, root = os.fspath(source), None if root is None else os.fspath(root)
-    given = None if classes is None else read_classes(classes)
+    given, about_given = (None, "") if classes is None else read_class_list(classes)
     renamed = None if map is None else read_map(map)
     rows, root, own, about_classes, notes = read_layout(source, root, layout, split)
-    notes = [*notes, about_classes] if about_classes and given is None and rows[0].label is not None else list(notes)
+    about = about_classes if given is None and rows[0].label is not None else about_given
+    notes = [*notes, about] if about else list(notes)
     _require_all_or_no_labels(rows, source)
     if own is not None and rows[0].label is not None:
         rows = [row._replace(label=own[index]) for row, index in zip(rows, _indices(rows, own, source, "its classes"))]

@@ -25,7 +25,7 @@ def convert(monkeypatch, *arguments):
     program.main()
 
 
-def test_released_weights_become_a_checkpoint_with_the_same_logits(tmp_path, monkeypatch):
+def test_released_weights_become_a_checkpoint_with_the_same_logits(tmp_path, monkeypatch, capsys):
     """The golden file's weights, without its trunk: what the ST-Adapter authors released."""
     with safe_open(ROOT / "tests" / "golden" / "st_adapter-1.safetensors", "pt") as file:
         golden = {name: file.get_tensor(name) for name in file.keys()}
@@ -35,7 +35,7 @@ def test_released_weights_become_a_checkpoint_with_the_same_logits(tmp_path, mon
     torch.save({"model": released, "epoch": 3}, tmp_path / "released.pth")
     save_file({n: t for n, t in weights.items() if n not in released}, tmp_path / "clip.safetensors")
     classes = golden["logits"].shape[1]
-    (tmp_path / "classes.txt").write_text("\n".join(f"class {i}" for i in range(classes)))
+    (tmp_path / "classes.txt").write_text("\n".join(f"{i},class {i}" for i in reversed(range(classes))), "utf-8-sig")
     width = released["transformer.resblocks.0.adapter_pre_mlp.fc1.weight"].shape[0]
     geometry = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 3, "heads": 4, "embed_dim": 32}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({
@@ -46,6 +46,8 @@ def test_released_weights_become_a_checkpoint_with_the_same_logits(tmp_path, mon
     assert facts
     convert(monkeypatch, "--config", tmp_path / "run.yaml", "--source", tmp_path / "released.pth", "--classes",
             tmp_path / "classes.txt", "--out", tmp_path / "out.safetensors")  # fmt: skip
+    assert f"{tmp_path}/classes.txt: {classes} names, numbered from 0.\n" in capsys.readouterr().out
+    assert load_checkpoint(tmp_path / "out.safetensors")[1]["classes"] == [f"class {i}" for i in range(classes)]
     model = restore_model(*load_checkpoint(tmp_path / "out.safetensors")).eval()
     assert torch.allclose(model(golden["input"]), golden["logits"], atol=1e-5)
 

@@ -177,12 +177,34 @@ def test_sample_weights_from_a_file(shapes, tmp_path, name):
     weights[[3, 5]] = 1, 3
     np.save(tmp_path / "weights.npy", weights)
     rows = "".join(f"{shards.key(i)},{w}\n" for i, w in enumerate(weights))
-    (tmp_path / "weights.csv").write_text("key,weight\n" + rows)
+    (tmp_path / "weights.csv").write_text("\ufeffkey,weight\n" + rows, encoding="utf-8")  # as spreadsheets save UTF-8
     ids = [i for b in batches(shapes / "vp9", 10, batch_size=12, sample_weights=tmp_path / name) for i in b.ids.tolist()]
     assert ids.count(3) == 30 and ids.count(5) == 90
-    (tmp_path / "weights.csv").write_text("key,weight\n")
-    with pytest.raises(ValueError, match="a row for every video"):
-        batches(shapes / "vp9", 1, sample_weights=tmp_path / "weights.csv")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda text: text[: text.index("\n", 20)], "lacks 23 of 24 keys, such as '000000-000001': .* a row for every video"),
+        (lambda text: text.replace("\n", "\n000007-000000,1\n", 1), "row 2 of .* has the key '000007-000000', which no"),
+        (lambda text: text + "000000-000003,5\n", "row 26 of .* gives '000000-000003' a second weight: keep one row per key"),
+        (lambda text: text.replace("key", "id"), "begins with 'id,weight': its first row must be key,weight"),
+        (lambda text: text.replace(",", ";"), "begins with 'key;weight': its first row must be key,weight"),
+        (lambda text: text.removeprefix("key,weight\n"), "begins with '000000-000000,1': its first row must be key,weight"),
+        (lambda text: "", "begins with '': its first row must be key,weight"),
+        (lambda text: text.replace("000003,1", "000003,much"), "row 5 of .* has the weight 'much': it must be a number"),
+        (lambda text: text.replace("000003,1", "000003,nan"), "row 5 of .* has the weight 'nan'"),
+        (lambda text: text.replace("000003,1", "000003,-1"), "row 5 of .* has the weight '-1'"),
+        (lambda text: text.replace("000003,1", "000003"), "row 5 of .* has 1 columns: it must be key,weight"),
+        (lambda text: text + "\xe9,1", "cannot be read as weights .* a CSV of key,weight in UTF-8"),
+    ],
+)  # fmt: skip
+def test_sample_weights_that_cannot_be_meant(shapes, tmp_path, change, message):
+    shards = ShardSet(shapes / "vp9")
+    text = "key,weight\n" + "".join(f"{shards.key(i)},1\n" for i in range(24))
+    (tmp_path / "weights.csv").write_bytes(change(text).encode("latin-1"))
+    with pytest.raises(ValueError, match=message):
+        build_loader(shapes / "vp9", batch_size=2, sample_weights=tmp_path / "weights.csv", **OPTIONS)
 
 
 @pytest.mark.parametrize("world, batch_size", [(1, 16), (1, 3), (2, 3), (4, 2), (8, 3)])
