@@ -1,12 +1,15 @@
-"""Small data sets that many tests read."""
+"""Small data sets that many tests read, and what makes two runs of the suite the same: seeds, no time limits."""
 
 import os
+import random
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from shard_tools.encode import EncodeSettings
 from shard_tools.moving_shapes import write_videos
@@ -14,6 +17,14 @@ from shard_tools.sources import load_sources
 from shard_tools.writer import make_shards
 
 torch.set_num_threads(1)  # small models on a shared machine: two threads would wait for each other
+settings.register_profile("suite", derandomize=True, deadline=None)  # the same examples in every run, however slow
+settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """A test that draws without a seed of its own draws the same in every run."""
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
 
 
 def shard(folder, out, **settings):

@@ -1,9 +1,9 @@
-"""Waiting for other processes, as long as it takes: a limit is for tests that would hang, not for slow machines."""
+"""Waiting for other processes and threads, as long as it takes: a limit is for tests that would hang, not for slow machines."""
 
 import time
 from pathlib import Path
 
-LIMIT = 300  # seconds
+LIMIT = 600  # seconds
 
 
 def wait_for(condition) -> None:

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from pipelines.index import needed_fragments
 from shard_tools import decode as decoding
 from shard_tools import encode as encoding
-from shard_tools import files
+from shard_tools import files, pool
 from shard_tools.encode import CRF, LIBRARY, EncodedClip, EncodeSettings, encode_video, stored_size
 from shard_tools.files import RejectedVideo, StoreError, open_video
 from shard_tools.pool import encode_videos
 from shard_tools.sources import Video
+from tests.processes import LIMIT, gone, wait_for
 from tests.videos import decode, moving, noise, solid, turn, write_audio, write_video
 
 SMALL = EncodeSettings(short_side=48)
@@ -500,18 +501,27 @@ def test_impossible_settings(arguments, message):
         EncodeSettings(**arguments)
 
 
-def test_many_videos_in_processes_that_die_or_hang(tmp_path):
-    good = str(write_video(tmp_path / "good.mp4", moving(4)))
-    os.mkfifo(tmp_path / "hang.mp4")  # opening it blocks for ever
-    hang, missing = str(tmp_path / "hang.mp4"), str(tmp_path / "missing.mp4")
-    outcomes = encode_videos([good, hang, good, hang, missing, good], SMALL, workers=1, timeout=3)
-    clip = next(outcomes)
-    (child,) = multiprocessing.active_children()
-    threading.Timer(0.5, os.kill, (child.pid, signal.SIGSEGV)).start()  # while it hangs in the second
-    outcomes = [clip, *outcomes]
+def test_many_videos_in_processes_that_die_or_hang(tmp_path, monkeypatch):
+    good, hang, crash, missing = (str(tmp_path / f"{name}.mp4") for name in ("good", "hang", "crash", "missing"))
+    write_video(good, moving(4))
+    os.mkfifo(hang), os.mkfifo(crash)  # opening them for reading blocks until somebody opens them for writing
+    start = pool._Worker.start
+    patience = {hang: 0.2}  # seconds; what is good may take its time
+    monkeypatch.setattr(pool._Worker, "start", lambda self, task, video, _: start(self, task, video, patience.get(video, LIMIT)))
+
+    def crash_it():
+        with open(crash, "wb"):  # once the worker has opened it, too
+            (child,) = multiprocessing.active_children()
+            os.kill(child.pid, signal.SIGSEGV)
+            wait_for(lambda: gone(child.pid))
+
+    killer = threading.Thread(target=crash_it)
+    killer.start()
+    outcomes = list(encode_videos([good, crash, good, hang, missing, good], SMALL, workers=1, timeout=LIMIT))
+    killer.join()
     assert [type(outcome) for outcome in outcomes[::2]] == [EncodedClip, EncodedClip, RejectedVideo]
     assert outcomes[1].reason == "the decoder crashed (signal 11)"
-    assert outcomes[3].reason == "it took longer than 3 seconds"
+    assert outcomes[3].reason == f"it took longer than {LIMIT} seconds"
     assert outcomes[4].reason == "the file does not exist"
     assert outcomes[0].data == outcomes[5].data == encode_video(good, SMALL).data
     assert not multiprocessing.active_children()

@@ -19,6 +19,7 @@ from i2v.vit import ViTSpec, VisionTransformer
 from i2v.weights import fingerprint, load_weights
 from pipelines import Batch
 from pipelines.shards import ShardSet
+from tests.processes import LIMIT
 
 ROOT = Path(__file__).parent.parent
 GEOMETRY = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "heads": 4, "embed_dim": 32}
@@ -50,7 +51,7 @@ def command(module, *arguments, ranks=1):
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     full = [sys.executable, *start, "-m", module, *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(full, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(full, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)
 
 
 def test_two_ranks_and_another_batch_size_give_the_same_scores(checkpoint, tmp_path):

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipelines.shards import ShardSet
-from shard_tools import output, pool, writer
+from shard_tools import executors, output, pool, writer
 from shard_tools.encode import EncodeSettings
 from shard_tools.executors import Job, run_local
 from shard_tools.make_shards import main
@@ -252,44 +251,30 @@ def test_a_cluster_that_is_not_there(source, tmp_path, capsys):
     assert "the Ray cluster at 127.0.0.1:1 cannot be used (Connection refused)" in capsys.readouterr().err
 
 
-def test_on_ray_though_a_worker_is_killed(source, whole, tmp_path):
+def test_on_ray_though_a_worker_is_killed(source, whole, tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="Ray is not installed")
-    killed, over = [], threading.Event()
+    make_shard, marker, steps = executors._make_shard, str(tmp_path / "killed"), []
 
-    def kill_one():
-        while not killed and not over.wait(0.002):
-            for pid in ray_tasks():
-                os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
-                break
+    def make_shard_or_die(job, number, videos):
+        """The process that makes the second shard first is killed after two of its videos."""
+        from shard_tools import shard_writer
 
-    thread = threading.Thread(target=kill_one)
-    thread.start()
-    steps = []
-    try:
-        make(source, tmp_path / "out", executor="ray", ray_address="local", workers=1, on_progress=lambda *a: steps.append(a))
-    finally:
-        over.set()
-        thread.join()
-    assert len(killed) == 1
+        add = shard_writer.ShardWriter.add
+
+        def add_or_die(self, outcome):
+            add(self, outcome)
+            if self.number == 1 and self.done == 2 and not os.path.exists(marker):
+                os.mkdir(marker)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        shard_writer.ShardWriter.add = add_or_die
+        return make_shard(job, number, videos)
+
+    monkeypatch.setattr(executors, "_make_shard", make_shard_or_die)
+    make(source, tmp_path / "out", executor="ray", ray_address="local", workers=1, on_progress=lambda *a: steps.append(a))
+    assert os.path.exists(marker)
     assert steps[0] == (0, 12, 0) and steps[-1] == (12, 12, 2)
     assert contents(tmp_path / "out") == contents(whole)
-
-
-def ray_tasks():
-    """Processes below this one that are making a shard for Ray."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if b"ray::_make_shard" in (folder / "cmdline").read_bytes() and is_below(int(folder.name)):
-                yield int(folder.name)
-        except OSError:
-            pass  # it has ended
-
-
-def is_below(pid: int) -> bool:
-    while pid > 1 and pid != os.getpid():
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    return pid == os.getpid()
 
 
 # ---- output that is not a folder

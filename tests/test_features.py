@@ -18,6 +18,7 @@ from i2v.config import load_config
 from i2v.runtime import build_model
 from i2v.vit import ViTSpec, VisionTransformer
 from pipelines import build_loader
+from tests.processes import LIMIT
 
 ROOT = Path(__file__).parent.parent
 GEOMETRY = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "heads": 4, "embed_dim": 32}
@@ -41,7 +42,7 @@ def extract(config, data, out, *options, ranks=1):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     command = [sys.executable, *launch, "-m", "i2v.features", "--config", str(config), "--data", str(data), "--out", str(out), *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)
 
 
 def table(out):

@@ -19,16 +19,16 @@ from shard_tools.files import RejectedVideo
 from shard_tools.sources import Video
 from shard_tools.writer import make_shards
 from tests.fuzz import REAL, damaged_sets, damaged_streams, damaged_videos
+from tests.processes import LIMIT
 from tests.videos import decode, ffmpeg, moving, panned, write_video
 
 SEED = 0
-PATIENCE = 60  # seconds until a case counts as a hang
 
 
 def test_damaged_sources_are_rejected_with_a_reason_or_stored_as_they_decode(tmp_path):
     paths = damaged_videos(tmp_path / "videos", 200, SEED)
     videos = [Video(str(path), source=path.name) for path in paths]
-    manifest = make_shards(videos, [], tmp_path / "out", EncodeSettings(short_side=48), workers=1, timeout=30)
+    manifest = make_shards(videos, [], tmp_path / "out", EncodeSettings(short_side=48), workers=1, timeout=LIMIT)
     assert len(videos) >= 200 and manifest["clips"] + manifest["rejected"] == len(videos)
     with open(tmp_path / "out" / "rejected.csv", newline="") as file:
         reasons = {row["path"]: row["reason"] for row in csv.DictReader(file)}
@@ -116,7 +116,7 @@ def test_damaged_sets_are_refused_or_their_damaged_clips_are_left_out(sound, tmp
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as executor:  # a crash breaks it, a hang runs out of patience
         for name, damaged, damage in damaged_sets(folder, tmp_path / "damaged", 72, SEED):
-            found = executor.submit(load, damaged).result(timeout=PATIENCE)
+            found = executor.submit(load, damaged).result(timeout=LIMIT)
             if isinstance(found, str):
                 assert found.endswith(".") and "\n" not in found, (name, found)
                 refused += 1

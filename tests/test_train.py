@@ -21,8 +21,10 @@ from i2v.distributed import World
 from i2v.lock import only_writer
 from i2v.train import run, split_batch
 from i2v.vit import ViTSpec, VisionTransformer
-from pipelines import ShardError
+from pipelines import ShardError, build_loader
+from pipelines.loader import Loader
 from pipelines.shards import ShardSet
+from tests.processes import LIMIT
 
 ROOT = Path(__file__).parent.parent
 GEOMETRY = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "heads": 4, "embed_dim": 32}
@@ -77,7 +79,7 @@ def spawn_process(config, out, *overrides, ranks=1, kill=None):
         program = ["--module", "i2v.train"]
     command = [sys.executable, *start, *program, "--config", str(config), f"out={out}", *overrides]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +171,7 @@ def test_every_rank_scores_with_the_same_batchnorm_statistics(config, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script),
                "--config", str(config), f"out={tmp_path}", "train.max_steps=2", *options]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    assert subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, timeout=300).returncode == 0
+    assert subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, timeout=LIMIT).returncode == 0
     first, second = (Path(f"{script}{rank}").read_text() for rank in (0, 1))
     assert "running_mean" in first and first == second
 
@@ -199,20 +201,31 @@ def test_the_frozen_backbone_stays_as_it_was(config, tmp_path, monkeypatch):
 
 
 FAILING = """
-import sys
-from i2v.train import main
-from pipelines.shards import ShardError, ShardSet
-rank, failing_rank = __import__("os").environ.get("RANK", "0"), sys.argv[0][-1]
-after, original, reads = int(sys.argv.pop()), ShardSet.read, iter(range(10**6))
-def failing(self, clip_id, frames):
-    if rank == failing_rank and "vp9-val" not in str(self.root) and next(reads) >= after:
-        __import__("time").sleep(1)  # as a store that is tried again and again
-        raise ShardError("the store does not answer.")
-    return original(self, clip_id, frames)
-ShardSet.read = failing
-sys.argv[0] = "train"
-main()
+import os, sys
+import i2v.train as program
+from tests.test_train import failing_from
+rank, position = sys.argv.pop(1), int(sys.argv.pop(1))
+if os.environ["RANK"] == rank:
+    program.build_loader = failing_from(position)
+program.main()
 """
+
+
+def failing_from(position):
+    """build_loader of a store that does not answer any more when the clip at this position of the stream is read."""
+
+    class Failing(Loader):
+        def _read(self, at):
+            if self.plan.split == "train" and at >= position:
+                raise ShardError("the store does not answer.")
+            return super()._read(at)
+
+    def build(*args, **kwargs):
+        loader = build_loader(*args, **kwargs)
+        loader.__class__ = Failing
+        return loader
+
+    return build
 
 
 @pytest.mark.parametrize("failing", [0, 1])
@@ -220,17 +233,17 @@ def test_a_store_that_fails_on_one_of_two_ranks_stops_both_with_the_state_saved(
     """And the run continues as if nothing had happened, BatchNorm's statistics included."""
     options = ["model.method=tada", "model.options={route_head_dim: 16, tubelet_stride: 1}", "train.no_decay=[1-d]",
                "train.micro_batch=2", "data.val=null", "train.max_steps=3"]  # fmt: skip
-    script = tmp_path / f"failing{failing}"
+    script = tmp_path / "failing.py"
     script.write_text(FAILING)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
-    def run_two(out, after):
-        command = [*launch, str(script), "--config", str(config), f"out={tmp_path / out}", *options, str(after)]
-        return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    def run_two(out, position):
+        command = [*launch, str(script), str(failing), str(position), "--config", str(config), f"out={tmp_path / out}", *options]
+        return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
 
     assert run_two("whole", 10**6).returncode == 0
-    failed = run_two("failed", 7)  # in the second step
+    failed = run_two("failed", 16)  # in the second pass of the second step: the graph works one batch ahead
     assert failed.returncode != 0 and "the store does not answer." in failed.stderr
     _, meta = load_checkpoint(tmp_path / "failed" / "last.safetensors")
     assert meta["progress"]["step"] == 1
@@ -238,22 +251,17 @@ def test_a_store_that_fails_on_one_of_two_ranks_stops_both_with_the_state_saved(
     assert_same(result(tmp_path / "failed"), result(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("read", [70, 90])
-def test_data_that_fails_stops_the_run_with_its_state_saved(config, tmp_path, monkeypatch, read):
-    """And the run continues as if nothing had happened."""
+@pytest.mark.parametrize("step, saved", [(0, 0), (8, 7), (11, 10)])  # the graph works one batch ahead
+def test_data_that_fails_stops_the_run_with_its_state_saved(config, tmp_path, monkeypatch, step, saved):
+    """In the step whose clips cannot be read, however many were read ahead by then. And the run continues as if nothing had happened."""
+    import i2v.train as program
+
     whole = train(config, tmp_path / "whole", "data.val=null")
-    reads, original = iter(range(10**6)), ShardSet.read
-
-    def failing(self, clip_id, frames):
-        if next(reads) >= read:
-            raise ShardError("the store does not answer.")
-        return original(self, clip_id, frames)
-
     with monkeypatch.context() as patched, pytest.raises(ShardError, match="does not answer. The state of the run is saved"):
-        patched.setattr(ShardSet, "read", failing)
+        patched.setattr(program, "build_loader", failing_from(8 * step + 7))
         train(config, tmp_path / "failed", "data.val=null")
     _, meta = load_checkpoint(tmp_path / "failed" / "last.safetensors")
-    assert 1 <= meta["progress"]["step"] < 12
+    assert meta["progress"]["step"] == saved
     again = train(config, tmp_path / "failed", "data.val=null")
     assert_same(again, whole)
 
