@@ -254,34 +254,32 @@ class StagedFiles:
     def _open_staged(self, file: File):
         try:
             handle = open(self._local(file), "rb", buffering=0)
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            if file.size is not None and os.fstat(handle.fileno()).st_size != file.size:  # not by us
+                handle.close()
+                self._local(file).unlink(missing_ok=True)
+                return None
+            _touch(handle.fileno())
+            return handle
         except FileNotFoundError:
             return None
         except OSError as error:
             raise StoreError(f"{self._local(file)} cannot be read ({error.strerror}): see to the cache's disk.") from error
-        fcntl.flock(handle, fcntl.LOCK_SH)
-        if file.size is not None and os.fstat(handle.fileno()).st_size != file.size:  # not by us
-            handle.close()
-            self._local(file).unlink(missing_ok=True)
-            return None
-        _touch(handle.fileno())
-        return handle
 
     def _stage_ahead(self) -> None:
+        room = True
         while True:
-            with self._lock:
-                if not self._queue:
+            with self._lock:  # it is counted until it ends, and expect() may bring files until then
+                if not room or not self._queue:
                     self._workers -= 1
                     return
                 file = self._queue.popleft()
-            try:
+            with contextlib.suppress(Exception):  # of any kind: whoever needs the file tries again, and reports
                 handle = self._open_staged(file) or self._stage(file, urgent=False)
-            except StoreError:
-                continue  # whoever needs the file tries again, and reports
-            if handle is None:  # no room: until something else is expected
-                with self._lock:
-                    self._workers -= 1
-                return
-            handle.close()
+                if handle is None:
+                    room = False  # until something else is expected
+                else:
+                    handle.close()
 
     def _stage(self, file: File, urgent: bool = True):
         """Copy a file into the cache and open it; None if there is no room and it is not urgent."""

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pipelines import storage
 from pipelines.shards import ShardError, ShardSet
-from pipelines.storage import File, Retry, StoreError, parse_size
+from pipelines.storage import File, Retry, StagedFiles, StoreError, parse_size
 from tests.processes import LIMIT, wait_for
 from tests.stores import Store, random_data_set
 
@@ -327,6 +327,36 @@ def test_threads_that_wait_for_the_same_shard_fail_together(url, tmp_path, monke
         reads = [threads.submit(remote.read, 7, [0]) for _ in range(4)]
         assert all("tried 4 times" in str(read.exception()) for read in reads)
     assert Store.requests.count("shard-000002.tar") == 4
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), OSError("no number"), MemoryError(), ValueError("odd"), KeyError(1)])
+@pytest.mark.parametrize("where", ["_stage", "_open_staged"])
+def test_whatever_a_staging_thread_meets_staging_goes_on(url, tmp_path, monkeypatch, error, where):
+    remote = ShardSet(url, tmp_path)
+
+    def failing(*args, **kwargs):
+        raise error
+
+    for _ in range(2):  # more often than there are threads
+        with monkeypatch.context() as patched:
+            patched.setattr(StagedFiles, where, failing)
+            remote.expect(range(SHARDS))
+            wait_for(lambda: remote.files._workers == 0)
+    assert staged_shards(tmp_path) == []
+    remote.expect(range(SHARDS))
+    wait_for(lambda: len(staged_shards(tmp_path)) == SHARDS and remote.files._workers == 0)
+
+
+def test_a_staged_file_that_cannot_be_locked_is_told_as_the_stores(url, tmp_path, monkeypatch):
+    remote = ShardSet(url, tmp_path)
+    remote.read(0, np.array([0]))
+
+    def flock(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(storage.fcntl, "flock", flock)
+    with pytest.raises(StoreError, match="No locks available.*see to the cache's disk"):
+        remote.read(0, np.array([0]))
 
 
 def test_failures_ahead_of_need_are_reported_when_needed(url, tmp_path):
