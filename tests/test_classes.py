@@ -97,6 +97,8 @@ def column(name, index, numbered=FROM_0):
         ("id name\n1 c, d\n0 a b\n", AB, FROM_0 + "; line 1, 'id name', is its header"),
         ('id,name\n1,"c, d"\n0,a b\n', AB, column("name", "id")),
         ('name,index\n"c, d",1\na b,0\n', AB, column("name", "index")),
+        ('index, name\n1, "c, d"\n0, "a b"\n', AB, column("name", "index")),
+        ("category;name;id\nx;c, d;1\ny;a b;0\n", AB, column("name", "id")),
         ("Class ID;Class Name\n2;c, d\n1;a b\n", AB, column("Class Name", "Class ID", FROM_1)),
         ("class_id\tclass_name\n1\tc, d\n0\ta b\n", AB, column("class_name", "class_id")),
         ('label,class\n1,"c, d"\n0,a b\n', AB, column("class", "label")),
