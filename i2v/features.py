@@ -19,20 +19,22 @@ import argparse
 import csv
 import dataclasses
 import io
-import itertools
 import json
-import os
 import sys
 import tarfile
+from collections import deque
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from i2v.atomic import replacing
 from i2v.checkpoint import load_checkpoint
 from i2v.config import load_config, parse_option
 from i2v.distributed import World, close_world, init_world, wait_for_all
+from i2v.lock import held
 from i2v.metrics import VIEWS_AT_ONCE, videos_at_once
 from i2v.runtime import autocast_for, build_model, choose_precision, place, restore_model
 from i2v.weights import fingerprint
@@ -62,32 +64,56 @@ def extract(args, world: World) -> tuple[int, list[str]]:
     )  # fmt: skip
     how = {"model": name, "weights": weights, "data": loader.fingerprint(), "videos": len(loader.shards), "split": split,
            "format": args.format, "part": PART, "options": options, "precision": str(dtype).removeprefix("torch.")}  # fmt: skip
+    with held(args.out, world):
+        return write_features(args, model, loader, how, world, autocast_for(world.device, dtype))
+
+
+def write_features(args, model, loader, how: dict, world: World, autocast) -> tuple[int, list[str]]:
+    """The missing parts, by all ranks, then the list of all."""
     claim(args.out, how, world)
     parts = range(-(-len(loader.shards) // PART))
-    mine = [part for part in parts if part % world.size == world.rank and not (args.out / part_name(part)).exists()]
-    autocast = autocast_for(world.device, dtype)
-    for part in tqdm(mine, unit=f"{PART} videos", disable=not (world.is_main and sys.stderr.isatty())):
-        first, last = part * PART, min((part + 1) * PART, len(loader.shards))
-        write_part(args, loader.shards, part, features_of_videos(model, loader, first, last, autocast), first, last)
+    missing = [part for part in parts if not (args.out / part_name(part)).exists()]
+    wait_for_all()  # before one of them is written
+    mine = missing[len(missing) * world.rank // world.size : len(missing) * (world.rank + 1) // world.size]
+    with tqdm(total=len(mine), unit=f"{PART} videos", disable=not (world.is_main and sys.stderr.isatty())) as bar:
+        for run in consecutive(mine):
+            extract_parts(args, model, loader, run, autocast, bar)
     wait_for_all()
     return len(loader.shards), join_parts(args.out, parts) if world.is_main else []
 
 
-def features_of_videos(model, loader, first: int, last: int, autocast) -> dict[int, list]:
-    """Of each video from `first` to `last` - 1 that could be read: [(features, spans), ...] of its samples in order."""
+def consecutive(numbers: list[int]) -> list[range]:
+    """[0, 1, 2, 7, 8] -> [range(0, 3), range(7, 9)]"""
+    runs: list[range] = []
+    for number in numbers:
+        if runs and runs[-1].stop == number:
+            runs[-1] = range(runs[-1].start, number + 1)
+        else:
+            runs.append(range(number, number + 1))
+    return runs
+
+
+def extract_parts(args, model, loader, parts: range, autocast, bar) -> None:
+    """Write consecutive parts in one pass over their videos, each as soon as its last video has been seen."""
     rows, shards = first_rows(loader.plan), loader.shards
-    found: dict[int, list] = {clip: [] for clip in range(first, last)}
-    loader.start = int(rows[first])
-    for batch in until(loader, int(rows[last])):
+    edges = [min(part * PART, len(shards)) for part in (*parts, parts.stop)]  # the parts' first videos
+    loader.start, loader.stop = int(rows[edges[0]]), int(rows[edges[-1]])
+    found: dict[int, list] = {}  # video -> [(features, spans), ...] of its samples in order
+    todo = deque(zip(parts, edges, edges[1:]))
+    for batch in loader:
         with torch.no_grad(), autocast():
             features = features_of(model, batch, loader.plan)
         for i, (position, clip, weight) in enumerate(zip(batch.positions.tolist(), batch.ids.tolist(), batch.weights.tolist())):
-            if position < rows[last] and weight:
-                try:
-                    found[clip].append((features[i], spans(loader.plan, shards, clip, position, batch.frames[i].numpy())))
-                except ClipError:
-                    pass  # without its times it is not complete
-    return {clip: pieces for clip, pieces in found.items() if len(pieces) == rows[clip + 1] - rows[clip]}
+            if position < loader.stop and weight:
+                with suppress(ClipError):  # without its times it is not complete
+                    times = spans(loader.plan, shards, clip, position, batch.frames[i].numpy())
+                    found.setdefault(clip, []).append((features[i], times))
+        while todo and int(batch.positions[-1]) >= rows[todo[0][2]] - 1:
+            part, first, last = todo.popleft()
+            pieces = {clip: found.pop(clip, []) for clip in range(first, last)}
+            complete = {clip: pieces[clip] for clip in pieces if len(pieces[clip]) == rows[clip + 1] - rows[clip]}
+            write_part(args, shards, part, complete, first, last)
+            bar.update()
 
 
 def open_model(args):
@@ -106,13 +132,6 @@ def open_model(args):
 def first_rows(plan) -> np.ndarray:
     """(n + 1,) position of each video's first sample."""
     return plan.first_windows if plan.split == "windows" else np.arange(len(plan) + 1)
-
-
-def until(loader, last: int):
-    """The loader's batches up to the one that holds position `last` - 1."""
-    batches = iter(loader)
-    yield from itertools.takewhile(lambda batch: int(batch.positions[0]) < last, batches)
-    batches.close()
 
 
 def features_of(model, batch, plan) -> np.ndarray:
@@ -137,7 +156,6 @@ def claim(out: Path, how: dict, world: World) -> None:
     """Raises ValueError if the folder holds features that were made otherwise."""
     path = out / "features.json"
     if world.is_main:
-        out.mkdir(parents=True, exist_ok=True)
         how = json.loads(json.dumps(how))
         if path.exists() and json.loads(path.read_text()) != how:
             raise ValueError(f"{out} holds features that were made otherwise (see {path}): choose a new folder.")
@@ -189,9 +207,8 @@ def tar(members: list[tuple[str, bytes]]) -> bytes:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def join_parts(out: Path, parts: range) -> list[str]:

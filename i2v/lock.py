@@ -12,14 +12,34 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+from i2v.atomic import remove_leftovers
+from i2v.distributed import World, all_agree
 
 LOCK = ".lock"
 BEAT = 5.0  # seconds between two signs of life of who holds a folder
 BEATS_MISSED = 3  # whoever gives no sign for so many beats is gone
 NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # file systems without locks
 BOOT = Path("/proc/sys/kernel/random/boot_id")  # which machine this is, whatever it calls itself
+
+
+@contextmanager
+def held(out: Path, world: World):
+    """A folder, made if it is not there and held by rank 0 for all ranks. Raises ValueError on all of them if another run holds it."""
+    with ExitStack() as stack:
+        problem = None
+        try:
+            if world.is_main:
+                out.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(only_writer(out))
+                remove_leftovers(out)
+        except (ValueError, OSError) as error:
+            problem = error
+        if not all_agree(problem is None):
+            raise problem or ValueError(f"Process 0 could not take the folder {out}.")
+        yield
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import hashlib
 import math
 import random
 import sys
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -25,14 +25,14 @@ import torch.nn.functional as F
 import yaml
 from torch.nn.parallel import DistributedDataParallel
 
-from i2v.atomic import remove_leftovers, replacing
+from i2v.atomic import replacing
 from i2v.checkpoint import (
     OPTIMIZER, load_checkpoint, not_finite, optimizer_tensors, restore_optimizer, save_checkpoint,
 )  # fmt: skip
 from i2v.config import Config, load_config, to_dict
 from i2v.continuation import check_continuation
 from i2v.distributed import StopSignal, World, all_agree, close_world, init_world, share_buffers, sum_over_ranks
-from i2v.lock import only_writer
+from i2v.lock import held
 from i2v.metrics import evaluate
 from i2v.mixing import mix
 from i2v.model import backbone_spec, method_module
@@ -210,23 +210,6 @@ def replicate(model, world: World):
     if world.device.type == "cuda":
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return model, DistributedDataParallel(model, gradient_as_bucket_view=True)
-
-
-@contextmanager
-def held(out: Path, world: World):
-    """The run's folder, held by rank 0 for all ranks. Raises ValueError on all of them if another run holds it."""
-    with ExitStack() as stack:
-        problem = None
-        try:
-            if world.is_main:
-                out.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(only_writer(out))
-                remove_leftovers(out)
-        except (ValueError, OSError) as error:
-            problem = error
-        if not all_agree(problem is None):
-            raise problem or ValueError("Process 0 could not take the run's folder.")
-        yield
 
 
 def save_state(path: Path, tensors: dict, meta: dict, world: World) -> None:

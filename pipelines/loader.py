@@ -158,6 +158,7 @@ class Loader:
     threads: int
     quarantine: Quarantine
     prefetch_bytes: int
+    stop: int | None = None  # position at which an evaluation ends before the last video
 
     def __post_init__(self):
         self._labels = np.array(self.shards.clips["label"], dtype=np.int64)
@@ -176,7 +177,8 @@ class Loader:
         """Batches of one evaluation; training has no end."""
         if self.plan.split == "train":
             raise TypeError("A training loader has no length: it runs on across epochs.")
-        return -(-max(len(self.plan) - self.start, 0) // (self.batch_size * self.world_size))
+        end = len(self.plan) if self.stop is None else min(self.stop, len(self.plan))
+        return -(-max(end - self.start, 0) // (self.batch_size * self.world_size))
 
     def __iter__(self):
         step, readers = 0, ThreadPoolExecutor(READ_THREADS)

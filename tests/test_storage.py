@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,11 @@ def url(folder, monkeypatch):
 
 
 def sizes(cache):
-    return {path.name: path.stat().st_size for path in (cache / "i2v-staged").glob("*/*") if path.suffix != ".lock"}
+    found = {}
+    for path in (cache / "i2v-staged").glob("*/*"):
+        with suppress(FileNotFoundError):  # staging goes on meanwhile
+            found |= {path.name: path.stat().st_size} if path.suffix != ".lock" else {}
+    return found
 
 
 def staged_shards(cache):
