@@ -31,7 +31,7 @@ def parts(tmp_path_factory):
 DEFAULT = ["-disposition:v:0", "default", "-disposition:v:1", "0"]  # the thumbnail, against what is seen
 THUMBNAILS = {
     "a.mp4": [], "b.mp4": DEFAULT, "a.mov": DEFAULT, "a.mkv": [], "b.mkv": DEFAULT, "a.avi": ["-c:v:0", "mpeg4"],
-    "fragments.mp4": [*DEFAULT, "-movflags", "frag_keyframe+empty_moov"], "a.nut": [],
+    "fragments.mp4": [*DEFAULT, "-movflags", "frag_keyframe+empty_moov"], "a.nut": DEFAULT,
     "cover.mp4": ["-disposition:v:0", "attached_pic"],
 }  # fmt: skip
 
@@ -152,7 +152,7 @@ def test_a_segment_in_which_no_frame_begins_is_the_frame_on_the_screen(start, en
     assert clip.begin == pytest.approx(max(start, LONG[frame] / 1000), abs=1e-6)
 
 
-@pytest.mark.parametrize("fps", [10, 25, 30])
+@pytest.mark.parametrize("fps", [10, 18, 25])
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.avi"])
 def test_a_segment_that_begins_before_the_video_ends_has_its_last_frame(name, fps, tmp_path):
     codec = "mpeg4" if name == "a.avi" else "libx264"
@@ -162,9 +162,9 @@ def test_a_segment_that_begins_before_the_video_ends_has_its_last_frame(name, fp
         for until in (None, end, 99):
             clip = encode_video(Video(str(path), start=start, end=until), SMALL)
             assert clip.frames == 1 and clip.begin == pytest.approx(start)
-    for start in (end + 0.0005, end + 0.004, end + 0.005, 9):
+    for start in (end + 0.0005, end + 0.004, end + 0.006, 9):
         begins, lasts = reason(Video(str(path), start=start)).split(", but ")
-        assert float(begins.split()[-1]) >= float(lasts.split()[-3]) == pytest.approx(end, abs=0.01)
+        assert float(begins.split()[-1]) >= float(lasts.split()[-3]) == round(end, 2)
 
 
 def test_the_last_frame_lasts_as_long_as_the_file_says(tmp_path):
