@@ -25,6 +25,7 @@ from pipelines import ShardError, build_loader
 from pipelines.shards import ShardSet
 from shard_tools.console import print_any_name
 
+
 def score(args, world: World) -> tuple[Scores, list[str], dict]:
     """Scores, class names, and how they came about."""
     model, meta, data = open_checkpoint(args) if args.checkpoint else open_config(args)

@@ -135,8 +135,8 @@ def _segment(container, stream, start: float, end: float, max_seconds: float) ->
     if shown is None:
         raise RejectedVideo(f"the segment ends at second {end:g}, but the first frame is shown at second {until:.2f}")
     if start >= until - SAME_TIME:
-        length = math.floor((until + SAME_TIME) * 100) / 100  # rounded up, it might be more than `start`
-        raise RejectedVideo(f"the segment begins at second {round(start, 2):.12g}, but the video is {length:.2f} seconds long")
+        # Both rounded alike, so that the sentence does not contradict itself.
+        raise RejectedVideo(f"the segment begins at second {round(start, 2):.12g}, but the video is {until:.2f} seconds long")
     yield start, shown
 
 

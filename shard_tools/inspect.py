@@ -233,16 +233,17 @@ def draw(path: Path, sets: list[ShardSet], facts: list[dict]) -> None:
     seconds = [one.clips["frames"] / one.clips["fps"].astype(np.float64) for one in sets]
     rates = [8e-3 * (clip_sums(one, "size") / each) for one, each in zip(sets, seconds)]
     sizes = list(dict.fromkeys(name for fact in facts for name in list(fact["sizes"])[:12]))[:16]
+    names = [as_text(fact["data"]) for fact in facts]
     for panel, values, title in ((length, seconds, "length (s)"), (rate, rates, "kbit/s")):
         edges = np.histogram_bin_edges(np.concatenate(values), 40)
-        for one, each in zip(facts, values):
-            panel.hist(each, edges, histtype="stepfilled", alpha=0.5, label=as_text(one["data"]))
+        for name, each in zip(names, values):
+            panel.hist(each, edges, histtype="stepfilled", alpha=0.5, label=name)
         panel.set(xlabel=title, ylabel="clips", yscale="log", ylim=(0.8, None))
     for i, fact in enumerate(facts):
         places = np.arange(len(sizes)) + (i + 0.5) * 0.8 / len(facts) - 0.4
-        size.barh(places, [fact["sizes"].get(name, 0) for name in sizes], 0.8 / len(facts), alpha=0.7, label=as_text(fact["data"]))
+        size.barh(places, [fact["sizes"].get(name, 0) for name in sizes], 0.8 / len(facts), alpha=0.7, label=names[i])
         per_class = sorted(fact["clips_per_class"].values(), reverse=True)
-        classes.plot(np.arange(1, len(per_class) + 1), per_class, drawstyle="steps-mid", label=as_text(fact["data"]))
+        classes.plot(np.arange(1, len(per_class) + 1), per_class, drawstyle="steps-mid", label=names[i])
     size.set(yticks=range(len(sizes)), yticklabels=sizes, xlabel="clips")
     size.invert_yaxis()
     classes.set(xlabel="classes, the largest first", ylabel="clips", ylim=(0, None))

@@ -1,7 +1,6 @@
 """Which stream of a file is the video, and which of its frames a segment means: what a person sees in a player."""
 
 import base64
-import io
 import struct
 
 import numpy as np
@@ -31,7 +30,7 @@ def parts(tmp_path_factory):
 DEFAULT = ["-disposition:v:0", "default", "-disposition:v:1", "0"]  # the thumbnail, against what is seen
 THUMBNAILS = {
     "a.mp4": [], "b.mp4": DEFAULT, "a.mov": DEFAULT, "a.mkv": [], "b.mkv": DEFAULT, "a.avi": ["-c:v:0", "mpeg4"],
-    "fragments.mp4": [*DEFAULT, "-movflags", "frag_keyframe+empty_moov"], "a.nut": [],
+    "fragments.mp4": [*DEFAULT, "-movflags", "frag_keyframe+empty_moov"], "a.nut": DEFAULT,
     "cover.mp4": ["-disposition:v:0", "attached_pic"],
 }  # fmt: skip
 
@@ -93,7 +92,8 @@ def test_a_video_of_one_frame_without_sound_is_one(name, tmp_path):
 LATER = 0.68  # seconds from the beginning of the sound to that of the video: 17 frames
 CLOCKS = {
     "a.mp4": [], "a.mov": [], "a.mkv": [], "a.flv": [], "a.webm": ["-c:v", "libvpx-vp9", "-crf", "10", "-c:a", "libopus"],
-    "a.ts": ["-output_ts_offset", "36000"], "a.mpg": ["-c:v", "mpeg2video", "-q:v", "2", "-c:a", "mp2"], "a.asf": ["-c:v", "wmv2"],
+    "a.ts": ["-output_ts_offset", "36000"], "a.mpg": ["-c:v", "mpeg2video", "-q:v", "2", "-c:a", "mp2"],
+    "a.asf": ["-c:v", "wmv2"],
     "late.mkv": ["-output_ts_offset", "3600"], "late.mp4": ["-output_ts_offset", "50"],
 }  # fmt: skip
 
@@ -123,7 +123,7 @@ def test_segments_are_cut_by_the_clock_of_players(name, greys, tmp_path):
         expected, after = from_second(path, start), from_second(path, end) if end < 9 else []
         assert which(clip, 50) == expected[: len(expected) - len(after)], (start, end)
         assert max(LATER - 0.04, start) <= clip.begin < max(LATER, start) + 0.05
-    assert reason(Video(str(path), end=0.5)).startswith("the segment ends at second 0.5, but the first frame is shown at second 0.")
+    assert reason(Video(str(path), end=0.5)).startswith("the segment ends at second 0.5, but the first frame is shown at ")
     assert encode_video(path, EncodeSettings(short_side=48, max_seconds=0.4)).frames == 10  # of the video, not of the clock
 
 
@@ -152,7 +152,7 @@ def test_a_segment_in_which_no_frame_begins_is_the_frame_on_the_screen(start, en
     assert clip.begin == pytest.approx(max(start, LONG[frame] / 1000), abs=1e-6)
 
 
-@pytest.mark.parametrize("fps", [10, 25, 30])
+@pytest.mark.parametrize("fps", [10, 18, 25])
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.avi"])
 def test_a_segment_that_begins_before_the_video_ends_has_its_last_frame(name, fps, tmp_path):
     codec = "mpeg4" if name == "a.avi" else "libx264"
@@ -162,9 +162,9 @@ def test_a_segment_that_begins_before_the_video_ends_has_its_last_frame(name, fp
         for until in (None, end, 99):
             clip = encode_video(Video(str(path), start=start, end=until), SMALL)
             assert clip.frames == 1 and clip.begin == pytest.approx(start)
-    for start in (end + 0.0005, end + 0.004, end + 0.005, 9):
+    for start in (end + 0.0005, end + 0.004, end + 0.006, 9):
         begins, lasts = reason(Video(str(path), start=start)).split(", but ")
-        assert float(begins.split()[-1]) >= float(lasts.split()[-3]) == pytest.approx(end, abs=0.01)
+        assert float(begins.split()[-1]) >= float(lasts.split()[-3]) == round(end, 2)
 
 
 def test_the_last_frame_lasts_as_long_as_the_file_says(tmp_path):
@@ -177,4 +177,4 @@ def test_the_last_frame_lasts_as_long_as_the_file_says(tmp_path):
     pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=[100, 100, 3000])
     clip = encode_video(Video(str(tmp_path / "a.gif"), start=2.0, end=3.0), SMALL)
     assert clip.frames == 1 and clip.begin == 2.0
-    assert reason(Video(str(tmp_path / "a.gif"), start=3.3)) == "the segment begins at second 3.3, but the video is 3.20 seconds long"
+    assert reason(Video(str(tmp_path / "a.gif"), start=3.3)).endswith(" at second 3.3, but the video is 3.20 seconds long")

@@ -24,7 +24,7 @@ from shard_tools.files import RejectedVideo, StoreError, open_video
 from shard_tools.pool import encode_videos
 from shard_tools.sources import Video
 from tests.processes import LIMIT, gone, wait_for
-from tests.videos import decode, moving, noise, solid, turn, write_audio, write_video
+from tests.videos import decode, moving, noise, solid, write_audio, write_video
 
 SMALL = EncodeSettings(short_side=48)
 
@@ -133,16 +133,6 @@ def dali_decode(datas):
     pipeline.build()
     (videos,) = pipeline.run()
     return [np.array(videos[i]) for i in range(len(datas))]
-
-
-@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
-def test_rotated_videos_come_out_upright(quarters, tmp_path):
-    frames = moving(4, 48, 96)
-    source = write_video(tmp_path / "a.mp4", np.rot90(frames, quarters, axes=(1, 2)).copy(), options={"qp": "10"})
-    turn(source, quarters)
-    clip = encode_video(source, EncodeSettings(short_side=48, crf=10))
-    assert (clip.width, clip.height) == (96, 48)
-    assert np.abs(decode(io.BytesIO(clip.data)).astype(int) - frames).mean() < 4
 
 
 def test_pixels_that_are_not_square(tmp_path):

@@ -59,7 +59,7 @@ def place(tmp_path_factory):
 
 SHARDS, CHECKPOINT = os.fsdecode(b"shards\xfe"), "best.safetensors"
 COMMANDS = {  # {}: the place; (the command, its arguments, what it prints, how it ends)
-    "append": (make_shards, ["{}/videos", "--out", "{}/" + SHARDS, "--append", "--short-side", "48"], "d\\xe9p\\xf4t/videos", 0),
+    "append": (make_shards, ["{}/videos", "--out", "{}/" + SHARDS, "--append", "--short-side", "48"], "p\\xf4t/videos", 0),
     "inspect": (inspect, ["{}/" + SHARDS, "--json", "{}/inspect.json", "--png", "{}/inspect.png"], "caf\\udce9", 0),
     "verify": (verify, ["{}/" + SHARDS, "--json", "{}/verify.json", "--workers", "1"], "shards\\udcfe", 0),
     "preview": (preview, ["{}/" + SHARDS, "--out", "{}/é.png", "num_frames=2", "size=32", "--clips", "2"], "\\xe9.png", 0),

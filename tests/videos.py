@@ -103,15 +103,6 @@ def write_audio(path, seconds: float = 0.2) -> Path:
     return Path(path)
 
 
-def turn(path, quarters: int) -> None:
-    """Make an mp4 say that it is to be shown turned clockwise by `quarters` right angles."""
-    cos, sin = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarters % 4]
-    matrix = np.array([cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30], ">i4").tobytes()
-    data = Path(path).read_bytes()
-    at = data.index(b"tkhd") + 4 + 40
-    Path(path).write_bytes(data[:at] + matrix + data[at + 36 :])
-
-
 def decode(data) -> np.ndarray:
     """Frames of an mp4 given as path or file object: (T, H, W, 3) uint8 RGB."""
     with av.open(data) as container:
