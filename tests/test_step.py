@@ -80,6 +80,28 @@ def test_dropout_is_drawn_anew_for_every_step_pass_and_rank_and_again_alike():
     assert [seeds(*case) for case in cases] == drawn
 
 
+def test_mixing_is_drawn_anew_for_every_step_and_pass_and_alike_on_all_ranks(monkeypatch):
+    drawn = []
+
+    def mix(clips, labels, classes, mixup, cutmix, draw):
+        drawn.append(draw.random())
+        return clips, F.one_hot(labels, classes).float()
+
+    monkeypatch.setattr(program, "mix", mix)
+    for rank, seed, samples in itertools.product((0, 1), (0, 1), (0, 8, 16)):
+        add_gradients(Small(), torch.ones(8), 4, samples, World(rank, 2, torch.device("cpu")), seed=seed, mixup=0.8)
+    half = len(drawn) // 2
+    assert drawn[:half] == drawn[half:] and len(set(drawn)) == half == 24
+
+
+@pytest.mark.parametrize("before, after, every, expected", [
+    (0, 7, 8, False), (0, 8, 8, True), (1, 8, 8, True), (7, 8, 8, True), (8, 15, 8, False), (8, 16, 8, True), (8, 9, 8, False),
+    (0, 24, 8, True), (23, 24, 24.0, True), (24, 47, 24.0, False), (0, 12, 12.5, False), (12, 13, 12.5, True),
+])  # fmt: skip
+def test_an_evaluation_is_due_when_its_border_is_reached_and_not_again_after_it(before, after, every, expected):
+    assert program.crosses(before, after, every) == expected
+
+
 @pytest.mark.parametrize("micro_batch", [8, 2])
 def test_the_mean_is_over_the_clips_that_count(config, tmp_path, monkeypatch, micro_batch):  # noqa: F811
     """In the gradient that the optimizer gets, and in the log: with two clips of the first batch in quarantine."""

@@ -19,6 +19,7 @@ from i2v.checkpoint import load_checkpoint, save_checkpoint
 from i2v.config import load_config
 from i2v.distributed import World
 from i2v.lock import only_writer
+from i2v.metrics import Scores
 from i2v.train import run, split_batch
 from i2v.vit import ViTSpec, VisionTransformer
 from pipelines import ShardError, build_loader
@@ -126,6 +127,19 @@ def test_sigterm_writes_a_checkpoint_and_exits_with_0(config, uninterrupted, tmp
     assert spawn(config, tmp_path, kill=("SIGTERM", 4)) == 0
     assert load_checkpoint(tmp_path / "last.safetensors")[1]["progress"]["step"] == 5
     assert_same(train(config, tmp_path), uninterrupted)
+
+
+def test_the_best_checkpoint_is_that_of_the_best_evaluation(config, tmp_path, monkeypatch):
+    """Also across a stop: after it, an evaluation that is better than the last one but not than the best is not kept."""
+    import i2v.train as program
+
+    top1 = iter([0.5, 0.25, 0.375, 0.5, 0.75, 0.5])
+    monkeypatch.setattr(program, "evaluate", lambda *_: Scores(16, 16, next(top1), 1.0, torch.eye(8)))
+    options = ["train.eval_every=1.0", "train.epochs=6"]
+    for steps, best in ((6, 3), (12, 3), (18, 15)):
+        train(config, tmp_path, *options, f"train.max_steps={steps}")
+        meta = load_checkpoint(tmp_path / "best.safetensors")[1]
+        assert meta["progress"]["step"] == best and meta["scores"]["top1"] == (0.75 if best == 15 else 0.5)
 
 
 @pytest.mark.process
