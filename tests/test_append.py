@@ -112,6 +112,7 @@ def test_many_generations_keep_one_index_for_readers(source, tmp_path):
     assert names == {"clips-2.npy", "clips-3.npy", "fragments-2.npy", "fragments-3.npy"}
 
 
+@pytest.mark.process
 def test_repaired_ones_are_tried_again(source, tmp_path, capsys):
     out = tmp_path / "out"
     make(source, out)
@@ -268,6 +269,7 @@ def test_parts_of_one_video_are_videos_of_their_own(source, tmp_path):
         assert [(row["start"], row["end"]) for row in csv.DictReader(file)][2] == ("0.12", str(0.12 + 0.1))
 
 
+@pytest.mark.process
 def test_new_classes_come_after_the_old_ones(source, tmp_path, capsys):
     out = tmp_path / "out"
     make(source, out)
@@ -285,6 +287,7 @@ def test_new_classes_come_after_the_old_ones(source, tmp_path, capsys):
     assert shards.classes == ["climb", "run", "abseil"] and shards.manifest["clips_per_class"] == [3, 2, 1]
 
 
+@pytest.mark.process
 def test_a_part_of_the_classes_is_enough_on_the_command_line(source, tmp_path):
     make(source, tmp_path / "out")
     write_video(tmp_path / "more" / "run" / "new.mp4", noise(5, seed=5))
@@ -331,6 +334,7 @@ def test_labels_for_all_or_none(labelled, source, tmp_path):
     assert contents(tmp_path / "out") == before
 
 
+@pytest.mark.process
 def test_what_is_there_already_is_told(source, tmp_path, capsys):
     out = tmp_path / "out"
     make(source, out)

@@ -22,6 +22,7 @@ from tests.videos import moving, write_video
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.process
 def test_throughput_of_the_tiny_preset(tmp_path):
     command = [sys.executable, "benchmarks/throughput.py", "--preset", "tiny", "--rounds", "2", "--seconds", "0.2"]
     done = subprocess.run([*command, "--json", str(tmp_path / "r.json")], cwd=ROOT, capture_output=True, text=True)
@@ -38,12 +39,14 @@ def test_throughput_of_the_tiny_preset(tmp_path):
     assert 1.5 * forward < result["training_gflop_per_clip"] * 1e9 < 3 * forward
 
 
+@pytest.mark.process
 def test_a_wrong_config_is_one_sentence():
     command = [sys.executable, "benchmarks/throughput.py", "--config", "none.yaml"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "none.yaml cannot be read" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.process
 def test_the_gpu_script_runs_where_there_is_none(tmp_path):
     command = [sys.executable, "benchmarks/gpu.py", "--quick", "--json", str(tmp_path / "r.json"), "--only", "facts"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -104,6 +107,7 @@ def first_batch(make, data, plan_of, sampling):
     return made
 
 
+@pytest.mark.process
 def test_the_loader_benchmark_and_its_table(cache, tmp_path, monkeypatch):
     result = run(monkeypatch, loader, "--quick", "--cache", cache, "--json", tmp_path / "loader_speed.json")
     rates, times = result["clips_per_s"]["8x16"], result["times"]["8x16"]

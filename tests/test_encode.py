@@ -408,6 +408,7 @@ def test_a_mount_that_is_gone_ends_the_run_and_a_file_that_cannot_be_read_does_n
     assert reason(path) == "the file cannot be read (Permission denied)"
 
 
+@pytest.mark.process
 def test_a_store_that_cannot_be_asked_ends_the_run_of_a_pool():
     with pytest.raises(StoreError, match="nosuch://x/a.mp4 cannot be read"):
         list(encode_videos([Video("nosuch://x/a.mp4")], SMALL, workers=1, timeout=60))
@@ -491,6 +492,7 @@ def test_impossible_settings(arguments, message):
         EncodeSettings(**arguments)
 
 
+@pytest.mark.process
 def test_many_videos_in_processes_that_die_or_hang(tmp_path, monkeypatch):
     good, hang, crash, missing = (str(tmp_path / f"{name}.mp4") for name in ("good", "hang", "crash", "missing"))
     write_video(good, moving(4))

@@ -54,6 +54,7 @@ def command(module, *arguments, ranks=1):
     return subprocess.run(full, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)
 
 
+@pytest.mark.process
 def test_two_ranks_and_another_batch_size_give_the_same_scores(checkpoint, tmp_path):
     one = command("i2v.evaluate", "--checkpoint", checkpoint, "--json", tmp_path / "1.json")
     assert one.returncode == 0 and "counted 16 of 16 videos" in one.stdout
@@ -64,6 +65,7 @@ def test_two_ranks_and_another_batch_size_give_the_same_scores(checkpoint, tmp_p
     assert sum(map(sum, one["confusion"])) == 16
 
 
+@pytest.mark.process
 def test_predictions_are_what_evaluation_counts(checkpoint, shapes, tmp_path):
     """Videos shard by shard or one by one: the same pixels, so the same confusion matrix."""
     out = tmp_path / "answers.json"
@@ -81,6 +83,7 @@ def test_predictions_are_what_evaluation_counts(checkpoint, shapes, tmp_path):
     assert predicted == confusion
 
 
+@pytest.mark.process
 def test_a_window_slides_over_a_video(checkpoint, shapes, tmp_path):
     video = next((shapes / "val").rglob("*.mp4"))
     done = command("i2v.predict", "--checkpoint", checkpoint, video, "--window", 0.3, "--hop", 0.2, "--json", tmp_path / "w.json")
@@ -91,6 +94,7 @@ def test_a_window_slides_over_a_video(checkpoint, shapes, tmp_path):
     assert all(len(w["top"]) == 5 and w["end"] - w["start"] <= 0.3 + 1e-6 for w in windows)
 
 
+@pytest.mark.process
 def test_a_broken_file_is_named_and_the_others_are_predicted(checkpoint, shapes, tmp_path):
     (tmp_path / "broken.mp4").write_text("not a video")
     good = next((shapes / "val" / "left").iterdir())

@@ -104,6 +104,7 @@ def test_tasks_that_crash_and_are_submitted_again_in_other_numbers(seed, source,
     assert contents(tmp_path / "out") == contents(whole)
 
 
+@pytest.mark.process
 def test_tasks_that_run_at_the_same_time(source, whole, tmp_path):
     def submit(index):
         line = [sys.executable, "shard_tools/make_shards.py", source, "--out", tmp_path / "out", *OPTIONS]
@@ -198,6 +199,7 @@ def stop_itself(connection, settings):
     time.sleep(60)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_worker_that_is_asked_to_stop_says_nothing_about_its_video(number, monkeypatch):
     monkeypatch.setattr(pool, "_work", stop_itself)
@@ -205,6 +207,7 @@ def test_a_worker_that_is_asked_to_stop_says_nothing_about_its_video(number, mon
         list(pool.encode_videos(["a.mp4"], number, workers=1))
 
 
+@pytest.mark.process
 def test_a_signal_to_all_processes_does_not_reach_the_workers(source):
     paths = sorted(map(str, source.glob("*/?.mp4")))
     outcomes = pool.encode_videos(paths, EncodeSettings(short_side=48), workers=1)
@@ -244,6 +247,7 @@ def test_mistakes(arguments, sentence, source, tmp_path, capsys):
 # ---- Ray
 
 
+@pytest.mark.process
 def test_a_cluster_that_is_not_there(source, tmp_path, capsys):
     pytest.importorskip("ray", reason="Ray is not installed")
     arguments = ["--out", str(tmp_path / "out"), *OPTIONS, "--executor", "ray", "--ray-address", "127.0.0.1:1"]
@@ -251,6 +255,7 @@ def test_a_cluster_that_is_not_there(source, tmp_path, capsys):
     assert "the Ray cluster at 127.0.0.1:1 cannot be used (Connection refused)" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_on_ray_though_a_worker_is_killed(source, whole, tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="Ray is not installed")
     make_shard, marker, steps = executors._make_shard, str(tmp_path / "killed"), []
@@ -329,6 +334,7 @@ def test_a_url_gets_the_same_as_a_folder(protocol, source, whole, tmp_path):
     assert make(source, url, staging=staging) == manifest
 
 
+@pytest.mark.process
 def test_the_command_with_a_url(source, whole, tmp_path, capsys):
     arguments = [str(source), "--out", "memory://bucket/x", "--staging", str(tmp_path / "staging"), *OPTIONS]
     assert main(arguments) == 0
@@ -361,6 +367,7 @@ def test_a_store_that_fails_now_and_then_is_asked_again(fault, source, whole, tm
     assert contents(fetch(f"elsewhere://{tmp_path}/store", tmp_path / "fetched")) == contents(whole)
 
 
+@pytest.mark.process
 def test_a_store_that_stays_away_is_one_sentence_and_the_state_is_kept(source, whole, tmp_path, capsys):
     url = f"elsewhere://{tmp_path}/store"
     arguments = [str(source), "--out", url, "--staging", str(tmp_path / "staging"), *OPTIONS]

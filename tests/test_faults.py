@@ -51,6 +51,7 @@ def expected(shapes):
 # ---- remote ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", ["memory", "failing", "rotting"])
 def test_batches_are_those_of_the_local_data_set(shapes, expected, tmp_path, kind):
     import fsspec
@@ -80,6 +81,7 @@ def test_batches_are_those_of_the_local_data_set(shapes, expected, tmp_path, kin
     assert found == expected and not quarantine.exists()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("fault", ["fails", "stalls", "truncated", "wrong", "gone"])
 def test_a_store_that_stops_working_in_mid_epoch_ends_the_run(shapes, tmp_path, monkeypatch, fault):
     url, released = Store.put(shapes / "vp9", "data"), threading.Event()
@@ -111,6 +113,7 @@ def test_a_store_that_stops_working_in_mid_epoch_ends_the_run(shapes, tmp_path, 
     assert not (tmp_path / "quarantine.csv").exists()
 
 
+@pytest.mark.process
 def test_a_full_cache_ends_the_run(shapes, tmp_path):
     with pytest.raises(StoreError, match="has no room for the .* bytes of store://data/"):
         batches(Store.put(shapes / "vp9", "data"), cache=tmp_path, cache_size="20kB")
@@ -215,6 +218,7 @@ def test_where_no_clip_can_be_read_the_run_says_so(small_shards, tmp_path):
         batches(copy, split="val")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("fault", ["removed", "shortened", "another"])
 def test_a_shard_that_changes_in_mid_epoch_ends_the_run(copy, fault):
     loader = iter(build_loader(copy, "val", **OPTIONS))

@@ -50,6 +50,7 @@ def table(out):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.process
 def test_windows_cover_every_video_and_their_features_are_the_models(config, shapes, tmp_path):
     done = extract(config, shapes / "vp9-val", tmp_path, "--window", "0.4", "--hop", "0.2", "--batch-size", "5")
     assert done.returncode == 0 and "16 of 16 videos" in done.stdout, done.stderr
@@ -75,6 +76,7 @@ def test_windows_cover_every_video_and_their_features_are_the_models(config, sha
         assert times[-1, 1] >= length - 1e-3 and (len(times) == 1 or times[-2, 1] < length)
 
 
+@pytest.mark.process
 def test_any_number_of_ranks_writes_the_same_shards(config, shapes, tmp_path):
     assert extract(config, shapes / "vp9-val", tmp_path / "one", "--format", "shards").returncode == 0
     assert extract(config, shapes / "vp9-val", tmp_path / "two", "--format", "shards", ranks=2).returncode == 0
@@ -93,6 +95,7 @@ def test_any_number_of_ranks_writes_the_same_shards(config, shapes, tmp_path):
         assert done.returncode == 1 and "made otherwise" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.process
 def test_unreadable_videos_are_named_and_left_out(config, shapes, tmp_path):
     import shutil
 
@@ -112,6 +115,7 @@ def test_unreadable_videos_are_named_and_left_out(config, shapes, tmp_path):
     assert not (tmp_path / "out" / f"{shards.key(3)}.npy").exists()
 
 
+@pytest.mark.process
 def test_a_model_that_must_be_trained_first_is_refused(config, shapes, tmp_path):
     values = yaml.safe_load(config.read_text())
     values["model"] |= {"method": "st_adapter", "options": {"adapter_width": 16}}

@@ -25,6 +25,7 @@ from tests.videos import decode, ffmpeg, moving, panned, write_video
 SEED = 0
 
 
+@pytest.mark.process
 def test_damaged_sources_are_rejected_with_a_reason_or_stored_as_they_decode(tmp_path):
     paths = damaged_videos(tmp_path / "videos", 200, SEED)
     videos = [Video(str(path), source=path.name) for path in paths]
@@ -109,6 +110,7 @@ def sound(tmp_path_factory):
     return folder / "set", load(folder / "set")
 
 
+@pytest.mark.process
 def test_damaged_sets_are_refused_or_their_damaged_clips_are_left_out(sound, tmp_path):
     folder, expected = sound
     assert isinstance(expected, list) and all(weight == 1 for *_, weight in expected)

@@ -13,6 +13,8 @@ from i2v import lock
 from i2v.lock import only_writer
 from tests.processes import gone, wait_for
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parent.parent
 HOLD = """
 import sys, time

@@ -110,6 +110,7 @@ def test_plain_webdataset_reads_it(whole):
         assert facts["frames"] == shards.clips[clip_id]["frames"] and facts["label"] == shards.clips[clip_id]["label"]
 
 
+@pytest.mark.process
 def test_the_bytes_do_not_depend_on_the_processes(source, whole, tmp_path):
     assert contents(build(source, tmp_path / "two", workers=2)) == contents(whole)
     assert contents(build(source, tmp_path / "other", seed=4)) != contents(whole)
@@ -169,6 +170,7 @@ def test_killed_around_every_step_that_others_see(step, after, source, whole, tm
     assert contents(build(source, tmp_path / "out")) == contents(whole)
 
 
+@pytest.mark.process
 def test_killed_and_asked_to_stop_it_continues(source, whole, tmp_path):
     """In the middle of a write to a tar or a journal: the first one, and later ones."""
     out = tmp_path / "out"
@@ -189,6 +191,7 @@ def test_killed_and_asked_to_stop_it_continues(source, whole, tmp_path):
     assert contents(out) == contents(whole)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("room", [0, 3_000, 30_000, 70_000])
 def test_a_full_disk_is_one_sentence_and_the_state_is_kept(room, source, whole, tmp_path, monkeypatch, capsys):
     def full(descriptor, data):
@@ -305,6 +308,7 @@ def test_mistakes_write_nothing(arguments, sentence, tmp_path, monkeypatch, caps
     assert not Path("out").exists()
 
 
+@pytest.mark.process
 def test_folders_that_cannot_be_written(source, whole, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main([str(source), "--out", str(tmp_path / "file"), *OPTIONS]) == 1
@@ -327,6 +331,7 @@ def stop_after_ten(done, total, rejected):
         raise Stop
 
 
+@pytest.mark.process
 def test_two_at_once_are_refused(source, tmp_path):
     def second(done, total, rejected):
         with pytest.raises(OutputError, match="another make_shards is writing"):
@@ -337,6 +342,7 @@ def test_two_at_once_are_refused(source, tmp_path):
         build(source, tmp_path / "out", on_progress=second)
 
 
+@pytest.mark.process
 def test_the_rejected_ones_can_be_repaired_and_given_again(source, whole, tmp_path, capsys):
     for path in FAULTS:
         write_video(tmp_path / "repaired" / path, moving(3))
@@ -355,12 +361,14 @@ def test_videos_without_labels_and_without_a_file(source, tmp_path):
     assert (tmp_path / "out/rejected.csv").read_text() == "path,start,end,label,reason\nnone.mp4,,,,the file does not exist\n"
 
 
+@pytest.mark.process
 def test_no_usable_video_at_all(source, tmp_path, capsys):
     (tmp_path / "list.csv").write_text("run/text.mp4,x\n")
     assert main([str(tmp_path / "list.csv"), "--root", str(source), "--out", str(tmp_path / "out")]) == 1
     assert "every video was rejected" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_help_teaches_and_starts_quickly():
     process = command("--help")
     text, _ = process.communicate()
@@ -369,11 +377,13 @@ def test_help_teaches_and_starts_quickly():
     assert max(map(len, text.splitlines())) <= 120
 
 
+@pytest.mark.process
 def test_torch_and_dali_are_not_imported():
     program = "import sys, shard_tools.make_shards; sys.exit('torch' in sys.modules or 'nvidia.dali' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY).returncode == 0
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not REAL_VIDEOS.is_dir(), reason="the public test videos (../shared/videos) are not here")
 def test_real_videos(tmp_path, capsys):
     names = sorted(path.name for path in REAL_VIDEOS.iterdir() if path.suffix != ".md")

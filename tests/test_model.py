@@ -125,6 +125,7 @@ def test_methods_without_a_merge_say_so(model):
         i2v.merge_adapters(model)
 
 
+@pytest.mark.process
 def test_import_is_light():
     code = "import i2v, sys; sys.exit('open_clip' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

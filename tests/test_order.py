@@ -127,6 +127,7 @@ def test_a_wrong_option_is_named(options):
         OrderOptions(**options)
 
 
+@pytest.mark.process
 def test_random_numbers_are_those_of_a_new_philox_whoever_draws_them():
     from concurrent.futures import ThreadPoolExecutor
 

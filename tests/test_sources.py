@@ -123,6 +123,7 @@ def test_a_path_may_be_any_bytes_but_a_label_is_text(tmp_path):
             load_sources(tmp_path / "list.csv")
 
 
+@pytest.mark.process
 def test_a_missing_video_of_ids_is_retried_once_it_is_fetched(tmp_path):
     source, root, out = write(tmp_path / "train.json", SSV2), tmp_path / "videos", tmp_path / "out"
     write_video(root / "42326.mp4", moving(6), fps=5)

@@ -22,6 +22,8 @@ from pipelines.storage import File, Retry, StagedFiles, StoreError, parse_size
 from tests.processes import LIMIT, wait_for
 from tests.stores import Store, random_data_set
 
+pytestmark = pytest.mark.process
+
 CLIPS, SHARDS = 12, 4
 ROOT = Path(__file__).parent.parent
 

@@ -19,6 +19,7 @@ from i2v.checkpoint import load_checkpoint, save_checkpoint
 from i2v.config import load_config
 from i2v.distributed import World
 from i2v.lock import only_writer
+from i2v.metrics import Scores
 from i2v.train import run, split_batch
 from i2v.vit import ViTSpec, VisionTransformer
 from pipelines import ShardError, build_loader
@@ -113,6 +114,7 @@ def test_stopped_after_any_step_and_continued_equals_uninterrupted(config, unint
     assert all(torch.equal(weights[name], uninterrupted[0][name]) for name in weights)
 
 
+@pytest.mark.process
 def test_killed_twice_and_continued_equals_uninterrupted(config, uninterrupted, tmp_path):
     assert spawn(config, tmp_path, kill=("SIGKILL", 5)) == -9
     assert spawn(config, tmp_path, kill=("SIGKILL", 6)) == -9  # counted from step 3, where the last checkpoint is
@@ -120,12 +122,27 @@ def test_killed_twice_and_continued_equals_uninterrupted(config, uninterrupted, 
     assert_same(result(tmp_path), uninterrupted)
 
 
+@pytest.mark.process
 def test_sigterm_writes_a_checkpoint_and_exits_with_0(config, uninterrupted, tmp_path):
     assert spawn(config, tmp_path, kill=("SIGTERM", 4)) == 0
     assert load_checkpoint(tmp_path / "last.safetensors")[1]["progress"]["step"] == 5
     assert_same(train(config, tmp_path), uninterrupted)
 
 
+def test_the_best_checkpoint_is_that_of_the_best_evaluation(config, tmp_path, monkeypatch):
+    """Also across a stop: after it, an evaluation that is better than the last one but not than the best is not kept."""
+    import i2v.train as program
+
+    top1 = iter([0.5, 0.25, 0.375, 0.5, 0.75, 0.5])
+    monkeypatch.setattr(program, "evaluate", lambda *_: Scores(16, 16, next(top1), 1.0, torch.eye(8)))
+    options = ["train.eval_every=1.0", "train.epochs=6"]
+    for steps, best in ((6, 3), (12, 3), (18, 15)):
+        train(config, tmp_path, *options, f"train.max_steps={steps}")
+        meta = load_checkpoint(tmp_path / "best.safetensors")[1]
+        assert meta["progress"]["step"] == best and meta["scores"]["top1"] == (0.75 if best == 15 else 0.5)
+
+
+@pytest.mark.process
 def test_two_ranks_killed_and_continued_equal_two_ranks_uninterrupted(config, tmp_path):
     assert spawn(config, tmp_path / "whole", ranks=2) == 0
     assert spawn(config, tmp_path / "killed", ranks=2, kill=("SIGKILL", 7)) != 0
@@ -134,6 +151,7 @@ def test_two_ranks_killed_and_continued_equal_two_ranks_uninterrupted(config, tm
     assert_same(result(tmp_path / "killed"), result(tmp_path / "whole"))
 
 
+@pytest.mark.process
 def test_ranks_and_accumulation_do_not_change_the_batches(config, tmp_path):
     """Without dropout, one device, two devices and accumulation differ by rounding only."""
     plain = ["model.head={type: linear, dropout: 0}", "train.max_steps=4"]
@@ -163,6 +181,7 @@ program.main()
 """
 
 
+@pytest.mark.process
 def test_every_rank_scores_with_the_same_batchnorm_statistics(config, tmp_path):
     """Each rank's batches differ, and so do the statistics it collects; what is scored and saved is rank 0's."""
     script = tmp_path / "scored.py"
@@ -228,8 +247,8 @@ def failing_from(position):
     return build
 
 
-@pytest.mark.parametrize("failing", [0, 1])
-def test_a_store_that_fails_on_one_of_two_ranks_stops_both_with_the_state_saved(config, tmp_path, failing):
+@pytest.mark.process
+def test_a_store_that_fails_on_one_of_two_ranks_stops_both_with_the_state_saved(config, tmp_path):
     """And the run continues as if nothing had happened, BatchNorm's statistics included."""
     options = ["model.method=tada", "model.options={route_head_dim: 16, tubelet_stride: 1}", "train.no_decay=[1-d]",
                "train.micro_batch=2", "data.val=null", "train.max_steps=3"]  # fmt: skip
@@ -238,19 +257,21 @@ def test_a_store_that_fails_on_one_of_two_ranks_stops_both_with_the_state_saved(
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
-    def run_two(out, position):
+    def run_two(out, failing=0, position=10**6):
         command = [*launch, str(script), str(failing), str(position), "--config", str(config), f"out={tmp_path / out}", *options]
         return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
 
-    assert run_two("whole", 10**6).returncode == 0
-    failed = run_two("failed", 16)  # in the second pass of the second step: the graph works one batch ahead
-    assert failed.returncode != 0 and "the store does not answer." in failed.stderr
-    _, meta = load_checkpoint(tmp_path / "failed" / "last.safetensors")
-    assert meta["progress"]["step"] == 1
-    assert run_two("failed", 10**6).returncode == 0
-    assert_same(result(tmp_path / "failed"), result(tmp_path / "whole"))
+    assert run_two("whole").returncode == 0
+    for failing in (0, 1):
+        out = f"failed{failing}"
+        failed = run_two(out, failing, 16)  # in the second pass of the second step: the graph works one batch ahead
+        assert failed.returncode != 0 and "the store does not answer." in failed.stderr
+        assert load_checkpoint(tmp_path / out / "last.safetensors")[1]["progress"]["step"] == 1
+        assert run_two(out).returncode == 0
+        assert_same(result(tmp_path / out), result(tmp_path / "whole"))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("step, saved", [(0, 0), (8, 7), (11, 10)])  # the graph works one batch ahead
 def test_data_that_fails_stops_the_run_with_its_state_saved(config, tmp_path, monkeypatch, step, saved):
     """In the step whose clips cannot be read, however many were read ahead by then. And the run continues as if nothing had happened."""
@@ -266,6 +287,7 @@ def test_data_that_fails_stops_the_run_with_its_state_saved(config, tmp_path, mo
     assert_same(again, whole)
 
 
+@pytest.mark.process
 def test_a_validation_that_fails_is_made_up_for(config, shapes, tmp_path, monkeypatch):
     """Also the last one, after which the run would be done."""
     whole = train(config, tmp_path / "whole", "train.max_steps=3")
@@ -372,6 +394,7 @@ def test_other_class_names_in_validation_are_refused(config, shapes, tmp_path):
         train(config, tmp_path / "out", f"data.val={tmp_path}")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("what", ["loss", "weight", "optimizer", "buffer"])
 @pytest.mark.parametrize("due", ["log_every", "save_every", "eval_every", "stop"])
 def test_a_state_that_is_not_finite_is_never_saved(config, tmp_path, monkeypatch, what, due):
@@ -413,6 +436,7 @@ def test_a_state_that_is_not_finite_is_never_saved(config, tmp_path, monkeypatch
     assert all(math.isfinite(record.get("loss", 0)) for record in result(tmp_path)[1])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_folder_that_another_run_writes_to_is_refused(config, tmp_path, ranks):
     with only_writer(tmp_path):
@@ -431,6 +455,7 @@ def test_what_a_killed_writer_left_is_removed(config, tmp_path):
     assert not [path for path in tmp_path.iterdir() if "tmp" in path.name]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("first", [True, False])
 def test_a_disk_that_is_full_is_one_sentence_and_costs_nothing(config, tmp_path, monkeypatch, first):
     import i2v.train as program
@@ -489,6 +514,7 @@ def test_a_batch_that_cannot_be_shared_is_refused():
         split_batch(256, None, 3)
 
 
+@pytest.mark.process
 def test_errors_of_the_command_are_one_sentence(config):
     command = [sys.executable, "-m", "i2v.train", "--config", str(config), "train.learning_rate=1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

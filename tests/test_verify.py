@@ -82,6 +82,7 @@ def found(data, decode=0):
     return {problem.clip: problem.what for problem in verify(data, decode)["problems"]}
 
 
+@pytest.mark.process
 def test_a_good_data_set_passes(videos, tmp_path, capsys):
     assert command.main([str(videos / "good"), "--decode", "all", "--workers", "1", "--json", str(tmp_path / "r.json")]) == 0
     assert "all is well" in capsys.readouterr().out
@@ -145,6 +146,7 @@ def test_a_truncated_shard_loses_its_last_clips_only(data):
     assert "bytes, the manifest says" in problems[None] and "ends" in problems[6] and "ends" in problems[7]
 
 
+@pytest.mark.process
 def test_a_missing_shard_is_one_of_several_problems_and_its_videos_are_listed(data, videos, tmp_path, capsys):
     (data / SHARD).unlink()
     flip(data / "shard-000002.tar", 512 + 8)  # in the first clip's header
@@ -272,6 +274,7 @@ def test_no_byte_can_change_unnoticed(data, name, where, value, cut):
         (data / name).write_bytes(content)
 
 
+@pytest.mark.process
 def test_processes_find_the_same(data, tmp_path):
     for name in ("shard-000000.tar", SHARD):
         flip(data / name, 700)
@@ -293,6 +296,7 @@ def test_wrong_use_ends_with_2(tmp_path):
 SCRIPTS = [path for path in sorted((ROOT / "shard_tools").glob("*.py")) if "__main__" in path.read_text()]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_every_tool_runs_as_a_file_beside_inspect(path):
     done = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True)

@@ -1,0 +1,138 @@
+"""One step of training: what counts, how much, and which random numbers it gets."""
+
+import itertools
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import i2v.train as program
+from i2v.config import TrainConfig
+from i2v.distributed import World
+from tests.test_train import CPU, config, train  # noqa: F401  config is a fixture
+
+CLIPS = torch.linspace(-1, 1, 8 * 3 * 2 * 4 * 4).view(8, 3, 2, 4, 4)
+LABELS = torch.arange(8) % 4
+LOG = SimpleNamespace(waiting=nullcontext)
+
+
+class Small(torch.nn.Module):
+    """Scores of 4 classes. seeds: torch's at every forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.seeds = torch.nn.Linear(3 * 2 * 4 * 4, 4), []
+
+    def forward(self, clips):
+        self.seeds.append(torch.initial_seed())
+        return self.linear(clips.flatten(1))
+
+    def no_sync(self):
+        return nullcontext()
+
+
+def add_gradients(model, weights, passes=1, samples=0, world=CPU, clips=CLIPS, **options):
+    train = TrainConfig(batch_size=8, lr=1.0, epochs=1, **options)
+    parts = zip(clips.chunk(passes), LABELS.chunk(passes), weights.chunk(passes))
+    batches = iter([SimpleNamespace(clips=c, labels=y, weights=w) for c, y, w in parts])
+    return program.add_gradients(model, batches, passes, samples, 4, train, world, nullcontext, LOG)
+
+
+@pytest.mark.parametrize("passes", [1, 2, 4])
+@pytest.mark.parametrize("out", [[], [0], [3, 5], [0, 1, 2, 3, 4, 5, 6]])
+def test_clips_in_quarantine_count_for_nothing(passes, out):
+    weights = torch.ones(8)
+    weights[out] = 0
+    model, expected = Small(), Small()
+    totals = add_gradients(model, weights, passes)
+    losses = F.cross_entropy(expected(CLIPS[weights > 0]), LABELS[weights > 0], reduction="sum")
+    (losses / 8).backward()
+    torch.testing.assert_close(totals, torch.stack((weights.sum(), losses.detach())))
+    torch.testing.assert_close(model.linear.weight.grad, expected.linear.weight.grad)
+
+
+@pytest.mark.parametrize("options", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}])
+@pytest.mark.parametrize("out", [0, 3, 6])
+def test_a_mixed_clip_whose_partner_is_in_quarantine_counts_for_nothing(options, out):
+    """What is in quarantine may look like anything: the step is the same."""
+    weights, found = torch.ones(8), []
+    weights[out] = 0
+    for spoilt in (CLIPS[out], torch.full_like(CLIPS[out], 1e3)):
+        model, clips = Small(), CLIPS.clone()
+        clips[out] = spoilt
+        found.append((add_gradients(model, weights, clips=clips, **options), model.linear.weight.grad))
+    assert found[0][0][0] == 6
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
+def test_dropout_is_drawn_anew_for_every_step_pass_and_rank_and_again_alike():
+    def seeds(samples, rank, seed):
+        model = Small()
+        add_gradients(model, torch.ones(8), 4, samples, World(rank, 2, torch.device("cpu")), seed=seed)
+        return model.seeds
+
+    cases = list(itertools.product((0, 8, 16), (0, 1), (0, 1)))
+    drawn = [seeds(*case) for case in cases]
+    assert len({seed for each in drawn for seed in each}) == len(cases) * 4
+    assert [seeds(*case) for case in cases] == drawn
+
+
+def test_mixing_is_drawn_anew_for_every_step_and_pass_and_alike_on_all_ranks(monkeypatch):
+    drawn = []
+
+    def mix(clips, labels, classes, mixup, cutmix, draw):
+        drawn.append(draw.random())
+        return clips, F.one_hot(labels, classes).float()
+
+    monkeypatch.setattr(program, "mix", mix)
+    for rank, seed, samples in itertools.product((0, 1), (0, 1), (0, 8, 16)):
+        add_gradients(Small(), torch.ones(8), 4, samples, World(rank, 2, torch.device("cpu")), seed=seed, mixup=0.8)
+    half = len(drawn) // 2
+    assert drawn[:half] == drawn[half:] and len(set(drawn)) == half == 24
+
+
+@pytest.mark.parametrize("before, after, every, expected", [
+    (0, 7, 8, False), (0, 8, 8, True), (1, 8, 8, True), (7, 8, 8, True), (8, 15, 8, False), (8, 16, 8, True), (8, 9, 8, False),
+    (0, 24, 8, True), (23, 24, 24.0, True), (24, 47, 24.0, False), (0, 12, 12.5, False), (12, 13, 12.5, True),
+])  # fmt: skip
+def test_an_evaluation_is_due_when_its_border_is_reached_and_not_again_after_it(before, after, every, expected):
+    assert program.crosses(before, after, every) == expected
+
+
+@pytest.mark.parametrize("micro_batch", [8, 2])
+def test_the_mean_is_over_the_clips_that_count(config, tmp_path, monkeypatch, micro_batch):  # noqa: F811
+    """In the gradient that the optimizer gets, and in the log: with two clips of the first batch in quarantine."""
+    seen, grads, models = [], [], []
+    build, make, take, read = (
+        getattr(program, name) for name in ("build_model", "build_optimizer", "next_of_all_ranks", "build_loader")
+    )
+
+    def spoilt_loader(*args, **kwargs):
+        loader = read(*args, **kwargs)
+        loader._refused.update((1, 6))  # as if the decoder had refused them
+        return loader
+
+    def recorded_optimizer(*args):
+        optimizer = make(*args)
+        optimizer.register_step_pre_hook(lambda *_: grads.append({n: p.grad.clone() for n, p in trained().items()}))
+        return optimizer
+
+    def trained():
+        return models[0].trainable_parameters()
+
+    monkeypatch.setattr(program, "build_loader", spoilt_loader)
+    monkeypatch.setattr(program, "build_model", lambda *a: models.append(build(*a)[0]) or (models[0], "clip"))
+    monkeypatch.setattr(program, "build_optimizer", recorded_optimizer)
+    monkeypatch.setattr(program, "next_of_all_ranks", lambda batches: seen.append(take(batches)) or seen[-1])
+    options = ["train.max_steps=1", "train.log_every=1", "data.val=null", "model.head={type: linear, dropout: 0}"]
+    _, log = train(config, tmp_path, *options, f"train.micro_batch={micro_batch}", "train.lr=1e-30")
+    clips, labels, weights = (torch.cat([getattr(batch, name) for batch in seen]) for name in ("clips", "labels", "weights"))
+    assert weights.tolist() == [1, 0, 1, 1, 1, 1, 0, 1]
+    loss = F.cross_entropy(models[0](clips[weights > 0]), labels[weights > 0])
+    expected = dict(zip(trained(), torch.autograd.grad(loss, list(trained().values()), allow_unused=True)))
+    assert log[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grad, expected[name], rtol=1e-4, atol=1e-6)
