@@ -3,13 +3,13 @@
     folder       videos/abseiling/x.mp4: every subfolder is a class, its video files (at any depth) are the videos
     list         path,label: one row per video; commas, semicolons, tabs or spaces; labels are names or integers from 0;
                  without labels the videos are unlabelled. A path without a suffix is an id: x is x.mp4, a/x.webm, ...
-    segments     path,start,end,label: parts of long videos, in seconds or h:m:s
+    segments     path,start,end,label or start,duration: parts of long videos, in seconds or h:m:s
     kinetics     label,youtube_id,time_start,time_end,split: the clips are {youtube_id}_{start:06d}_{end:06d}.mp4
     ssv2         Something-Something: train.json of V2, id;label of V1; the class is the template without its brackets
     ucf101       trainlist01.txt, testlist01.txt: the class is the folder
     hmdb51       a folder of {class}_test_split1.txt
     diving48     Diving48_V2_train.json
-    webdataset   tar files with video members, one of them, or videos-{000..010}.tar; labels in .cls, .json or .txt
+    webdataset   tar files with video members, one of them, or videos-{000..010}.tar; labels in .cls, .label, .json or .txt
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from shard_tools.rows import Row, Table
 from shard_tools.tables import (
     Columns, Line, about_unused, cell, is_integer, is_unicode, part, read_header, read_lines,
 )  # fmt: skip
-from shard_tools.tars import expand, read_tar
+from shard_tools.tars import expand, read_tars
 
 FILE_LAYOUTS = ("list", "segments", "kinetics", "ssv2", "ucf101", "diving48", "webdataset")
 FOLDER_LAYOUTS = ("folder", "ucf101", "hmdb51", "webdataset")
@@ -448,8 +448,7 @@ def _read_webdataset(folder: str, tars: list[str], root: str | None, split: str 
     _refuse_split(split, join(folder, tars[0]) if tars else folder)
     if root is not None:
         raise SourceError(f"the videos are in the tar files of {folder or '.'}: leave the root {root} out.")
-    read = [read_tar(folder, tar) for tar in tars]
-    rows, notes = ([each for of_tar in kind for each in of_tar] for kind in (zip(*read) if read else ((), ())))
+    rows, notes = read_tars(folder, tars)
     if not rows:
         raise SourceError(f"{folder or '.'} holds no tar file with video members (mp4, webm, avi, mkv, ...).")
     path = join(folder, "manifest.json")

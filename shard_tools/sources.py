@@ -159,6 +159,10 @@ def _names_that_occur(rows: list[Row], source: str) -> list[str]:
         return []
     if not all(is_integer(row.label) for row in rows):
         return sorted({row.label for row in rows})
+    negative = next((row for row in rows if int(row.label) < 0), None)
+    if negative:
+        raise SourceError(f"{negative.where} of {source}: label {negative.label} is out of range, they begin at 0: leave "
+                          "the video out if it has no label.")  # fmt: skip
     count = max(int(row.label) for row in rows) + 1
     if count > MOST_CLASSES:
         raise SourceError(f"{source} has label {count - 1}: labels are class indices from 0, not identifiers.")

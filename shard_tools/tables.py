@@ -20,10 +20,10 @@ LABEL_COLUMNS = (
 SPLIT_COLUMNS = ("split", "subset")
 UNIT = r"(?:_?(?:time|timestamp|t|s|secs?|seconds?))*"
 START, END, DURATION = (
-    re.compile(rf"(?:(?:time|timestamp|t|segment|seg|clip)_?)?(?:{names}){UNIT}")
-    for names in ("start|begin", "end|stop|finish", "duration|length")
+    re.compile(rf"(?:(?:time|timestamp|t|secs?|seconds|segment|clip|video|action|event)_?)?(?:{names}){UNIT}")
+    for names in ("start|begin", "end|stop|finish", "duration|dur|length")
 )
-OF_A_PART = re.compile(r"start|begin|end|stop|duration|frame|time")  # in the name of a column
+OF_A_PART = re.compile(r"start|begin|end|stop|finish|until|onset|offset|duration|frame|time")  # in the name of a column
 BEFORE_LABEL = re.compile(rf"(.+(?:{'|'.join(map(re.escape, sorted(VIDEO_SUFFIXES)))}))\s+(.+)", re.IGNORECASE)
 
 Line = tuple[int, list[str]]  # its number in the file, and its cells
@@ -62,7 +62,7 @@ def read_lines(source: str, text: str, root: str, notes: list[str]) -> list[Line
     except csv.Error as error:
         raise SourceError(f"{source} is not a text file of path,label rows: {error}.") from error
     if named:
-        notes.append(f"{named:,} lines of {source} begin with # and are skipped as comments, though they name videos: "
+        notes.append(f"lines of {source} that begin with # are skipped as comments, though {named:,} of them name a video: "
                      "write ./# where a path begins so.")  # fmt: skip
     for line, cells in table:
         shorter, longer = sorted((cells, table[0][1]), key=len)

@@ -45,35 +45,42 @@ def expand(name: str) -> list[str]:
     return [expanded for each in names for expanded in expand(each)]
 
 
-def read_tar(folder: str, tar: str) -> tuple[list[Row], list[str]]:
-    """The videos of one tar, and sentences on what is left out. Only headers and labels are read. Raises SourceError."""
-    place, rows, labels, others, links = join(folder, tar), [], defaultdict(list), [], []
+def read_tars(folder: str, tars: list[str]) -> tuple[list[Row], list[str]]:
+    """The videos of tars, and sentences on what is left out. Only headers and labels are read. Raises SourceError."""
+    rows, links, others, notes = [], [], [], []
+    for tar in tars:
+        rows += _read_tar(folder, tar, links, others)
+    if links:
+        notes.append(f"{len(links):,} videos in tars of {folder or '.'} are links to other members and are left out; the "
+                     f"first is {links[0]}.")  # fmt: skip
+    if rows and others and all(row.label is None for row in rows):
+        notes.append(f"the tars of {folder or '.'} hold no labels (members .cls, .label or .txt, or .json with a field "
+                     f"{', '.join(LABEL_FIELDS)}), so their videos have none; not used are {by_suffix(others)}.")  # fmt: skip
+    return rows, notes
+
+
+def _read_tar(folder: str, tar: str, links: list[str], others: list[str]) -> list[Row]:
+    """The videos of one tar. links, others: get the videos that are links, and the members that tell nothing."""
+    place, rows, labels = join(folder, tar), [], defaultdict(list)
     try:
         with reading(place), open_binary(place) as file, tarfile.open(fileobj=file, mode="r:") as members:
             while (member := members.next()) is not None:
                 name = member.name
-                if is_hidden(name):
+                if is_hidden(name) or member.isdir():
                     pass
                 elif is_video(name) and member.isfile():
                     rows.append(Row(f"{tar}/{name}", tar, None, 0.0, None, member.offset_data, member.size, name))
-                elif is_video(name) and not member.isdir():
-                    links.append(name)
+                elif is_video(name):
+                    links.append(f"{tar}/{name}")
                 elif member.isfile() and (label := _label(members, member)) is not None:
                     labels[_split(name)[0]].append(label)
-                elif member.isfile():
+                    others += [name] if label.text is None else []
+                else:
                     others.append(name)
                 members.members.clear()  # what tarfile would remember of every member
     except tarfile.TarError as error:
         raise SourceError(f"{place} is not a whole, uncompressed tar ({error}): unpack or copy it again.") from error
-    rows = _labelled(place, rows, labels)
-    notes = []
-    if links:
-        notes.append(f"{len(links):,} videos of {place} are links to other members and are left out; the first is {links[0]}.")
-    others += [label.member for of_key in labels.values() for label in of_key if label.text is None]
-    if rows and others and all(row.label is None for row in rows):
-        notes.append(f"{place} holds no labels (members .cls, .label or .txt, or .json with a field {', '.join(LABEL_FIELDS)}), "
-                     f"so its videos have none: {by_suffix(others)} are not used.")  # fmt: skip
-    return rows, notes
+    return _labelled(place, rows, labels)
 
 
 def _split(member: str) -> tuple[str, list[str]]:
@@ -112,8 +119,8 @@ def _own(labels: list[Label], video: list[str], videos: list[list[str]]) -> list
         if shared == max(_shared(label.parts, each) for each in videos):
             if alone or OF_ANY_VIDEO.issuperset(label.parts[shared:-1]):
                 form = LABEL_FORMS.index(label.parts[-1]) if label.parts[-1] in LABEL_FORMS else 0
-                own.append((-specific, form, -shared, label))
-    return [label for *_, label in sorted(own)]
+                own.append(((-specific, form, -shared), label))
+    return [label for _, label in sorted(own, key=lambda pair: pair[0])]
 
 
 def _refuse_strays(place: str, video: str, labels: list[Label], videos: list[list[str]]) -> None:
@@ -142,6 +149,8 @@ def _label(members: tarfile.TarFile, member: tarfile.TarInfo) -> Label | None:
     try:
         text = members.extractfile(member).read().decode("utf-8-sig").strip()
         text = _of_json(json.loads(text)) if json_form else text
+    except TypeError as error:
+        return Label(member.name, parts, fault=f"has {error}")
     except (ValueError, RecursionError) as error:
         what = "JSON" if json_form else "text in UTF-8"
         return Label(member.name, parts, fault=f"is not {what} ({str(error) or type(error).__name__})")
@@ -151,11 +160,11 @@ def _label(members: tarfile.TarFile, member: tarfile.TarInfo) -> Label | None:
 
 
 def _of_json(record) -> str | None:
-    """The label in a record: a name rather than an index. Raises ValueError if it is neither."""
+    """The label in a record: a name rather than an index. Raises TypeError if it is neither."""
     values = [record.get(field) for field in LABEL_FIELDS] if isinstance(record, dict) else [record]
     values = [value for value in values if value is not None and value != "" and not isinstance(value, bool)]
     names = [value for value in values if isinstance(value, str)]
     numbers = [str(value) for value in values if isinstance(value, (int, float))]
     if values and not names + numbers:
-        raise ValueError(f"its label is {json.dumps(values[0])[:60]}, neither a name nor an integer")
+        raise TypeError(f"the label {json.dumps(values[0])[:60]}, which is neither a name nor an integer")
     return (names + numbers or [None])[0]
