@@ -98,7 +98,7 @@ def _labelled(place: str, rows: list[Row], labels: dict[str, list[Label]]) -> li
         videos[key].append(parts)
     for row in rows:
         key, parts = _split(row.member)
-        own = _own(labels.get(key, []), parts, videos[key])
+        own = _own(labels.get(key, []), parts, len(videos[key]) == 1)
         chosen = next((label for label in own if label.text is not None or label.fault), None)
         if chosen and chosen.fault:
             raise SourceError(f"member {chosen.member} of {place}, the label of {row.member}, {chosen.fault}: write it as a "
@@ -109,17 +109,16 @@ def _labelled(place: str, rows: list[Row], labels: dict[str, list[Label]]) -> li
     return found
 
 
-def _own(labels: list[Label], video: list[str], videos: list[list[str]]) -> list[Label]:
-    """Of a sample's labels those that are meant for one of its videos, the first of them first."""
+def _own(labels: list[Label], video: list[str], alone: bool) -> list[Label]:
+    """Of a sample's labels those that are meant for a video of it (alone: its only one), the first of them first."""
     own = []
     for label in labels:
         shared = _shared(label.parts, video)
         specific = min(shared, len(video) - 1)
-        alone = len(videos) == 1 and specific == len(video) - 1 and label.parts[-1] not in ("txt", "text")
-        if shared == max(_shared(label.parts, each) for each in videos):
-            if alone or OF_ANY_VIDEO.issuperset(label.parts[shared:-1]):
-                form = LABEL_FORMS.index(label.parts[-1]) if label.parts[-1] in LABEL_FORMS else 0
-                own.append(((-specific, form, -shared), label))
+        any_word = alone and specific == len(video) - 1 and label.parts[-1] not in ("txt", "text")  # captions are text
+        if any_word or OF_ANY_VIDEO.issuperset(label.parts[shared:-1]):
+            form = LABEL_FORMS.index(label.parts[-1]) if label.parts[-1] in LABEL_FORMS else 0
+            own.append(((-specific, form, -shared), label))
     return [label for _, label in sorted(own, key=lambda pair: pair[0])]
 
 
@@ -127,7 +126,7 @@ def _refuse_strays(place: str, video: str, labels: list[Label], videos: list[lis
     """Labels of the sample of a video without one, if they are no other video's either."""
     for label in labels:
         told = label.fault or label.text is not None and label.parts[-1] not in ("txt", "text")
-        if told and not any(label in _own([label], each, videos) for each in videos):
+        if told and not any(_own([label], each, len(videos) == 1) for each in videos):
             raise SourceError(f"member {label.member} of {place} agrees with {video} up to the first dot only, so it cannot "
                               "be told whether it is its label: name them alike, as b.x.mp4 and b.x.cls.")  # fmt: skip
 

@@ -161,7 +161,7 @@ def test_root_changes_where_files_are_not_what_is_listed(tmp_path):
         ("list.csv", "path,label\n", None, "has no rows"),
         ("list.csv", "a.mp4,runn\n", "climb\nrunning\n", "row 1 of .*'runn' is not in .*nearest name is 'running'"),
         ("list.csv", "path,label\na.mp4,1\n\nb.mp4,2\n", "x\ny\n", r"row 4 of .*label 2 is out of range.*\(0 to 1\)"),
-        ("list.csv", "a.mp4,-3\n", None, "label -3 is out of range"),
+        ("list.csv", "a.mp4,-3\n", None, "row 1 of .*label -3 is out of range, they begin at 0"),
         ("list.csv", "a.mp4,99999999\n", None, "label 99999999: labels are class indices"),
         ("list.csv", "a.mp4,x\nb.mp4,\n", None, "row 2 of .*has no label but row 1 has"),
         ("list.csv", "a.mp4,x\n,y\n", None, "row 2 of .*has no path"),

@@ -21,7 +21,7 @@ def parts(path):
 )  # fmt: skip
 def test_columns_of_parts(tmp_path, start, end):
     last = ("3.5", "0:00:20.5", "") if not end.startswith(("duration", "length")) else ("2.25", "0:10.5", "")
-    text = f"video_path,{start},{end},label\na.mp4,1.25,{last[0]},x\na.mp4,0:10,{last[1]},x\nb.mp4,,{last[2]},x\n"
+    text = f"videoPath,{start},{end},className\na.mp4,1.25,{last[0]},x\na.mp4,0:10,{last[1]},x\nb.mp4,,{last[2]},x\n"
     source = write(tmp_path / "list.csv", text)
     assert parts(source) == [(1.25, 3.5), (10.0, 20.5), (0.0, None)] and not read_sources(source).notes
 
@@ -169,6 +169,11 @@ def test_splits_are_no_classes(tmp_path, names):
     with pytest.raises(SourceError, match=f"are splits, not classes .*: give .*/{train}{rest}"):
         load_sources(tmp_path)
     assert load_sources(tmp_path / train)[1] == ["run", "walk"]
+
+
+def test_splits_without_classes_are_no_classes_either(tmp_path):
+    with pytest.raises(SourceError, match="are splits, not classes .test, train.: give .*/train, and .*/test with"):
+        load_sources(touch(tmp_path, "train/a.mp4", "test/b.mp4"))
 
 
 def test_a_class_may_be_called_train(tmp_path):
