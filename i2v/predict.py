@@ -28,7 +28,8 @@ from pipelines import ShardError, build_loader
 from pipelines.graph import CPU_CODECS
 from shard_tools.console import print_any_name
 from shard_tools.encode import EncodeSettings
-from shard_tools.sources import VIDEO_SUFFIXES, Video
+from shard_tools.paths import videos_below
+from shard_tools.sources import Video
 from shard_tools.writer import OutputError, make_shards
 
 MEMORY = 4.0  # GB for clips
@@ -36,11 +37,11 @@ AT_ONCE = 64  # videos per round: results come soon, and little disk is needed
 
 
 def find_videos(paths: list[Path]) -> list[Path]:
-    """Files as given, folders searched for video files. Raises ValueError if there is nothing."""
+    """Files as given, folders searched for video files that are not hidden. Raises ValueError if there is nothing."""
     videos = []
     for path in paths:
         if path.is_dir():
-            videos += sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+            videos += [path / name for name in videos_below(str(path))]
         elif path.exists():
             videos.append(path)
         else:

@@ -23,7 +23,7 @@ from typing import Annotated
 
 import numpy as np
 
-from i2v.rules import Rule, at_least, between, check, is_finite, is_whole, one_of
+from i2v.rules import Rule, at_least, check, is_finite, is_whole, one_of
 from pipelines.options import SENTENCE, Share, interval, require
 from pipelines.philox import AUGMENT, COLOR, ERASE
 

@@ -3,72 +3,43 @@
     folder       videos/abseiling/x.mp4: every subfolder is a class, its video files (at any depth) are the videos
     list         path,label: one row per video; commas, semicolons, tabs or spaces; labels are names or integers from 0;
                  without labels the videos are unlabelled. A path without a suffix is an id: x is x.mp4, a/x.webm, ...
-    segments     path,start,end,label: parts of long videos, in seconds or h:m:s
+    segments     path,start,end,label or start,duration: parts of long videos, in seconds or h:m:s
     kinetics     label,youtube_id,time_start,time_end,split: the clips are {youtube_id}_{start:06d}_{end:06d}.mp4
     ssv2         Something-Something: train.json of V2, id;label of V1; the class is the template without its brackets
     ucf101       trainlist01.txt, testlist01.txt: the class is the folder
     hmdb51       a folder of {class}_test_split1.txt
     diving48     Diving48_V2_train.json
-    webdataset   tar files with video members, one of them, or videos-{000..010}.tar; labels in .cls, .json or .txt
+    webdataset   tar files with video members, one of them, or videos-{000..010}.tar; labels in .cls, .label, .json or .txt
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import math
 import os
 import posixpath
 import re
-import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from typing import NamedTuple
 
 from shard_tools.classes import read_class_list
 from shard_tools.paths import (
-    VIDEO_SUFFIXES, SourceError, entries, exists, is_folder, is_video, join, open_binary, parent, read_text, reading,
+    SourceError, by_suffix, entries, exists, files_below, is_folder, is_video, join, open_binary, parent, read_text,
     videos_below,
 )  # fmt: skip
+from shard_tools.rows import Row, Table
+from shard_tools.tables import (
+    Columns, Line, about_unused, cell, is_integer, is_unicode, part, read_header, read_lines,
+)  # fmt: skip
+from shard_tools.tars import expand, read_tars
 
 FILE_LAYOUTS = ("list", "segments", "kinetics", "ssv2", "ucf101", "diving48", "webdataset")
 FOLDER_LAYOUTS = ("folder", "ucf101", "hmdb51", "webdataset")
 LAYOUTS = ("auto", *dict.fromkeys(FOLDER_LAYOUTS + FILE_LAYOUTS))
 
-PATH_COLUMNS = ("path", "video", "video_path", "filepath", "file_path", "filename", "file_name", "file")
-ID_COLUMNS = ("id", "video_id", "youtube_id", "vid_name", "vid")
-LABEL_COLUMNS = ("label", "class", "class_name", "classname", "label_name", "target", "category")
-START_COLUMNS = ("start", "start_time", "time_start", "start_seconds")
-END_COLUMNS = ("end", "end_time", "time_end", "end_seconds")
 KINETICS_CLIP = re.compile(r"(.+)_(\d+)_(\d+)")  # id, start and end in whole seconds
-BEFORE_LABEL = re.compile(rf"(.+(?:{'|'.join(map(re.escape, sorted(VIDEO_SUFFIXES)))}))\s+(.+)", re.IGNORECASE)
+SPLIT_FOLDER = re.compile(
+    r"(videos?[_-]?)?(train|training|val|valid|validation|test|testing)([_-]?(set|data|videos?|\d+))?", re.IGNORECASE
+)
 UCF101_PATH = re.compile(r"[^/\s]+/v_[^/\s]+_g\d+_c\d+\.\w+")
-LARGEST_LABEL = 2**16  # bytes of a label's member in a tar
-
-
-class Row(NamedTuple):
-    """One listed video."""
-
-    where: str  # where in the source a reader would look: "row 3"
-    path: str  # as seen from the table's root
-    label: str | None = None  # a name, or an integer as text
-    start: float = 0.0  # seconds
-    end: float | None = None
-    offset: int = 0  # bytes
-    size: int | None = None
-    member: str | None = None  # name in the tar
-    listed: str | None = None  # the id, where the path is that of the video that it was found to be
-
-
-class Table(NamedTuple):
-    """What a source lists."""
-
-    rows: list[Row]
-    root: str
-    classes: list[str] | None = None  # names and order as the data set itself gives them
-    about_classes: str = ""  # where names and order come from, as a sentence; for who gives no class list
-    notes: Sequence[str] = ()  # what else the user should know, as sentences
 
 
 def read_layout(source: str, root: str | None, layout: str, split: str | None) -> Table:
@@ -83,7 +54,7 @@ def read_layout(source: str, root: str | None, layout: str, split: str | None) -
     if folder:
         return _read_folder(source, root, layout, split)
     if layout == "webdataset" or source.endswith(".tar") or re.search(r"\.(tar\.\w+|tgz)$", source):
-        return _read_webdataset(parent(source), _expand(posixpath.basename(source)), root, split)
+        return _read_webdataset(parent(source), expand(posixpath.basename(source)), root, split)
     if not exists(source):
         raise SourceError(f"{source} does not exist: give a folder of class folders, or a CSV file of path,label.")
     root = parent(source) if root is None else root
@@ -112,7 +83,8 @@ def _read_folder(source: str, root: str | None, layout: str, split: str | None) 
     if layout == "ucf101":
         kind, number = _split_parts(split, source)
         name = join(source, f"{kind}list{number:02d}.txt")
-        return _read_ucf101(name, _cells(name, read_text(name)), source if root is None else root)
+        root = source if root is None else root
+        return _read_ucf101(name, _not_empty(name, read_lines(name, read_text(name), root, notes := [])), root, notes)
     if layout == "webdataset":
         return _read_webdataset(source, [name for name in files if name.endswith(".tar")], root, split)
     _refuse_split(split, source)
@@ -123,12 +95,28 @@ def _read_folder(source: str, root: str | None, layout: str, split: str | None) 
             f"{source} holds videos outside of class folders: give the folder whose subfolders are the classes, "
             "or a CSV file with only a path column if the videos have no labels."
         )
-    rows = []
-    for name in folders:
-        rows += [Row(f"folder {name}", f"{name}/{file}", name) for file in videos_below(join(source, name))]
+    below = {name: files_below(join(source, name)) for name in folders}
+    _refuse_split_folders(source, {name: list(filter(is_video, below[name])) for name in folders})
+    rows = [Row(f"folder {name}", f"{name}/{file}", name) for name in folders for file in below[name] if is_video(file)]
+    others = [file for name in folders for file in below[name] if not is_video(file)] + files
     if not rows:
-        raise SourceError(f"{source} holds no class folders with videos (mp4, webm, avi, mkv, ...).")
-    return Table(rows, source, folders)
+        held = f" but {by_suffix(others)}" if others else ""
+        raise SourceError(f"{source} holds no class folders with videos (mp4, webm, avi, mkv, ...){held}.")
+    notes = [f"{len(others):,} files in {source} are no videos by their names and are left out: {by_suffix(others)}."]
+    return Table(rows, source, folders, notes=notes if others else ())
+
+
+def _refuse_split_folders(source: str, videos: dict[str, list[str]]) -> None:
+    """Folders that are called train and val, and no others, are parts of a data set rather than its classes."""
+    names = [name for name in videos if videos[name]]
+    if not names or not all(SPLIT_FOLDER.fullmatch(name) for name in names):
+        return
+    if len(names) > 1 or any("/" in video for video in videos[names[0]]):
+        first, *others = sorted(names, key=lambda name: "train" not in name.lower())
+        rest = "".join(f", and {join(source, name)} with --classes" for name in others)
+        raise SourceError(
+            f"the folders of {source} are splits, not classes ({', '.join(names)}): give {join(source, first)}{rest}."
+        )
 
 
 def _read_hmdb51(source: str, files: list[str], root: str, split: str | None) -> Table:
@@ -172,60 +160,50 @@ def _require_class_folders(root: str, classes: list[str], source: str) -> None:
 
 
 def _read_text(source: str, root: str, layout: str, split: str | None) -> Table:
-    try:
-        table = _cells(source, read_text(source, "surrogateescape"))
-    except csv.Error as error:
-        raise SourceError(f"{source} is not a text file of path,label rows: {error}.") from error
-    if not table:
-        raise SourceError(f"{source} has no rows: one video per row, path,label.")
+    notes: list[str] = []
+    table = read_lines(source, read_text(source, "surrogateescape"), root, notes)
+    _not_empty(source, table)
     first = table[0][1]
-    header = [re.sub(r"[ -]", "_", cell.lower()) for cell in first if not any(map(is_video, first))]
-    columns = {
-        name: next((header.index(known) for known in names if known in header), None)
-        for name, names in (
-            ("path", PATH_COLUMNS), ("id", ID_COLUMNS), ("label", LABEL_COLUMNS),
-            ("start", START_COLUMNS), ("end", END_COLUMNS), ("split", ("split", "subset")),
-        )
-    }  # fmt: skip
+    columns = read_header(first)
     numbered = len(first) == 1 or len(first) == 2 and is_integer(first[1])
     if layout == "ucf101" or layout == "auto" and numbered and UCF101_PATH.fullmatch(first[0]):
         _refuse_split(split, source)
-        return _read_ucf101(source, table, root)
-    path, segmented = columns["path"], columns["start"] is not None and columns["end"] is not None
-    if layout == "kinetics" or layout == "auto" and path is None and columns["id"] is not None and segmented:
-        if columns["id"] is None or not segmented:
+        return _read_ucf101(source, table, root, notes)
+    if layout == "kinetics" or layout == "auto" and columns.path is None and columns.id is not None and columns.are_parts:
+        if columns.id is None or not columns.are_parts:
             raise SourceError(f"{source} has no header with youtube_id, time_start and time_end: use another layout.")
-        return _read_kinetics(source, table[1:], columns, root, split)
-    if layout == "segments" and (path is None or not segmented):
+        columns = columns._replace(path=None)
+        notes += about_unused(source, first, columns)
+        return _read_kinetics(source, table[1:], columns, root, split, notes)
+    if columns.path is None:
+        columns = columns._replace(path=columns.id, id=None)
+    if layout == "segments" and (columns.path is None or not columns.are_parts):
         raise SourceError(f"{source} has no header with path, start and end: name the columns in a first row.")
-    path = columns["id"] if path is None else path
-    if path is None and columns["label"] is not None:
+    if columns.path is None and columns.label is not None:
         raise SourceError(f"the first row of {source} looks like a header without a path column: call that one path.")
-    if path is None and len(first) > 2:
+    if columns.path is None and len(first) > 2:
         raise SourceError(f"{source} has {len(first)} columns and no header: name them in a first row: path,label.")
-    notes = []
-    if path is None:
+    if columns.path is None:
         _refuse_unknown_header(source, table, root)
-        columns.update(path=0, label=1, start=None, end=None, split=None)
+        columns = Columns(path=0, label=1)
     else:
-        columns["path"] = path
+        columns = columns._replace(id=None)
+        notes += about_unused(source, first, columns)
         table = table[1:]
-        frames = [name for name in header if re.search(r"(start|end|stop)_?frame|frame_?(start|end|stop)", name)]
-        if frames:
-            notes.append(f"{source} has the columns {', '.join(frames)}, which are not used: parts are start,end in "
-                         "seconds.")  # fmt: skip
-    table = _of_split(source, table, columns["split"], split, notes)
+    return _rows_of_list(source, root, layout, _of_split(source, table, columns.split, split, notes), columns, notes)
+
+
+def _rows_of_list(source: str, root: str, layout: str, table: list[Line], columns: Columns, notes: list[str]) -> Table:
     rows = [
-        Row(f"row {line}", _cell(cells, columns["path"]) or "", _cell(cells, columns["label"]),
-            *_part(source, line, _cell(cells, columns["start"]), _cell(cells, columns["end"])))
+        Row(f"row {line}", cell(cells, columns.path) or "", cell(cells, columns.label), *part(source, line, cells, columns))
         for line, cells in table
-    ]  # fmt: skip
+    ]
     for row in rows:
         if not row.path:
             raise SourceError(f"{row.where} of {source} has no path.")
-        if row.label is not None and not _is_unicode(row.label):
+        if row.label is not None and not is_unicode(row.label):
             raise SourceError(f"{row.where} of {source} has a label that is not UTF-8: save the list as UTF-8.")
-    if not all(_is_unicode(row.path) for row in rows):
+    if not all(is_unicode(row.path) for row in rows):
         notes.append(f"paths in {source} are not UTF-8: files are looked for by the same bytes.")
     if not is_video(rows[0].path) and not os.path.isfile(join(root, rows[0].path)):
         classes, about = None, ""
@@ -235,87 +213,23 @@ def _read_text(source: str, root: str, layout: str, split: str | None) -> Table:
     return Table(rows, root, notes=notes)
 
 
-def _refuse_unknown_header(source: str, table: list, root: str) -> None:
+def _refuse_unknown_header(source: str, table: list[Line], root: str) -> None:
     """A header without a known name would be taken for a video, and its label for a class."""
     (_, first), *others = table
     if not others or is_video(first[0]) or os.path.isfile(join(root, first[0])):
         return
-    labels = [_cell(cells, 1) or "" for _, cells in table]
+    labels = [cell(cells, 1) or "" for _, cells in table]
     alone = labels[0] and not is_integer(labels[0]) and all(map(is_integer, labels[1:]))
     if alone or all(is_video(cells[0]) for _, cells in others):
         raise SourceError(f"the first row of {source} looks like a header: call its columns path and label.")
 
 
-def _is_unicode(text: str) -> bool:
-    return not re.search("[\ud800-\udfff]", text)
-
-
-def _cells(source: str, text: str) -> list[tuple[int, list[str]]]:
-    """Line number and cells of every row that is not blank."""
-    lines = list(io.StringIO(text, newline=""))
-    first = next((line for line in lines if line.strip()), "")
-    delimiter = _delimiter(first.strip())
-    if delimiter != " ":
-        reader = csv.reader(lines, delimiter=delimiter)
-        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
-        return [(line, cells) for line, cells in rows if any(cells)]
-    rows = []
-    for number, line in enumerate(lines, 1):
-        # Paths and labels may hold spaces: a label follows a video's suffix, or is an integer (or the header's word).
-        line = line.strip()
-        cells = line.rsplit(maxsplit=1)
-        labelled = len(cells) == 2 and (is_integer(cells[1]) or cells[1].lower() in LABEL_COLUMNS)
-        if not labelled:
-            match = None if is_video(line) else BEFORE_LABEL.fullmatch(line)
-            cells = list(match.groups()) if match else [line]
-        if line:
-            rows.append((number, cells))
-    return rows
-
-
-def _delimiter(first: str) -> str:
-    """What separates the cells of a first row: what leaves a video's path or the header's word for one."""
-    head, _, tail = first.rpartition(" ")
-    if is_video(head) and is_integer(tail):
-        return " "
-    for character in "\t,;":
-        cells = [cell.strip() for cell in next(csv.reader([first], delimiter=character), [])]
-        if len(cells) > 1 and (is_video(cells[0]) or {cell.lower() for cell in cells} & {*PATH_COLUMNS, *ID_COLUMNS}):
-            return character
-    if is_video(first) or BEFORE_LABEL.fullmatch(first):
-        return " "
-    return next((character for character in "\t;," if character in first), " ")  # ids; V1's labels hold commas
-
-
-def _cell(cells: list[str], column: int | None) -> str | None:
-    return (cells[column] if column is not None and column < len(cells) else "") or None
-
-
-def _part(source: str, line: int, start: str | None, end: str | None) -> tuple[float, float | None]:
-    """Start and end in seconds; empty cells mean the video's own."""
-    seconds = [_seconds(text) for text in (start or "0", end or "inf")]
-    if None in seconds or not 0 <= seconds[0] < seconds[1] or end and math.isinf(seconds[1]):
-        raise SourceError(
-            f"row {line} of {source}: start {start!r} and end {end!r} are not two times in seconds or h:m:s, the start "
-            "at least 0 and before the end."
-        )
-    return seconds[0], seconds[1] if end else None
-
-
-def _seconds(text: str) -> float | None:
-    try:
-        *larger, seconds = text.split(":")
-        return sum(int(part) * 60**power for power, part in enumerate(reversed(larger), 1)) + float(seconds)
-    except ValueError:
-        return None
-
-
-def _of_split(source: str, table: list, column: int | None, split: str | None, notes: list[str]) -> list:
+def _of_split(source: str, table: list[Line], column: int | None, split: str | None, notes: list[str]) -> list[Line]:
     """The rows of one split, where the list has such a column and one is asked for."""
     if column is None:
         _refuse_split(split, source)
         return _not_empty(source, table)
-    counts = Counter(_cell(cells, column) or "" for _, cells in _not_empty(source, table))
+    counts = Counter(cell(cells, column) or "" for _, cells in _not_empty(source, table))
     told = ", ".join(f"{name or 'none'} {count:,}" for name, count in sorted(counts.items())[:10])
     if split is None:
         if len(counts) > 1:
@@ -323,16 +237,16 @@ def _of_split(source: str, table: list, column: int | None, split: str | None, n
         return table
     if split not in counts:
         raise SourceError(f"{source} has no split {split!r}: it has {told}.")
-    return [(line, cells) for line, cells in table if (_cell(cells, column) or "") == split]
+    return [(line, cells) for line, cells in table if (cell(cells, column) or "") == split]
 
 
-def _not_empty(source: str, table: list) -> list:
+def _not_empty(source: str, table: list[Line]) -> list[Line]:
     if not table:
         raise SourceError(f"{source} has no rows: one video per row, path,label.")
     return table
 
 
-def _read_ucf101(source: str, table: list, root: str) -> Table:
+def _read_ucf101(source: str, table: list[Line], root: str, notes: list[str]) -> Table:
     rows, folders = [], {}
     for line, cells in table:
         path, number = (*cells, None)[:2]
@@ -344,7 +258,7 @@ def _read_ucf101(source: str, table: list, root: str) -> Table:
                               "layout list if the numbers are classes of your own.")  # fmt: skip
         rows.append(Row(f"row {line}", path, name))
     _require_class_folders(root, sorted({row.label for row in rows}), source)
-    return Table(rows, root, *_classes_beside(source, "classInd.txt"))
+    return Table(rows, root, *_classes_beside(source, "classInd.txt"), notes)
 
 
 def _classes_beside(source: str, *names: str) -> tuple[list[str] | None, str]:
@@ -420,19 +334,20 @@ def _tell_missing(source: str, root: str, missing: list[str], count: int, notes:
                      f"and will be rejected as missing; the first is {missing[0]}.")  # fmt: skip
 
 
-def _read_kinetics(source: str, table: list, columns: dict, root: str, split: str | None) -> Table:
-    notes: list[str] = []
-    table = _of_split(source, table, columns["split"], split, notes)
-    videos, rows, missing, untimed = _Videos(root), [], {}, []  # missing: row -> its part
+def _read_kinetics(
+    source: str, table: list[Line], columns: Columns, root: str, split: str | None, notes: list[str]
+) -> Table:
+    table = _of_split(source, table, columns.split, split, notes)
+    videos, rows, missing, untimed = _Videos(root), [], {}, []  # missing: row -> its times
     for line, cells in table:
-        name = _cell(cells, columns["id"])
+        name = cell(cells, columns.id)
         if name is None:
             raise SourceError(f"row {line} of {source} has no youtube_id.")
-        start, end = _part(source, line, _cell(cells, columns["start"]), _cell(cells, columns["end"]))
+        start, end = part(source, line, cells, columns)
         if end is None:
             raise SourceError(f"row {line} of {source} has no time_end.")
         clip = _kinetics_clip(name, start, end)
-        row = Row(f"row {line}", clip, _cell(cells, columns["label"]), listed=clip)
+        row = Row(f"row {line}", clip, cell(cells, columns.label), listed=clip)
         path = videos.one(videos.timed[name, int(start), int(end)], row)
         if path is None and (path := videos.one(videos.named[name], row)):
             untimed.append(len(rows))
@@ -450,8 +365,8 @@ def _read_kinetics(source: str, table: list, columns: dict, root: str, split: st
         for i in untimed if trimmed else []:
             rows[i] = rows[i]._replace(start=0.0, end=None)
         if not trimmed and len(untimed) + len(missing) == len(rows):  # so will be those that are fetched later
-            for i, part in missing.items():
-                rows[i] = rows[i]._replace(**part)
+            for i, times in missing.items():
+                rows[i] = rows[i]._replace(**times)
     return Table(rows, root, notes=notes)
 
 
@@ -502,7 +417,10 @@ def _read_json(source: str, root: str, layout: str) -> Table:
         if not isinstance(video.get(key), (str, int)):
             raise SourceError(f"entry {number} of {source} has no {key}, as videos of {layout} have: mend the list.")
         label = video.get("template", video.get("label"))
-        label = None if label is None else re.sub(r"[\[\]]", "", str(label)).strip()
+        if not isinstance(label, (str, int, float, type(None))) or isinstance(label, bool):
+            raise SourceError(f"entry {number} of {source} has the label {json.dumps(label)[:60]}: a video has one, a name "
+                              "or an integer.")  # fmt: skip
+        label = re.sub(r"[\[\]]", "", "" if label is None else str(label)).strip() or None
         rows.append(Row(f"entry {number}", str(video[key]), label))
     notes = []
     if layout == "ssv2":
@@ -526,72 +444,17 @@ def _parsed(path: str):
 # ---- WebDataset
 
 
-def _expand(name: str) -> list[str]:
-    """videos-{000..010}.tar -> its eleven names."""
-    match = re.search(r"\{(\d+)\.\.(\d+)\}", name)
-    if match is None:
-        return [name]
-    low, high, width = int(match[1]), int(match[2]), len(match[1])
-    if high < low:
-        raise SourceError(f"the range of {name} ends before it starts.")
-    names = [f"{name[: match.start()]}{number:0{width}d}{name[match.end() :]}" for number in range(low, high + 1)]
-    return [expanded for each in names for expanded in _expand(each)]
-
-
 def _read_webdataset(folder: str, tars: list[str], root: str | None, split: str | None) -> Table:
     _refuse_split(split, join(folder, tars[0]) if tars else folder)
     if root is not None:
         raise SourceError(f"the videos are in the tar files of {folder or '.'}: leave the root {root} out.")
-    rows = [row for tar in tars for row in _read_tar(folder, tar)]
+    rows, notes = read_tars(folder, tars)
     if not rows:
         raise SourceError(f"{folder or '.'} holds no tar file with video members (mp4, webm, avi, mkv, ...).")
     path = join(folder, "manifest.json")
     manifest = _parsed(path) if exists(path) else None
     if not isinstance(manifest, dict) or not {"classes", "shards"} <= manifest.keys():  # not one of ours
-        return Table(rows, folder)
+        return Table(rows, folder, notes=notes)
     classes, about = read_class_list(path) if manifest["classes"] else (None, "")
-    notes = [f"{folder or '.'} holds shards made from videos before: encoding their clips again costs quality."]
+    notes += [f"{folder or '.'} holds shards made from videos before: encoding their clips again costs quality."]
     return Table(rows, folder, classes, about, notes)
-
-
-def _read_tar(folder: str, tar: str) -> list[Row]:
-    """The videos of one tar, labelled by the member of the same key. Only headers and labels are read."""
-    place, rows, labels = join(folder, tar), [], {}  # labels: (key, cls | json | txt) -> label
-    keys = []
-    try:
-        with reading(place), open_binary(place) as file, tarfile.open(fileobj=file, mode="r:") as members:
-            while (member := members.next()) is not None:
-                base = posixpath.basename(member.name)
-                key, _, suffix = base.lower().partition(".")
-                key = (posixpath.dirname(member.name), base[: len(key)])
-                if member.isfile() and is_video(base):
-                    keys.append(key)
-                    rows.append(Row(f"{tar}/{member.name}", tar, None, 0.0, None, member.offset_data, member.size,
-                                    member.name))  # fmt: skip
-                elif member.isfile() and suffix in ("cls", "json", "txt") and member.size <= LARGEST_LABEL:
-                    labels[key, suffix] = _label(members.extractfile(member).read(), suffix, place, member.name)
-                members.members.clear()  # what tarfile would remember of every member
-    except tarfile.TarError as error:
-        raise SourceError(f"{place} is not a whole, uncompressed tar ({error}): unpack or copy it again.") from error
-    found = [[labels.get((key, suffix)) for suffix in ("cls", "json", "txt")] for key in keys]
-    return [row._replace(label=next((label for label in label_of if label is not None), None))
-            for row, label_of in zip(rows, found)]  # fmt: skip
-
-
-def _label(data: bytes, suffix: str, place: str, member: str) -> str | None:
-    """Text of a label member; of JSON, a name rather than an index."""
-    try:
-        if suffix != "json":
-            return data.decode().strip() or None
-        record = json.loads(data)
-        record = record if isinstance(record, dict) else {}
-        values = [record.get(key) for key in ("class", "class_name", "label", "cls")]
-    except ValueError as error:
-        raise SourceError(f"member {member} of {place} is not {suffix} text that holds a label: {error}.") from error
-    names = [value for value in values if isinstance(value, str) and value]
-    indices = [str(value) for value in values if isinstance(value, int) and not isinstance(value, bool) and value >= 0]
-    return (names + indices or [None])[0]
-
-
-def is_integer(text: str) -> bool:
-    return text.removeprefix("-").isdecimal()

@@ -7,11 +7,17 @@ import contextlib
 import os
 import posixpath
 import re
+from collections import Counter
+from collections.abc import Iterable
 
 VIDEO_SUFFIXES = frozenset(
-    ".3g2 .3gp .asf .avi .divx .f4v .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogg .ogv .rm .rmvb .ts"
-    " .vob .webm .wmv .y4m".split()
+    ".264 .265 .266 .3g2 .3gp .amv .asf .av1 .avc .avi .avs .cavs .dif .divx .drc .dv .evo .f4v .flv .gif .gxf .h261 .h263"
+    " .h264 .h265 .h266 .hevc .ismv .ivf .m1v .m2p .m2t .m2ts .m2v .m4v .mj2 .mjpeg .mjpg .mk3d .mkv .mod .mov .mp4 .mpe"
+    " .mpeg .mpg .mpv .mts .mxf .nsv .nut .nuv .obu .ogg .ogm .ogv .ogx .qt .rm .rmvb .tod .tp .trp .ts .vc1 .vob .vvc"
+    " .webm .wmv .wtv .xvid .y4m".split()
 )
+# What systems and archivers leave beside the files of a user: macOS, pax, Synology, Windows, ext4.
+HIDDEN = re.compile(r"\..*|__MACOSX|PaxHeaders.*|@eaDir|\$RECYCLE\.BIN|System Volume Information|lost\+found", re.DOTALL)
 
 
 class SourceError(ValueError):
@@ -24,6 +30,17 @@ def is_url(place: str) -> bool:
 
 def is_video(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a file or folder, or a folder on the way to it, is nobody's video or class: in folders and in tars alike."""
+    return any(HIDDEN.fullmatch(name) for name in path.split("/") if name not in (".", ".."))
+
+
+def by_suffix(names: Iterable[str]) -> str:
+    """2 .txt, 1 without a suffix."""
+    counts = Counter(os.path.splitext(name)[1].lower() or "without a suffix" for name in names)
+    return ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common(10)) + (", ..." if len(counts) > 10 else "")
 
 
 def join(root: str, path: str) -> str:
@@ -94,12 +111,17 @@ def entries(folder: str) -> tuple[list[str], list[str]]:
             found = [(name, kind == "directory") for name, kind in found]
         else:
             found = [(entry.name, entry.is_dir()) for entry in os.scandir(folder)]
-    found = sorted((name, is_dir) for name, is_dir in found if not name.startswith("."))
+    found = sorted((name, is_dir) for name, is_dir in found if not is_hidden(name))
     return [name for name, is_dir in found if not is_dir], [name for name, is_dir in found if is_dir]
 
 
 def videos_below(folder: str) -> list[str]:
     """Every video file at any depth that is not hidden, relative to the folder, sorted. Links are followed."""
+    return list(filter(is_video, files_below(folder)))
+
+
+def files_below(folder: str) -> list[str]:
+    """Every file, as `videos_below` has the videos."""
     with reading(folder):
         if is_url(folder):
             file_system, path = _file_system(folder)
@@ -111,7 +133,7 @@ def videos_below(folder: str) -> list[str]:
                 folders[:] = [name for name in folders if not _leads_upwards(os.path.join(here, name))]
                 prefix = os.path.relpath(here, folder) + "/" if here != folder else ""
                 found += [prefix + name for name in files]
-    return sorted(name for name in found if is_video(name) and "/." not in f"/{name}")
+    return sorted(name for name in found if not is_hidden(name))
 
 
 @contextlib.contextmanager

@@ -6,12 +6,15 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from typing import NamedTuple
 
 from shard_tools.classes import read_class_list, read_classes, read_map
-from shard_tools.layouts import LAYOUTS, Row, is_integer, read_layout
+from shard_tools.layouts import LAYOUTS, read_layout
 from shard_tools.paths import VIDEO_SUFFIXES, SourceError, is_url, join
+from shard_tools.rows import Row
+from shard_tools.tables import is_integer
 
 __all__ = [
     "LAYOUTS", "VIDEO_SUFFIXES", "Listing", "SourceError", "Video", "load_sources", "read_classes", "read_sources",
@@ -19,6 +22,10 @@ __all__ = [
 ]  # fmt: skip
 
 MOST_CLASSES = 1_000_000
+NO_LABELS = {"nan", "none", "null", "n/a", "na", "<na>", "#n/a"}  # as programs write them, in lower case
+SEVERAL_LABELS = re.compile(  # a list, a|b, a;b, numbers, lines
+    r"^\[[^\[\]]*\]$|^\{.*\}$|^\(.*,.*\)$|\||[^;\s];[^;\s]|^\d+(\.0*)?([\s;,&+/]+\d+(\.0*)?)+$|\n"
+)
 
 
 class Video(NamedTuple):
@@ -75,6 +82,7 @@ def read_sources(
     rows, root, own, about_classes, notes = read_layout(source, root, layout, split)
     about = about_classes if given is None and rows[0].label is not None else about_given
     notes = [*notes, about] if about else list(notes)
+    rows = _readable(rows, {*(given or ()), *(own or ()), *(renamed or ())}, source, notes)
     _require_all_or_no_labels(rows, source)
     if own is not None and rows[0].label is not None:
         rows = [row._replace(label=own[index]) for row, index in zip(rows, _indices(rows, own, source, "its classes"))]
@@ -96,6 +104,27 @@ def source_hash(videos: list[Video], classes: list[str]) -> str:
     """sha256 of what is listed, in order: paths as listed, parts, labels and class names; not where the files are."""
     listed = [(video.source, video.label, video.start, video.end, video.offset) for video in videos]
     return hashlib.sha256(json.dumps([classes, listed]).encode()).hexdigest()
+
+
+def _readable(rows: list[Row], names: set[str], source: str, notes: list[str]) -> list[Row]:
+    """Rows with labels that can be meant: integers may be written as 0.0, 1.0; other names than `names` must look like one."""
+    told = {row.label for row in rows if row.label is not None} - names
+    if not told:
+        return rows
+    if all(re.fullmatch(r"-?\d+(\.0*)?", label) for label in told) and any("." in label for label in told):
+        notes.append(f"labels of {source} are written as {min(label for label in told if '.' in label)}: they are read as "
+                     "integers.")  # fmt: skip
+        return [row._replace(label=row.label.partition(".")[0]) if row.label in told else row for row in rows]
+    for row in rows:
+        if row.label not in told:
+            continue
+        if row.label.lower() in NO_LABELS:
+            raise SourceError(f"{row.where} of {source} has the label {row.label!r}, which stands for none: give it a label "
+                              "or leave the video out (or name it in --classes if it is a class).")  # fmt: skip
+        if SEVERAL_LABELS.search(row.label):
+            raise SourceError(f"{row.where} of {source} has the label {row.label!r}, which looks like several, but a video "
+                              "has one: choose one (or name it in --classes if it is a class).")  # fmt: skip
+    return rows
 
 
 def _require_all_or_no_labels(rows: list[Row], source: str) -> None:
@@ -131,6 +160,10 @@ def _names_that_occur(rows: list[Row], source: str) -> list[str]:
         return []
     if not all(is_integer(row.label) for row in rows):
         return sorted({row.label for row in rows})
+    negative = next((row for row in rows if int(row.label) < 0), None)
+    if negative:
+        raise SourceError(f"{negative.where} of {source}: label {negative.label} is out of range, they begin at 0: leave "
+                          "the video out if it has no label.")  # fmt: skip
     count = max(int(row.label) for row in rows) + 1
     if count > MOST_CLASSES:
         raise SourceError(f"{source} has label {count - 1}: labels are class indices from 0, not identifiers.")

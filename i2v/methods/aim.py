@@ -13,7 +13,6 @@ the tokens, drops the same token positions in all clips of a batch instead.
 
 from typing import Annotated
 
-import torch
 from einops import rearrange
 from torch import nn
 

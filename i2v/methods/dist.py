@@ -21,7 +21,7 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import rearrange
 from torch import nn
 
 from i2v.rules import ODD, Count, at_least

@@ -1,0 +1,100 @@
+"""Tars as WebDataset has them: whose label is whose, and no label is lost."""
+
+import tarfile
+
+import pytest
+
+from i2v.predict import find_videos
+from shard_tools.sources import SourceError, load_sources, read_sources
+from tests.test_sources import touch, write_tar
+
+LABELS = {  # members -> the label of each video
+    "a part of the extension": ({"b.x.mp4": None, "b.x.cls": b"1", "b.y.mp4": None, "b.y.cls": b"0"}, ["1", "0"]),
+    "numbers": ({"v.1.mp4": None, "v.1.txt": b"p", "v.10.webm": None, "v.10.txt": b"q"}, ["p", "q"]),
+    "a key of one video": ({"b.x.mp4": None, "b.cls": b"run"}, ["run"]),
+    "a label of two videos": ({"b.l.mp4": None, "b.r.mp4": None, "b.json": b'{"class": "run"}'}, ["run", "run"]),
+    "its own before all": ({"b.l.mp4": None, "b.r.mp4": None, "b.cls": b"x", "b.r.json": b'{"label": "y"}'}, ["x", "y"]),
+    "info.json": ({"a.mp4": None, "a.info.json": b'{"label": "run"}'}, ["run"]),
+    "mp4.json": ({"a.mp4": None, "a.mp4.json": b'{"class": "run"}'}, ["run"]),
+    "x.mp4.json": ({"a.x.mp4": None, "a.x.mp4.json": b'"run"', "a.y.mp4": None, "a.y.mp4.json": b'"walk"'}, ["run", "walk"]),
+    "label": ({"a.mp4": None, "a.label": "\ufeffrün\n".encode()}, ["rün"]),
+    "another word": ({"a.mp4": None, "a.action.cls": b"run"}, ["run"]),
+    "capitals": ({"a.MP4": None, "a.CLS": b"run"}, ["run"]),
+    "folders": ({"x.y/a.mp4": None, "x.y/a.cls": b"p", "x.z/a.mp4": None, "x.z/a.cls": b"q"}, ["p", "q"]),
+    "cls first": ({"a.mp4": None, "a.mp4.json": b'{"label": "x"}', "a.cls": b"y", "a.txt": b"a caption"}, ["y"]),
+    "integers as floats": ({"a.mp4": None, "a.json": b'{"label": 1.0}', "b.mp4": None, "b.cls": b"0"}, ["1", "0"]),
+    "no member at all": ({"a.mp4": None, "a.caption.txt": b"someone runs", "a.json": b'{"url": "x"}'}, [None]),
+}
+
+
+@pytest.mark.parametrize("members, expected", LABELS.values(), ids=LABELS)
+@pytest.mark.parametrize("labels_first", [False, True])
+def test_labels_are_found_by_webdatasets_keys(tmp_path, members, expected, labels_first):
+    order = sorted(members.items(), key=lambda pair: (pair[1] is None) == labels_first)
+    videos, _ = load_sources(write_tar(tmp_path / "a.tar", {name: data or b"video" for name, data in order}))
+    assert [video.source for video in videos] == [f"a.tar/{name}" for name, data in members.items() if data is None]
+    assert [video.class_name for video in videos] == expected
+
+
+@pytest.mark.parametrize(
+    "label, data, message",
+    [
+        ("a.cls", b"", "member a.cls of .*, the label of a.mp4, is empty: write it as"),
+        ("a.cls", b"\xff\xfe", "a.cls .* is not text in UTF-8"),
+        ("a.label", b"1" * 70_000, "a.label .* is too long for a label .70,000 bytes"),
+        ("a.json", b'{"label": ', "a.json .* is not JSON"),
+        ("a.info.json", b'{"label": ["x", "y"]}', r'a.info.json .* has the label \["x", "y"\], which is neither'),
+        ("a.json", b'{"label": {"id": 3}}', "neither a name nor an integer"),
+        ("a.json", b'{"label": NaN}', "'nan', which stands for none"),
+        ("a.json", b'{"label": -1}', "label -1 is out of range"),
+        ("a.cls.npy", b"\x93NUMPY", r"a.cls.npy .* is in a form that is not read \(npy\)"),
+        ("a.json.gz", b"\x1f\x8b", r"a.json.gz .* is in a form that is not read \(gz\)"),
+        ("a.cls", b"1 2", "'1 2', which looks like several"),
+        ("a.cls", b"x\ny", "looks like several"),
+    ],
+)
+def test_a_label_that_cannot_be_read_is_refused(tmp_path, label, data, message):
+    with pytest.raises(SourceError, match=message) as error:
+        load_sources(write_tar(tmp_path / "a.tar", {"a.mp4": b"video", label: data}))
+    assert str(error.value).endswith(".") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["v.3.cls", "v.3.json"])
+def test_a_label_that_may_be_anothers_is_refused(tmp_path, name):
+    members = {"v.1.mp4": b"video", name: b'"x"'}
+    with pytest.raises(SourceError, match=f"member {name} of .* agrees with v.1.mp4 up to the first dot only"):
+        load_sources(write_tar(tmp_path / "a.tar", members))
+    videos, _ = load_sources(write_tar(tmp_path / "a.tar", members | {"v.1.cls": b"y"}))
+    assert [video.class_name for video in videos] == ["y"]
+    with pytest.raises(SourceError, match="a.tar/v.2.mp4 of .* has no label but a.tar/v.1.mp4 has"):
+        load_sources(write_tar(tmp_path / "a.tar", {"v.1.mp4": b"video", "v.1.cls": b"y", "v.2.mp4": b"video"}))
+
+
+def test_what_tars_leave_out_is_said_once(tmp_path):
+    for i in range(3):
+        write_tar(tmp_path / f"{i}.tar", {f"{i}.mp4": b"video", f"{i}.json": b'{"url": "x"}', f"{i}.npy": b"x"})
+    (note,) = read_sources(tmp_path).notes
+    assert "hold no labels" in note and "3 .json, 3 .npy" in note
+    with tarfile.open(tmp_path / "2.tar", "a") as tar:
+        link = tarfile.TarInfo("twin.mp4")
+        link.type, link.linkname = tarfile.LNKTYPE, "2.mp4"
+        tar.addfile(link)
+    videos, _, notes = read_sources(tmp_path)
+    assert len(videos) == 3 and "1 videos in tars of" in notes[0] and "the first is 2.tar/twin.mp4" in notes[0]
+
+
+HIDDEN = ("._a.mp4", ".DS_Store", ".trash/a.mp4", "__MACOSX/run/._a.mp4", "__MACOSX/a.mp4", "PaxHeaders.12/a.mp4",
+          "run/PaxHeaders/b.mp4", "run/@eaDir/a.mp4")  # fmt: skip
+
+
+def test_what_is_hidden_is_no_video_in_tars_folders_lists_and_predict(tmp_path):
+    tar = write_tar(tmp_path / "a.tar", {"./run/a.mp4": b"x", "./run/a.cls": b"x", "run/._a.cls": b"\xff",
+                                         **{f"./{name}": b"x" for name in HIDDEN}})  # fmt: skip
+    assert [video.source for video in load_sources(tar)[0]] == ["a.tar/./run/a.mp4"]
+    root = touch(tmp_path / ".cache" / "videos", "run/a.mp4", *HIDDEN)  # where the folder itself lies is no matter
+    videos, classes, notes = read_sources(root)
+    assert ([video.source for video in videos], classes, notes) == (["run/a.mp4"], ["run"], [])
+    assert find_videos([root]) == [root / "run/a.mp4"]
+    assert find_videos([root / "._a.mp4"]) == [root / "._a.mp4"]  # as it was asked for
+    (tmp_path / "ids.csv").write_text("id,label\na,x\n")  # a.mp4 would be two files
+    assert [video.path for video in load_sources(tmp_path / "ids.csv", root)[0]] == [str(root / "run/a.mp4")]
