@@ -54,7 +54,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    epochs: Positive
+    epochs: Annotated[float, more_than(0), between(0, 1_000_000)]
     batch_size: Count  # clips per step, all devices together
     lr: Positive
     micro_batch: Count | None = None  # clips per device and forward pass; smaller means gradient accumulation
@@ -68,13 +68,13 @@ class TrainConfig:
     warmup_lr: NotNegative = 0.0  # where the warm-up begins
     min_lr: NotNegative = 0.0  # where the cosine ends
     label_smoothing: Annotated[float, between(0, 1, below=True)] = 0.0
-    mixup: NotNegative = 0.0  # parameter of the Beta distribution; 0: off
-    cutmix: NotNegative = 0.0
+    mixup: Annotated[float, between(0, 1000)] = 0.0  # parameter of the Beta distribution; 0: off
+    cutmix: Annotated[float, between(0, 1000)] = 0.0
     precision: Annotated[str, one_of("auto", "bf16", "float32")] = "auto"  # auto: bf16 where the device has it
     compile: bool = True  # torch.compile, block by block
     seed: Annotated[int, between(0, 2**63 - 1)] = 0
     max_steps: Count | None = None  # stop early, on the schedule of the full run
-    eval_every: Positive = 1.0  # epochs
+    eval_every: Annotated[float, at_least(1e-6)] = 1.0  # epochs
     eval_batch: Count | None = None  # videos per device; None: as in training
     save_every: Count = 500  # steps
     log_every: Count = 20  # steps
@@ -92,11 +92,12 @@ class Config:
 def load_config(path: str, overrides: list[str] = ()) -> Config:
     """Read a YAML file, apply `section.key=value` overrides (values are YAML), check everything. Raises ConfigError."""
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8-sig"), _OnceEach)
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}): give --config the path of a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no text in UTF-8 ({error}): save it as that.") from error
+    values = _parse(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold the sections {', '.join(_names(Config))}.")
     for override in overrides:
@@ -105,6 +106,7 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
     if config.out is None:
         config = dataclasses.replace(config, out=str(_default_out(Path(path))))
     _check_values(config, path)
+    _refuse_infinite(values, "", path)
     return config
 
 
@@ -128,10 +130,28 @@ def parse_option(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"{text!r} is not an option: write name=value, for example crops=3.")
+    return name, _parse(value, repr(text))
+
+
+def _parse(text: str, what: str):
+    """YAML. Raises ConfigError for what it cannot be, numbers and dates that do not exist included."""
     try:
-        return name, yaml.load(value, _OnceEach)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{text!r} is not valid YAML: {' '.join(str(error).split())}.") from error
+        return yaml.load(text, _OnceEach)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{what} is not valid YAML: {' '.join(str(error).split())}.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{what} has lists or sections nested too deeply: write it flatter.") from error
+
+
+def _refuse_infinite(value, where: str, path: str, inside: tuple = ()) -> None:
+    """No setting is infinite, none is no number, and none holds itself."""
+    if id(value) in inside:
+        raise ConfigError(f"{path}: {where} holds itself (an alias to what it is in): write out what it should be.")
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        _refuse_infinite(part, _join(where, key), path, (*inside, id(value)))
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not is_finite(value):
+        raise ConfigError(f"{path}: {where} is {value!r:.40}: it must be a finite number.")
 
 
 def to_dict(config: Config) -> dict:
@@ -170,10 +190,7 @@ def _apply(values: dict, override: str) -> None:
         values = values[section]
         if not isinstance(values, dict):
             raise ConfigError(f"{override!r} does not fit: {section} is not a section.")
-    try:
-        values[last] = yaml.load(text, _OnceEach)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{override!r} is not valid YAML: {' '.join(str(error).split())}.") from error
+    values[last] = _parse(text, repr(override))
 
 
 def _build(kind, values, where: str, path: str):
@@ -222,7 +239,10 @@ def _check_values(config: Config, path: str) -> None:
         "warmup_epochs": (train.warmup_epochs <= train.epochs, "between 0 and train.epochs"),
         "warmup_lr": (train.warmup_lr <= train.lr, "between 0 and train.lr"),
         "min_lr": (train.min_lr <= train.lr, "between 0 and train.lr"),
-        "lr_multipliers": (all(is_finite(factor) and factor >= 0 for factor in multipliers.values()), "factors, at least 0"),
+        "lr_multipliers": (
+            all(isinstance(part, str) and is_finite(factor) and factor >= 0 for part, factor in multipliers.items()),
+            "factors, at least 0, of parts of names",
+        ),
         "no_decay": (all(isinstance(entry, str) for entry in train.no_decay), "parts of names"),
         "betas": (len(betas) == 2 and all(is_finite(beta) and 0 <= beta < 1 for beta in betas), "two numbers in [0, 1)"),
     }

@@ -9,10 +9,13 @@ import torch
 
 # Where state dicts lie: open_clip, Lightning and mmcv, DiST, ST-Adapter, DeepSpeed, and others
 WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model", "module")
-# Before names: DataParallel and AveragedModel, torch.compile, Lightning and Hugging Face's tasks
-PREFIXES = ("module.", "_orig_mod.", "model.", "clip.", "net.")
-COUNTERS = {"n_averaged"}  # of torch.optim.swa_utils.AveragedModel
+DEEPEST = 4  # dicts within dicts that are looked into
+# Between the parts of names: DataParallel and AveragedModel, torch.compile, FSDP, activation checkpoints, Fabric
+BETWEEN = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
+COUNTERS = ("n_averaged", "position_ids")  # AveragedModel's and Hugging Face's: no weights
 
+# What Hugging Face's towers begin with is what stands before these
+HF_TOWERS = {"embeddings.patch_embedding.weight": "vision_model", "embeddings.token_embedding.weight": "text_model"}
 HF_VISION = {
     "embeddings.class_embedding": "class_embedding", "embeddings.patch_embedding.weight": "conv1.weight",
     "embeddings.position_embedding.weight": "positional_embedding", "pre_layrnorm.weight": "ln_pre.weight",
@@ -29,11 +32,9 @@ HF_BLOCK = {"self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer
 
 def unwrap(content, where: str) -> tuple[dict[str, torch.Tensor], list[str]]:
     """(name -> tensor with nothing around it, what was done, in sentences). Raises ValueError, one sentence."""
-    while isinstance(content, Mapping):
-        wrapped = [content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)]
-        if not wrapped:
-            break
-        content = wrapped[0]
+    for _ in range(DEEPEST):
+        wrapped = [content[key] for key in WRAPPERS if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)]
+        content = wrapped[0] if wrapped else content
     names_tensors = isinstance(content, Mapping) and all(isinstance(name, str) for name in content)
     if not names_tensors or not any(isinstance(value, torch.Tensor) for value in content.values()):
         raise ValueError(f"{where} holds no tensors by name: expected a state dict, alone or under "
@@ -42,43 +43,43 @@ def unwrap(content, where: str) -> tuple[dict[str, torch.Tensor], list[str]]:
     state: dict[str, torch.Tensor] = {}
     for name, value in content.items():
         inner = _strip(name, stripped)
-        if inner in COUNTERS:
+        if inner.rpartition(".")[2] in COUNTERS:
             stripped[inner] += 1
         elif inner in state:
             raise ValueError(f"{where} has {inner} twice, with and without what other tools put before names: "
                              "save one state dict alone")
         else:
             state[inner] = value
-    notes = [f"{prefix} was taken out of {count} names" for prefix, count in stripped.items()]
-    if any(name.removeprefix("vision_model.") == "embeddings.patch_embedding.weight" for name in state):
-        return _from_hugging_face(state, where), [*notes, "its names are those of Hugging Face's CLIP"]
+    notes = [f"{part} was taken out of {n} names" if part.endswith(".") else f"{part} was left out" for part, n in stripped.items()]
+    towers = {name.removesuffix(end): tower for end, tower in HF_TOWERS.items() for name in state if name.endswith(end)}
+    if "vision_model" in towers.values():
+        return _from_hugging_face(state, towers, where), [*notes, "its names are those of Hugging Face's CLIP"]
     return state, notes
 
 
 def _strip(name: str, stripped: Counter[str]) -> str:
-    while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), None):
-        stripped[prefix] += 1
-        name = name.removeprefix(prefix)
-    if "._orig_mod." in name:  # a block that was compiled on its own
-        stripped["_orig_mod."] += 1
-        name = name.replace("._orig_mod.", ".")
-    return name
+    *path, last = name.split(".")
+    stripped.update(f"{part}." for part in set(path) & set(BETWEEN))
+    return ".".join([part for part in path if part not in BETWEEN] + [last])
 
 
-def _from_hugging_face(state: dict[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
-    """CLIPModel, CLIPVisionModel or CLIPVisionModelWithProjection -> CLIP's names and shapes."""
-    whole = any(name.startswith("text_model.") for name in state)
+def _from_hugging_face(state: dict[str, torch.Tensor], towers: dict[str, str], where: str) -> dict[str, torch.Tensor]:
+    """CLIPModel, CLIPVisionModel or CLIPVisionModelWithProjection -> CLIP's names and shapes.
+
+    towers: what the names of each tower begin with -> which it is.
+    """
+    whole = "text_model" in towers.values()
     found: dict[str, torch.Tensor] = {}
     for name, value in state.items():
-        tower, _, inner = name.partition(".")
-        if tower not in ("vision_model", "text_model"):
-            tower, inner = ("vision_model" if name.startswith(("embeddings.", "encoder.", "p")) else "", name)
-        if inner == "embeddings.position_ids":
-            continue
-        if name in ("visual_projection.weight", "text_projection.weight"):
-            new = "proj" if name.startswith("visual") else "text_projection"
+        begin = next((begin for begin in towers if name.startswith(begin)), None)
+        tower, inner = towers.get(begin, ""), name.removeprefix(begin or "")
+        *_, owner, kind = ["", *name.split(".")]
+        if owner in ("visual_projection", "text_projection") and kind == "weight" and getattr(value, "ndim", 0) == 2:
+            new = "proj" if owner.startswith("visual") else "text_projection"
             found[f"visual.{new}" if whole and new == "proj" else new] = value.T
             continue
+        if kind == "logit_scale":
+            inner = kind
         prefix = "visual." if whole and tower == "vision_model" else ""
         known = {"vision_model": HF_VISION, "text_model": HF_TEXT}.get(tower, {})
         found[prefix + known.get(inner, _block_name(inner))] = value
@@ -98,11 +99,11 @@ def _join_qkv(state: dict[str, torch.Tensor], where: str) -> dict[str, torch.Ten
     joined = {}
     for name, value in state.items():
         before, found, kind = name.partition(".self_attn.q_proj.")
-        if found:
+        if found and kind in ("weight", "bias"):
             parts = [state.get(f"{before}.self_attn.{x}_proj.{kind}") for x in "qkv"]
-            if not all(isinstance(part, torch.Tensor) for part in parts):
+            if not all(isinstance(part, torch.Tensor) and part.ndim and part.shape == parts[0].shape for part in parts):
                 raise ValueError(f"{where} lacks a part of {before}.self_attn ({kind} of q, k or v): download it again")
             joined[f"{before}.attn.in_proj_{kind}"] = torch.cat(parts)
-        elif ".self_attn.k_proj." not in name and ".self_attn.v_proj." not in name:
+        elif not name.endswith(tuple(f".self_attn.{x}_proj.{kind}" for x in "kv" for kind in ("weight", "bias"))):
             joined[name] = value
     return joined

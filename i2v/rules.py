@@ -55,7 +55,11 @@ def is_whole(value) -> bool:
 
 
 def is_finite(value) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number that a float can hold: whole numbers have no limit of their own."""
+    try:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 TYPES: dict[object, tuple[str, Callable]] = {

@@ -15,12 +15,13 @@ Files of the last two must hold everything that is trained, and of the frozen tr
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from i2v.archive import read_file
-from i2v.foreign import unwrap
+from i2v.foreign import DEEPEST, unwrap
 from i2v.model import VideoClassifier, method_module
 from i2v.vit import VisionTransformer
 
@@ -54,10 +55,15 @@ def load_weights(model: VideoClassifier, source: str | Path | Mapping, layout: s
     state, notes = unwrap(source if isinstance(source, Mapping) else read_file(source), where)
     target = model.state_dict()
     plan = _plan(model, target, state, layout) if layout != "auto" else _detect(model, target, state, where)
-    plan.problems += unsound(plan, target)
+    notes += [f"{plan.prefix} was taken out of its names"] * bool(plan.prefix)
     if plan.problems:
-        raise ValueError(f"{where} does not fit the model as layout {plan.layout!r}: {', '.join(plan.problems)}; build "
-                         "the model with the backbone, options and num_classes that the checkpoint is for")
+        remedy = ("build the model with the backbone, options and num_classes that the checkpoint is for" if plan.fits else
+                  "none of its names is one of the model's, so it is a checkpoint of another kind")  # fmt: skip
+        raise ValueError(f"{where} does not fit the model as layout {plan.layout!r}: {', '.join(plan.problems)}; {remedy}")
+    problems = unsound(plan, target)
+    if problems:
+        raise ValueError(f"{where} holds values that are no weights: {', '.join(problems)}; give the floating-point checkpoint "
+                         "that it was made from, or one from before training failed")  # fmt: skip
     with torch.no_grad():
         for name, tensor in plan.values.items():
             target[name].copy_(tensor)
@@ -69,13 +75,11 @@ def unsound(plan, target) -> list[str]:
     """What is wrong with the values that would be loaded, one phrase per kind: nothing makes numbers of them silently."""
     kinds = {"of another kind of number": [], "not finite": []}
     for name, value in plan.values.items():
-        if not isinstance(value, torch.Tensor) or name not in target:
-            continue  # told as one of another shape, or as unexpected
-        wanted = target[name]
-        if value.is_floating_point() != wanted.is_floating_point() or value.is_complex() != wanted.is_complex():
-            said = str(value.dtype).removeprefix("torch.")
+        wanted, plain = target[name], value.layout == torch.strided and not value.is_meta
+        if not plain or value.is_floating_point() != wanted.is_floating_point() or value.is_complex() != wanted.is_complex():
+            said = str(value.dtype if plain else "meta" if value.is_meta else value.layout).removeprefix("torch.")
             kinds["of another kind of number"].append(f"{plan.sources.get(name, name)} {said}")
-        elif name != TEXT_FEATURES and value.is_floating_point() and not value.float().isfinite().all():
+        elif name != TEXT_FEATURES and not value.to(wanted.dtype).isfinite().all():  # in the model's dtype: that may be shorter
             kinds["not finite"].append(plan.sources.get(name, name))
     return [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names]
 
@@ -87,17 +91,22 @@ def may_lack(name: str) -> bool:
 @dataclass
 class _Plan:
     layout: str
+    prefix: str  # what stands before the file's names
     sources: dict[str, str]  # our name -> the file's name
     values: dict[str, torch.Tensor]  # our name -> the tensor, in the model's form
     ignored: list[str]  # the file's names
     problems: list[str]  # one phrase per kind
     count: int  # names with a problem
+    fits: int  # names that are known
 
 
 def _plan(model, target, state, layout):
     """How the file would be loaded under a layout, and what is wrong with it; changes nothing."""
-    rename, known, required = _clip_names(model, state) if layout == "clip" else _own_names(model, target, layout)
-    renamed = {name: rename(name) for name in state}
+    names_of = partial(_clip_names, model) if layout == "clip" else partial(_own_names, model, target, layout)
+    prefix = _outer_prefix(state, target, *names_of(state)[:2])
+    inner = {name: name.removeprefix(prefix) for name in state}
+    rename, known, required = names_of(inner.values())
+    renamed = {name: rename(short) for name, short in inner.items()}
     sources = {ours: name for name, ours in renamed.items() if ours is not None}
     values = {ours: state[name] for ours, name in sources.items()}
     if layout == "clip" and hasattr(method_module(model.method), "from_clip"):
@@ -110,18 +119,35 @@ def _plan(model, target, state, layout):
     unexpected = sorted(name for ours, name in sources.items() if ours not in known)
     differing = [f"{name} {_shape(state[name])} for the model's {_shape(target[ours])}"
                  for ours, name in sources.items() if ours in known and _shape(values[ours]) != _shape(target[ours])]
-    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": differing}
+    twice = sorted(name for name, ours in renamed.items() if ours is not None and sources[ours] != name)
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": differing, "there twice": twice}
     problems = [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names]
     ignored = [name for name, ours in renamed.items() if ours is None]
-    return _Plan(layout, sources, values, ignored, problems, len(missing) + len(unexpected) + len(differing))
+    count, fits = sum(map(len, kinds.values())), len(known & set(sources))
+    return _Plan(layout, prefix, sources, values, ignored, problems, count, fits)
 
 
-def _clip_names(model, state):
-    """rename(file's name) -> our name or None to ignore it, the names that may come, and those that must."""
+def _outer_prefix(state, target, rename, known):
+    """What a wrapper, such as the attribute of a LightningModule, put before the names: the leading parts without which
+    most of them are known. The shortest if several are as good; never a part with which our own names begin."""
+    ours, prefixes = {name.split(".")[0] for name in target}, {""}
+    for name in state:
+        path = name.split(".")[:-1]
+        if path and path[0] not in ours:
+            prefixes |= {".".join(path[:depth]) + "." for depth in range(1, min(len(path), DEEPEST) + 1)}
+    known_without = {
+        prefix: sum(rename(name.removeprefix(prefix)) in known for name in state if name.startswith(prefix))
+        for prefix in sorted(prefixes, key=lambda prefix: (len(prefix), prefix))
+    }
+    return max(known_without, key=known_without.get)
+
+
+def _clip_names(model, names):
+    """For a file's names: rename(name) -> our name or None to ignore it, the names that may come, and those that must."""
     prefix, trunk = next((n, m) for n, m in model.named_modules() if isinstance(m, VisionTransformer))
     with torch.device("meta"):
         clip = VisionTransformer(trunk.spec, project=trunk.proj is not None)
-    full_clip = any(name.startswith("visual.") for name in state)
+    full_clip = any(name.startswith("visual.") for name in names)
     text_head = {name for name in ("proj", "logit_scale") if getattr(model.head, name, None) is not None}
 
     def rename(name):
@@ -134,11 +160,11 @@ def _clip_names(model, state):
             return None if name.startswith(TEXT_TOWER) else name
         return f"{prefix}.{inner}"
 
-    names = {f"{prefix}.{name}" for name in clip.state_dict()} | {f"head.{name}" for name in text_head}
-    return rename, names, names - {"head.logit_scale"}
+    known = {f"{prefix}.{name}" for name in clip.state_dict()} | {f"head.{name}" for name in text_head}
+    return rename, known, known - {"head.logit_scale"}
 
 
-def _own_names(model, target, layout):
+def _own_names(model, target, layout, names):
     """As _clip_names, for the layouts that hold what the method trains."""
     rename = getattr(method_module(model.method), "from_authors", None) if layout == "authors" else str
     if rename is None:
@@ -151,6 +177,9 @@ def _detect(model, target, state, where):
     layouts = [x for x in LAYOUTS if x != "authors" or hasattr(method_module(model.method), "from_authors")]
     plans = [_plan(model, target, state, layout) for layout in layouts]
     plans.sort(key=lambda plan: (plan.count, plan.layout != "i2v"))
+    if not any(plan.fits for plan in plans):
+        raise ValueError(f"cannot tell which layout {where} has: none of its {len(state)} names ({_first(list(state))}) is "
+                         f"known in {', '.join(layouts)}, so it is a checkpoint of another kind, or of another method")
     if plans[0].count == plans[1].count and plans[0].sources != plans[1].sources:  # same sources: same outcome
         raise ValueError(f"cannot tell which layout {where} has, as its names ({_first(list(state))}) fit "
                          f"{plans[0].layout} no better than {plans[1].layout}: pass one of {', '.join(layouts)}")

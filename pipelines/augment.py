@@ -23,7 +23,7 @@ from typing import Annotated
 
 import numpy as np
 
-from i2v.rules import Rule, at_least, check, is_finite, is_whole, one_of
+from i2v.rules import Rule, between, check, is_finite, is_whole, one_of
 from pipelines.options import SENTENCE, Share, interval, require
 from pipelines.philox import AUGMENT, COLOR, ERASE
 
@@ -73,7 +73,7 @@ class AugmentOptions:
     color_jitter: tuple = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation: factor 1 - x to 1 + x; hue: -x to x turns
     color_jitter_p: Share = 1.0  # probability of color_jitter
     grayscale: Share = 0.0  # probability of losing all colour
-    pca_noise: Annotated[float, at_least(0)] = 0.0  # standard deviation of AlexNet's colour noise
+    pca_noise: Annotated[float, between(0, 100)] = 0.0  # standard deviation of AlexNet's colour noise
     erasing: Share = 0.0  # probability of erasing a box
     erasing_area: tuple[float, float] = (0.02, 1 / 3)  # part of the crop
     erasing_aspect: tuple[float, float] = (0.3, 1 / 0.3)  # height / width of the box
@@ -82,9 +82,8 @@ class AugmentOptions:
     def __post_init__(self):
         check(AugmentOptions, vars(self), SENTENCE)
         parse_randaugment(self.randaugment)
-        for name in ("erasing_area", "erasing_aspect"):
-            object.__setattr__(self, name, interval(name, getattr(self, name)))
-        require(self.erasing_area[1] <= 1, "erasing_area", self, "at most the whole crop, [low, 1]")
+        for name, least, most in (("erasing_area", 1e-6, 1), ("erasing_aspect", 0.01, 100)):
+            object.__setattr__(self, name, interval(name, getattr(self, name), least, most))
         jitter = self.color_jitter
         fine = isinstance(jitter, (list, tuple)) and len(jitter) == 4 and all(is_finite(x) and 0 <= x for x in jitter)
         require(fine and max(jitter[:3]) <= 1 and jitter[3] <= 0.5, "color_jitter", self,

@@ -47,11 +47,9 @@ class ClipOptions:
     hop: Seconds | None = None  # seconds from window to window; None: `window`
 
     def __post_init__(self):
-        for name in ("area", "aspect", "scale"):
-            object.__setattr__(self, name, interval(name, getattr(self, name)))
+        for name, least, most in (("area", 1e-6, 1), ("aspect", 0.01, 100), ("scale", 1, 100)):
+            object.__setattr__(self, name, interval(name, getattr(self, name), least, most))
         check(ClipOptions, vars(self), SENTENCE)
-        require(self.area[1] <= 1, "area", self, "at most the whole picture, [low, 1]")
-        require(self.scale[0] >= 1, "scale", self, "at least 1: a smaller picture does not fill the crop")
         object.__setattr__(self, "flip_labels", pairs(self.flip_labels))
         short = self.test_short_side
         require(short is None or short >= self.size, "test_short_side", self, "at least as large as size")
@@ -78,9 +76,10 @@ def require(condition: bool, name: str, options, rule: str) -> None:
         raise ValueError(f"{name} is {getattr(options, name)!r}: it must be {rule}.")
 
 
-def interval(name: str, value) -> tuple[float, float]:
-    if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(map(is_finite, value)) or not 0 < value[0] <= value[1]:
-        raise ValueError(f"{name} is {value!r}: it must be two positive numbers, [low, high].")
+def interval(name: str, value, least: float, most: float) -> tuple[float, float]:
+    pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_finite, value))
+    if not pair or not least <= value[0] <= value[1] <= most:
+        raise ValueError(f"{name} is {value!r}: it must be two numbers from {least:g} to {most:g}, [low, high].")
     return float(value[0]), float(value[1])
 
 

@@ -74,6 +74,15 @@ def test_numbers_as_yaml_writes_them(write):
         ("train.no_decay=[1]", "train.no_decay is .1.: it must be parts of names"),
         ("train.max_steps=0", "train.max_steps is 0: it must be a whole number, at least 1 or null"),
         ("data.threads=0", "data.threads is 0: it must be a whole number, at least 1 or null"),
+        *((f"train.{key}={value}", f"train.{key} is .*: it must be a finite number") for key, value in
+          (("lr", "9" * 400), ("epochs", "1e308"), ("eval_every", "1e-320"), ("mixup", "1e308"), ("cutmix", "1001"))),
+        ("model.options={adapter_scale: .inf}", "model.options.adapter_scale is inf: it must be a finite number"),
+        ("clips={area: [0.1, .nan]}", "clips.area.1 is nan: it must be a finite number"),
+        ("train.lr_multipliers={1: 2}", "train.lr_multipliers is .1: 2.: it must be factors, at least 0, of parts of names"),
+        ("clips={stride: 2001-13-45}", "'clips={stride: 2001-13-45}' is not valid YAML: month must be in 1..12"),
+        ("train.lr=" + "9" * 5000, "is not valid YAML: Exceeds the limit"),
+        ("model.options=" + "[" * 3000, "nested too deeply"),
+        ("clips=&a {b: [*a]}", "clips.b.0 holds itself"),
         ("train={lr: 1, lr: 2}", "the key lr comes a second time in its section: remove one"),
     ],
 )

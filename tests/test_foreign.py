@@ -40,6 +40,11 @@ WRAPPED = {
     "AveragedModel": averaged,
     "model_state_dict": lambda s: {"model_state_dict": {f"net.{k}": v for k, v in s.items()}},
     "DeepSpeed": lambda s: {"module": s},
+    "any attribute": lambda s: {f"student.image_encoder.{k}": v for k, v in s.items()},
+    "an average in a LightningModule": lambda s: {"state_dict": {f"ema.{k}": v for k, v in averaged(s).items()}},
+    "FSDP, block by block": lambda s: {k.replace("resblocks.0.", "resblocks.0._fsdp_wrapped_module."): v for k, v in s.items()},
+    "activation checkpoints": lambda s: {k.replace(".mlp.", ".mlp._checkpoint_wrapped_module."): v for k, v in s.items()},
+    "DDP inside": lambda s: {k.replace("transformer.", "transformer.module."): v for k, v in s.items()},
 }
 
 
@@ -54,11 +59,24 @@ def test_what_wraps_names_is_stripped_and_said(kind, full):
     assert bool(report.notes) == (kind != "DeepSpeed")
 
 
-@pytest.mark.parametrize("kind", ["torch.compile", "DDP on some", "AveragedModel", "Lightning"])
+@pytest.mark.parametrize("kind", ["torch.compile", "DDP on some", "AveragedModel", "Lightning", "any attribute", "DDP inside"])
 def test_our_own_checkpoints_too(kind):
     source, model = make(1), make(2)
     i2v.load_weights(model, WRAPPED[kind](source.state_dict()))
     assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), model.state_dict().values()))
+
+
+def test_a_dict_within_itself_and_names_of_nothing_are_refused():
+    endless = {"a": torch.zeros(2)}
+    endless["model"] = endless
+    with pytest.raises(ValueError, match="none of its 2 names .a, model. is known in clip, authors, i2v"):
+        i2v.load_weights(make(), endless)
+
+
+def test_a_weight_that_two_names_give_is_refused():
+    state = {f"net.{k}": v for k, v in visual(full_clip()).items()}
+    with pytest.raises(ValueError, match="1 there twice .net.ln_post.bias."):
+        i2v.load_weights(make(), {**state, "ln_post.bias": torch.zeros(32)}, "clip")
 
 
 def test_a_name_that_comes_twice_is_refused():
@@ -95,10 +113,11 @@ def hugging_face(state, kind):
     return {k.removeprefix("vision_model.") if kind == "CLIPVisionTransformer" else k: v for k, v in found.items()}
 
 
+@pytest.mark.parametrize("before", ["", "model.vision_tower.", "module.clip."])
 @pytest.mark.parametrize("kind", ["CLIPModel", "CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPVisionTransformer"])
-def test_hugging_face(kind):
+def test_hugging_face(kind, before):
     state, model = {k: v for k, v in full_clip().items() if isinstance(v, torch.Tensor)}, make()
-    report = i2v.load_weights(model, hugging_face(state, kind))
+    report = i2v.load_weights(model, {before + k: v for k, v in hugging_face(state, kind).items()})
     assert_trunk_is(model, state)
     assert "its names are those of Hugging Face's CLIP" in report.notes
 
@@ -128,6 +147,9 @@ def test_hugging_face_without_a_part_is_refused():
     (lambda t: t > 0, "1 of another kind of number .visual.conv1.weight bool."),
     (lambda t: t.index_fill(0, torch.tensor([0]), NAN), "1 not finite .visual.conv1.weight."),
     (lambda t: t.half().index_fill(0, torch.tensor([0]), INF), "1 not finite .visual.conv1.weight."),
+    (lambda t: t.double().index_fill(0, torch.tensor([0]), 1e300), "1 not finite .visual.conv1.weight."),
+    (lambda t: t.to_sparse(), "1 of another kind of number .visual.conv1.weight sparse_coo."),
+    (lambda t: t.to("meta"), "1 of another kind of number .visual.conv1.weight meta."),
 ])  # fmt: skip
 @pytest.mark.parametrize("layout", ["clip", "auto"])
 def test_values_that_are_no_weights_are_refused(make_bad, words, layout):

@@ -169,7 +169,8 @@ def test_shuffled_frames_are_the_same_frames():
     "options", [{"num_frames": 0}, {"num_frames": 2.5}, {"sampling": "dense"}, {"crop": "none"}, {"crops": 2}, {"flip": 2},
                 {"area": (0, 1)}, {"area": (0.5, 2)}, {"aspect": 1}, {"scale": (0.5, 1)}, {"test_short_side": 100},
                 {"flip_labels": [[1, 1]]}, {"flip_labels": [1, 2]}, {"flip_labels": [[1, 2], [2, 3]]}, {"variant": "x"},
-                {"fps": 0}, {"window": None}, {"hop": -1}]
+                {"fps": 0}, {"fps": 10**400}, {"window": None}, {"hop": -1}, {"aspect": (1e-320, 1)}, {"aspect": (1, 1e300)},
+                {"scale": (1, 1e308)}, {"area": (1e-320, 1)}, {"area": (10**400, 1)}]
 )  # fmt: skip
 def test_a_wrong_option_is_named(options):
     with pytest.raises(ValueError, match=next(iter(options))):

@@ -1,15 +1,20 @@
 """bf16 agrees with float32, and training moves what the recipe trains and nothing else: every method."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from i2v.config import load_config
+from i2v.config import ModelConfig, load_config
 from i2v.distributed import World
 from i2v.model import create_model
-from i2v.runtime import autocast_for, compile_blocks, place
+from i2v.runtime import (
+    autocast_for, choose_precision, compile_blocks, describe_backbone, load_backbone, own_tensors, place, restore_model,
+)  # fmt: skip
 from i2v.train import run
+from i2v.vit import ViTSpec, VisionTransformer
 from i2v.weights import read_state_dict
 from tests.test_train import CPU, config, result  # noqa: F401
 
@@ -30,6 +35,48 @@ def model_of(method):
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
     return model
+
+
+@pytest.mark.parametrize("capability, expected", [
+    ((7, 0), torch.float32), ((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16),
+])  # V100, T4, A100, H100
+def test_auto_takes_bf16_where_it_is_in_hardware(capability, expected, monkeypatch):
+    facts = SimpleNamespace(major=capability[0], minor=capability[1])
+    device = {"is_available": True, "current_device": 0, "get_device_properties": facts, "_check_bf16_tensor_supported": True}
+    for name, value in device.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)  # a tensor of it can be made on all of them
+    assert torch.cuda.is_bf16_supported()
+    assert choose_precision("auto", torch.device("cuda")) == expected
+    assert choose_precision("bf16", torch.device("cuda")) == torch.bfloat16
+    assert choose_precision("auto", torch.device("cpu")) == torch.float32
+
+
+@pytest.mark.parametrize("head", ["linear", "text"])
+@pytest.mark.parametrize("train", ["all", "adapters"])
+def test_a_checkpoint_asks_for_clip_only_where_something_of_it_is_missing(train, head, tmp_path):
+    torch.manual_seed(0)
+    path, other = tmp_path / "clip.safetensors", tmp_path / "other.safetensors"
+    for file in (path, other):
+        trunk = VisionTransformer(ViTSpec(**GEOMETRY), project=True)
+        save_file({f"visual.{k}": v for k, v in trunk.state_dict().items()} | {"logit_scale": torch.tensor(4.0)}, file)
+    options = {"route_head_dim": 16, "train": train}
+    config = ModelConfig("tada", GEOMETRY, str(path), 4, {"type": head}, options)
+    model = create_model("tada", GEOMETRY, 4, 8, {"type": head}, **options)
+    if head == "text":
+        model.head.set_text_features(torch.randn(8, 32))
+    source = load_backbone(model, GEOMETRY, str(path))
+    described = describe_backbone(model, config, source)
+    tensors, meta = own_tensors(model, described), {"model": model.config, "backbone": described}
+    restored = restore_model(tensors, meta).state_dict()
+    assert all(torch.equal(tensor, restored[name]) for name, tensor in model.state_dict().items())
+    if (train, head) == ("all", "linear"):
+        path.unlink()
+        older = meta | {"backbone": described | {"weights": str(path)}}
+        restored = restore_model(tensors, older).state_dict()
+        assert all(torch.equal(tensor, restored[name]) for name, tensor in model.state_dict().items())
+    else:
+        with pytest.raises(ValueError, match="was trained on another backbone"):
+            restore_model(tensors, meta, str(other))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,6 +196,17 @@ def test_every_rank_scores_with_the_same_batchnorm_statistics(config, tmp_path):
     assert "running_mean" in first and first == second
 
 
+def test_a_run_whose_checkpoint_holds_every_weight_continues_without_the_backbones_file(config, tmp_path):
+    clip = tmp_path / "clip.safetensors"
+    shutil.copy(load_config(config).model.weights, clip)
+    whole = ["model.method=tada", "model.options={route_head_dim: 16, tubelet_stride: 1}", "train.no_decay=[1-d]",
+             f"model.weights={clip}", "data.val=null"]  # fmt: skip
+    train(config, tmp_path / "run", *whole, "train.max_steps=1")
+    clip.unlink()
+    train(config, tmp_path / "run", *whole, "train.max_steps=2")
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors")[1]["progress"]["step"] == 2
+
+
 def test_a_random_backbone_travels_with_the_checkpoint(config, tmp_path):
     from i2v.runtime import restore_model
 
@@ -203,6 +215,25 @@ def test_a_random_backbone_travels_with_the_checkpoint(config, tmp_path):
     clips = torch.randn(1, 3, 4, 32, 32)
     assert torch.equal(first(clips), second(clips))
     train(config, tmp_path, "model.weights=random", "train.max_steps=2", "data.val=null")  # and is continued
+
+
+@pytest.mark.parametrize("name", ["shuffle", "repeats", "balance", "epoch_clips", "window_shards"])
+def test_options_of_the_order_are_not_options_of_clips(config, tmp_path, name):
+    with pytest.raises(ValueError, match=f"clips.{name} says in which order videos come.*write data.order.{name}"):
+        train(config, tmp_path, f"clips.{name}=2", "data.val=null")
+
+
+@pytest.mark.parametrize("option", [
+    "fps=1e12", "fps=.inf", "fps=0.001", "window=1e-9", "hop=1e-9", "num_frames=100000000", "stride=1000000000000000000",
+    "clips=1000000", "size=1000000", "test_short_side=1000000", "flip=2", "crops=2", "clips=0", "clips=abc", "fps=yes",
+])  # fmt: skip
+def test_no_option_of_clips_can_ask_for_too_much(shapes, option):
+    from i2v.config import parse_option
+    from pipelines import build_loader
+
+    name, value = parse_option(option)
+    with pytest.raises(ValueError, match=f"^{name} is .*: it must be "):
+        build_loader(shapes / "vp9", "windows", **{name: value})
 
 
 def test_the_frozen_backbone_stays_as_it_was(config, tmp_path, monkeypatch):
