@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from i2v import metrics
 from i2v.checkpoint import load_checkpoint, save_checkpoint
 from i2v.metrics import evaluate
 from i2v.model import create_model
@@ -172,3 +173,16 @@ def test_labels_outside_the_classes_are_errors(label):
 def test_outputs_that_are_no_numbers_are_errors(logit):
     with pytest.raises(FloatingPointError, match="not a number for 1 of the 3 videos"):
         scores_of(batch(torch.full((2, 3), logit), [0], [1.0]))
+
+
+@pytest.mark.parametrize("logit, label, error", [(0.0, 3, ValueError), (float("nan"), 0, FloatingPointError)])
+def test_what_is_wrong_on_one_rank_is_an_error_on_all(monkeypatch, logit, label, error):
+    """Else the others would go on, and wait for the one that does not."""
+    elsewhere = []
+    monkeypatch.setattr(metrics, "sum_over_ranks", lambda total: elsewhere.append(total.clone()))
+    with pytest.raises(error):
+        scores_of(batch(torch.full((2, 3), logit), [label], [1.0]))
+    sums = iter(elsewhere)
+    monkeypatch.setattr(metrics, "sum_over_ranks", lambda total: total.add_(next(sums)))
+    with pytest.raises(error, match="1 "):
+        scores_of(batch(torch.zeros(2, 3), [0], [1.0]))

@@ -12,6 +12,7 @@ import torch
 from pipelines import ShardError, build_loader
 from pipelines.loader import Loader
 from pipelines.shards import ShardSet
+from tests.stores import Store
 
 OPTIONS = {"num_frames": 4, "size": 32, "threads": 1, "device": "cpu"}
 
@@ -53,6 +54,20 @@ def test_ranks_batch_sizes_and_restarts_see_the_same_pixels_at_the_same_position
     start = batches(shapes / "vp9", 2, batch_size=5)[-1].samples_seen
     resumed = batches(shapes / "vp9", 7, batch_size=2, start=start)
     assert [p for batch in resumed for p in pixels(batch)] == expected[10:]
+
+
+@pytest.mark.parametrize("split, starts", [("train", (0, 10, 24, 40)), ("val", (0, 10, 20))])
+def test_shards_are_staged_ahead_from_where_the_run_is(shapes, tmp_path, monkeypatch, split, starts):
+    """In the order in which all ranks together need them."""
+    Store.reset()
+    url, staged = Store.put(shapes / "vp9", "data"), []
+    monkeypatch.setattr(ShardSet, "expect", lambda self, shards: staged.append(list(shards)))
+    for start in starts:
+        loader = build_loader(url, split, batch_size=2, rank=1, world_size=2, start=start, cache=tmp_path, **OPTIONS)
+        next(iter(loader))
+        positions = range(start, start + 24 if split == "train" else 24)
+        shards = [int(loader.shards.clips["shard"][loader.plan[position].id]) for position in positions]
+        assert staged.pop(0)[: len(set(shards))] == list(dict.fromkeys(shards))
 
 
 EVERYTHING = {"randaugment": "rand-m7-n4-mstd0.5-inc1", "grayscale": 0.5, "erasing": 0.5, "color_jitter": (0.4, 0.4, 0.4, 0.1)}
