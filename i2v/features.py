@@ -22,8 +22,9 @@ import io
 import json
 import sys
 import tarfile
-from collections import deque
-from contextlib import suppress
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ from tqdm import tqdm
 from i2v.atomic import replacing
 from i2v.checkpoint import load_checkpoint
 from i2v.config import load_config, parse_option
-from i2v.distributed import World, close_world, init_world, wait_for_all
+from i2v.distributed import World, close_world, init_world, sum_over_ranks, wait_for_all
 from i2v.lock import held
 from i2v.metrics import VIEWS_AT_ONCE, videos_at_once
 from i2v.runtime import autocast_for, build_model, choose_precision, place, restore_model
@@ -72,48 +73,52 @@ def write_features(args, model, loader, how: dict, world: World, autocast) -> tu
     """The missing parts, by all ranks, then the list of all."""
     claim(args.out, how, world)
     parts = range(-(-len(loader.shards) // PART))
-    missing = [part for part in parts if not (args.out / part_name(part)).exists()]
-    wait_for_all()  # before one of them is written
-    mine = missing[len(missing) * world.rank // world.size : len(missing) * (world.rank + 1) // world.size]
-    with tqdm(total=len(mine), unit=f"{PART} videos", disable=not (world.is_main and sys.stderr.isatty())) as bar:
-        for run in consecutive(mine):
-            extract_parts(args, model, loader, run, autocast, bar)
+    mine = own_parts(args.out, parts, world)
+    done = features_of_parts(model, loader, mine, autocast)
+    for part, found in tqdm(done, unit=f"{PART} videos", total=len(mine), disable=not (world.is_main and sys.stderr.isatty())):
+        write_part(args, loader.shards, part, found)
     wait_for_all()
     return len(loader.shards), join_parts(args.out, parts) if world.is_main else []
 
 
-def consecutive(numbers: list[int]) -> list[range]:
-    """[0, 1, 2, 7, 8] -> [range(0, 3), range(7, 9)]"""
-    runs: list[range] = []
-    for number in numbers:
-        if runs and runs[-1].stop == number:
-            runs[-1] = range(runs[-1].start, number + 1)
-        else:
-            runs.append(range(number, number + 1))
-    return runs
+def own_parts(out: Path, parts: range, world: World) -> list[int]:
+    """This rank's share of the parts that are not there yet, as rank 0 sees it: neighbours, as far as they can be."""
+    missing = torch.tensor([world.is_main and not (out / part_name(part)).exists() for part in parts], dtype=torch.int32)
+    return np.array_split(sum_over_ranks(missing).nonzero().flatten().numpy(), world.size)[world.rank].tolist()
 
 
-def extract_parts(args, model, loader, parts: range, autocast, bar) -> None:
-    """Write consecutive parts in one pass over their videos, each as soon as its last video has been seen."""
+def features_of_parts(model, loader, parts: list[int], autocast) -> Iterator[tuple[int, dict[int, list]]]:
+    """Each part, as soon as it is complete, with [(features, spans), ...] of each of its videos that could be read.
+
+    Neighbouring parts are one pass of the loader: to begin a pass costs a pipeline, and what that reads and decodes ahead.
+    """
     rows, shards = first_rows(loader.plan), loader.shards
-    edges = [min(part * PART, len(shards)) for part in (*parts, parts.stop)]  # the parts' first videos
-    loader.start, loader.stop = int(rows[edges[0]]), int(rows[edges[-1]])
-    found: dict[int, list] = {}  # video -> [(features, spans), ...] of its samples in order
-    todo = deque(zip(parts, edges, edges[1:]))
-    for batch in loader:
-        with torch.no_grad(), autocast():
-            features = features_of(model, batch, loader.plan)
-        for i, (position, clip, weight) in enumerate(zip(batch.positions.tolist(), batch.ids.tolist(), batch.weights.tolist())):
-            if position < loader.stop and weight:
-                with suppress(ClipError):  # without its times it is not complete
-                    times = spans(loader.plan, shards, clip, position, batch.frames[i].numpy())
-                    found.setdefault(clip, []).append((features[i], times))
-        while todo and int(batch.positions[-1]) >= rows[todo[0][2]] - 1:
-            part, first, last = todo.popleft()
-            pieces = {clip: found.pop(clip, []) for clip in range(first, last)}
-            complete = {clip: pieces[clip] for clip in pieces if len(pieces[clip]) == rows[clip + 1] - rows[clip]}
-            write_part(args, shards, part, complete, first, last)
-            bar.update()
+    for run in np.split(np.array(parts), np.flatnonzero(np.diff(parts) != 1) + 1) if parts else []:
+        waiting, found = deque(run.tolist()), defaultdict(list)
+        loader.start, loader.stop = int(rows[videos_of(run[0], shards)[0]]), int(rows[videos_of(run[-1], shards)[-1] + 1])
+        with closing(iter(loader)) as batches:
+            for batch in batches:
+                add_features(found, model, batch, loader, autocast)
+                while waiting and rows[videos_of(waiting[0], shards)[-1] + 1] <= batch.samples_seen:
+                    part = waiting.popleft()
+                    pieces = {video: found.pop(video, []) for video in videos_of(part, shards)}
+                    yield part, {video: its for video, its in pieces.items() if len(its) == rows[video + 1] - rows[video]}
+
+
+def add_features(found: dict[int, list], model, batch, loader, autocast) -> None:
+    """Of each sample of a batch, up to loader.stop, that could be read: (features, spans), to those of its video."""
+    with torch.no_grad(), autocast():
+        features = features_of(model, batch, loader.plan)
+    for i, (position, clip, weight) in enumerate(zip(batch.positions.tolist(), batch.ids.tolist(), batch.weights.tolist())):
+        if position < loader.stop and weight:
+            try:
+                found[clip].append((features[i], spans(loader.plan, loader.shards, clip, position, batch.frames[i].numpy())))
+            except ClipError:
+                pass  # without its times it is not complete
+
+
+def videos_of(part: int, shards) -> range:
+    return range(part * PART, min((part + 1) * PART, len(shards)))
 
 
 def open_model(args):
@@ -167,10 +172,10 @@ def part_name(part: int) -> str:
     return f"part-{part:06d}.csv"
 
 
-def write_part(args, shards, part: int, found: dict, first: int, last: int) -> None:
+def write_part(args, shards, part: int, found: dict) -> None:
     """The features of some videos, then the list of them, which says that they are complete."""
     lines, members = [], []
-    for clip in range(first, last):
+    for clip in videos_of(part, shards):
         key = shards.key(clip)
         if clip not in found:
             lines.append([key, "", "", "unreadable"])

@@ -229,8 +229,8 @@ class StagedFiles:
             self._queue = deque(dict.fromkeys(files))
             self._window = {self._local(file) for file in self._queue}
             for _ in range(min(DOWNLOADS, len(self._queue)) - self._workers):
-                self._workers += 1
                 threading.Thread(target=self._stage_ahead, name="stage", daemon=True).start()
+                self._workers += 1
 
     def discard(self, file: File, descriptor: int) -> bool:
         """Whether another copy of a damaged file can be had: yes, once, or if somebody else has fetched it already."""

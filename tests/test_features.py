@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,13 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from i2v import features
 from i2v.config import load_config
+from i2v.distributed import World
 from i2v.runtime import build_model
 from i2v.vit import ViTSpec, VisionTransformer
 from pipelines import build_loader
+from pipelines.loader import Loader
 from tests.processes import LIMIT
 
 ROOT = Path(__file__).parent.parent
@@ -62,14 +66,14 @@ def test_windows_cover_every_video_and_their_features_are_the_models(config, sha
     expected = {row["key"]: [] for row in rows}
     for batch in loader:
         with torch.no_grad():
-            features = model.forward_features(batch.clips)
-        for clip, weight, feature in zip(batch.ids.tolist(), batch.weights.tolist(), features):
+            made = model.forward_features(batch.clips)
+        for clip, weight, feature in zip(batch.ids.tolist(), batch.weights.tolist(), made):
             if weight:
                 expected[loader.shards.key(clip)].append(feature)
     for row in rows:
-        features, times = np.load(tmp_path / f"{row['key']}.npy"), np.load(tmp_path / f"{row['key']}.times.npy")
-        assert np.allclose(features, torch.stack(expected[row["key"]]), atol=1e-5)
-        assert len(times) == len(features) == int(row["rows"])
+        found, times = np.load(tmp_path / f"{row['key']}.npy"), np.load(tmp_path / f"{row['key']}.times.npy")
+        assert np.allclose(found, torch.stack(expected[row["key"]]), atol=1e-5)
+        assert len(times) == len(found) == int(row["rows"])
         length = 20 / loader.shards.clips["fps"][0]
         assert np.allclose(times[:, 0], 0.2 * np.arange(len(times)))
         assert np.allclose(times[:, 1], np.minimum(times[:, 0] + 0.4, length))
@@ -78,21 +82,55 @@ def test_windows_cover_every_video_and_their_features_are_the_models(config, sha
 
 @pytest.mark.process
 def test_any_number_of_ranks_writes_the_same_shards(config, shapes, tmp_path):
-    assert extract(config, shapes / "vp9-val", tmp_path / "one", "--format", "shards").returncode == 0
-    assert extract(config, shapes / "vp9-val", tmp_path / "two", "--format", "shards", ranks=2).returncode == 0
+    assert extract(config, shapes / "vp9", tmp_path / "one", "--format", "shards").returncode == 0
+    assert extract(config, shapes / "vp9", tmp_path / "two", "--format", "shards", ranks=2).returncode == 0
     assert (tmp_path / "one" / "features.csv").read_bytes() == (tmp_path / "two" / "features.csv").read_bytes()
-    one, two = ((tmp_path / name / "features-000000.tar").read_bytes() for name in ("one", "two"))
-    assert one == two
+    for part in ("features-000000.tar", "features-000001.tar"):  # one of each rank
+        assert (tmp_path / "one" / part).read_bytes() == (tmp_path / "two" / part).read_bytes()
+    one = (tmp_path / "one" / "features-000000.tar").read_bytes()
     with tarfile.open(fileobj=io.BytesIO(one)) as archive:
         names = archive.getnames()
         key = table(tmp_path / "one")[0]["key"]
         assert len(names) == 48 and names[:3] == [f"{key}.npy", f"{key}.times.npy", f"{key}.json"]
-        features = np.load(io.BytesIO(archive.extractfile(f"{key}.npy").read()))
-    assert features.shape == (2, 64)  # two clips, averaged over crops
-    assert extract(config, shapes / "vp9-val", tmp_path / "one", "--format", "shards").returncode == 0  # it is complete
-    for other in ([shapes / "vp9-val", "--format", "npy"], [shapes / "vp9", "--format", "shards"]):
+        found = np.load(io.BytesIO(archive.extractfile(f"{key}.npy").read()))
+    assert found.shape == (2, 64)  # two clips, averaged over crops
+    assert extract(config, shapes / "vp9", tmp_path / "one", "--format", "shards").returncode == 0  # it is complete
+    for other in ([shapes / "vp9", "--format", "npy"], [shapes / "vp9-val", "--format", "shards"]):
         done = extract(config, other[0], tmp_path / "one", *other[1:])
         assert done.returncode == 1 and "made otherwise" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("split, batch_size", [("test", 4), ("windows", 5)])
+@pytest.mark.parametrize("parts, passes", [([0, 1, 2, 3, 4, 5], 1), ([1, 2, 4], 2), ([5], 1), ([], 0)])
+def test_a_pass_of_the_loader_reads_each_sample_once(config, shapes, monkeypatch, split, batch_size, parts, passes):
+    """One pass for parts that are neighbours, which reads and decodes no more than it takes to fill its last batch."""
+    monkeypatch.setattr(features, "PART", 3)
+    model, _ = build_model(load_config(config).model, ["x"])
+    options = {"window": 0.3, "hop": 0.2} if split == "windows" else {"clips": 2}
+    loader = build_loader(shapes / "vp9-val", split, options, batch_size, "cpu", num_frames=4, size=32)
+    rows, read, pipelines, original = features.first_rows(loader.plan), [], [], (Loader._read, Loader._pipeline)
+    monkeypatch.setattr(Loader, "_read", lambda self, position: read.append(position) or original[0](self, position))
+    monkeypatch.setattr(Loader, "_pipeline", lambda *given: pipelines.append(1) or original[1](*given))
+    found = list(features.features_of_parts(model.eval(), loader, parts, nullcontext))
+    assert [part for part, _ in found] == parts and len(pipelines) == passes
+    for part, videos in found:
+        assert list(videos) == list(range(3 * part, min(3 * part + 3, 16)))
+        assert all(len(pieces) == rows[video + 1] - rows[video] for video, pieces in videos.items())
+    needed = [p for part in parts for p in range(rows[3 * part], rows[min(3 * part + 3, 16)])]
+    assert len(read) == len(set(read)) and set(needed) <= set(read) and len(read) - len(needed) <= passes * (batch_size - 1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_ranks_share_the_parts_that_are_missing(tmp_path, monkeypatch, ranks):
+    """As rank 0 sees them: others may see a folder as it was, or as it is when somebody has begun."""
+    for part in (0, 3, 4):
+        (tmp_path / features.part_name(part)).touch()
+    sums = []
+    monkeypatch.setattr(features, "sum_over_ranks", lambda mine: sums.append(mine) or sum(sums))
+    shares = [features.own_parts(tmp_path if rank == 0 else tmp_path / "stale", range(9), World(rank, ranks, torch.device("cpu")))
+              for rank in range(ranks)]  # fmt: skip
+    assert [part for share in shares for part in share] == [1, 2, 5, 6, 7, 8]
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 @pytest.mark.process
@@ -115,7 +153,6 @@ def test_unreadable_videos_are_named_and_left_out(config, shapes, tmp_path):
     assert not (tmp_path / "out" / f"{shards.key(3)}.npy").exists()
 
 
-@pytest.mark.process
 def test_a_model_that_must_be_trained_first_is_refused(config, shapes, tmp_path):
     values = yaml.safe_load(config.read_text())
     values["model"] |= {"method": "st_adapter", "options": {"adapter_width": 16}}
