@@ -50,13 +50,13 @@ def open_video(video: Video) -> Iterator[tuple[av.container.InputContainer, int]
         path = os.path.abspath(video.path)  # never taken for a URL by FFmpeg
         size = _check_file(path)
         # Only local files: a playlist cannot make the decoder fetch anything from elsewhere.
-        with _store_errors(path), _open(path, "file") as container:
+        with _store_errors(path), _open(path, "file", _form(path)) as container:
             yield container, size
         return
     with contextlib.closing(_Part(video)) as part:
         _check_complete(part.read_at, part.size)
         part.seek(0)
-        with _open(part, "none") as container:
+        with _open(part, "none", _form(video.path)) as container:
             yield container, part.size
 
 
@@ -66,10 +66,15 @@ def describe(error: Exception) -> str:
     return " ".join(text.split())[:200]
 
 
-def _open(file, protocols: str):
+def _form(path: str) -> str | None:
+    """The format that FFmpeg cannot tell by content: pictures one after the other begin as one picture does."""
+    return "mjpeg" if path.lower().endswith((".mjpg", ".mjpeg")) else None
+
+
+def _open(file, protocols: str, form: str | None):
     options = {"protocol_whitelist": protocols, "max_pixels": str(LARGEST_PICTURE)}
     try:
-        container = av.open(file, options=options, metadata_errors="replace", buffer_size=BUFFER)
+        container = av.open(file, format=form, options=options, metadata_errors="replace", buffer_size=BUFFER)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise RejectedVideo(f"it cannot be opened as a video ({describe(error)})") from error
     if container.format.name in ("concat", "hls", "dash"):

@@ -517,3 +517,13 @@ def test_many_videos_in_processes_that_die_or_hang(tmp_path, monkeypatch):
     assert outcomes[4].reason == "the file does not exist"
     assert outcomes[0].data == outcomes[5].data == encode_video(good, SMALL).data
     assert not multiprocessing.active_children()
+
+
+def test_pictures_one_after_the_other_are_a_video(tmp_path):
+    """FFmpeg takes a .mjpg for a picture unless it is told."""
+    from tests.videos import ffmpeg
+
+    write_video(tmp_path / "a.mp4", moving(12, 48, 64))
+    ffmpeg("-i", tmp_path / "a.mp4", "-c:v", "mjpeg", "-q:v", "2", "-f", "mjpeg", tmp_path / "a.mjpg")
+    clip = encode_video(tmp_path / "a.mjpg", SMALL)
+    assert (clip.frames, clip.width, clip.height) == (12, 64, 48)
