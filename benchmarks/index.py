@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import sys
+import tarfile
 import tempfile
 import time
 import zlib
@@ -26,7 +27,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 import numpy as np
 
 from benchmarks.measure import in_fresh_process, peak_resident_mb, resident_mb, shown_command, spread, use_one_core
-from pipelines.index import CLIP, FRAGMENT
+from pipelines.index import BLOCK, CLIP, FRAGMENT, clip_key, clip_size
 from pipelines.shards import ShardSet
 from shard_tools.encode import EncodeSettings
 from shard_tools.moving_shapes import CLASSES, render_clip, write_video
@@ -70,7 +71,9 @@ def make_index(folder: Path, clips: int, shards: int) -> Path:
         with open(out / name, "wb") as file:
             file.truncate(per_shard * member + 1024)
             for place in readable:
-                os.pwrite(file.fileno(), first_bytes, place * member + int(clip["offset"]))
+                header = tarfile.TarInfo(f"{clip_key(shard, place)}.mp4")
+                header.size = clip_size(clip, fragments)
+                os.pwrite(file.fileno(), header.tobuf(tarfile.USTAR_FORMAT) + first_bytes, place * member + int(clip["offset"]) - BLOCK)
                 first = (shard * per_shard + place) * FRAMES
                 index[first : first + FRAMES] = fragments
     index.flush()
