@@ -73,7 +73,8 @@ def make_index(folder: Path, clips: int, shards: int) -> Path:
             for place in readable:
                 header = tarfile.TarInfo(f"{clip_key(shard, place)}.mp4")
                 header.size = clip_size(clip, fragments)
-                os.pwrite(file.fileno(), header.tobuf(tarfile.USTAR_FORMAT) + first_bytes, place * member + int(clip["offset"]) - BLOCK)
+                data = header.tobuf(tarfile.USTAR_FORMAT) + first_bytes.tobytes()
+                os.pwrite(file.fileno(), data, place * member + int(clip["offset"]) - BLOCK)
                 first = (shard * per_shard + place) * FRAMES
                 index[first : first + FRAMES] = fragments
     index.flush()
