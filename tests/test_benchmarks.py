@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 
-from benchmarks import index, loader, report, sharding, videos
+from benchmarks import floor_plan, index, loader, report, sharding, videos
 from benchmarks.measure import shown_command
 from pipelines.shards import ClipError, ShardSet
 from shard_tools.encode import EncodeSettings
@@ -216,3 +216,8 @@ def test_what_is_not_measured_is_a_sentence(tmp_path, monkeypatch):
         assert "Not measured yet: `python benchmarks/" in text and report.fill(text) == text
     with pytest.raises(ValueError, match="has no <!-- /demo -->"):
         report.fill("<!-- demo -->")
+
+
+def test_the_floor_plan_is_up_to_date():
+    """After a change to imports or to the first line of a docstring: python benchmarks/floor_plan.py"""
+    assert floor_plan.PAGE.read_text() == floor_plan.page()
