@@ -2,11 +2,9 @@
 
 import errno
 import io
-import multiprocessing
 import os
 import re
 import signal
-import threading
 from fractions import Fraction
 
 import av
@@ -19,11 +17,11 @@ from pipelines.index import needed_fragments
 from shard_tools import decode as decoding
 from shard_tools import encode as encoding
 from shard_tools import files, pool
-from shard_tools.encode import CRF, LIBRARY, EncodedClip, EncodeSettings, encode_video, stored_size
+from shard_tools.encode import LIBRARY, EncodedClip, EncodeSettings, encode_video, stored_size
 from shard_tools.files import RejectedVideo, StoreError, open_video
 from shard_tools.pool import encode_videos
 from shard_tools.sources import Video
-from tests.processes import LIMIT, gone, wait_for
+from tests.processes import LIMIT, gone
 from tests.videos import decode, moving, noise, solid, write_audio, write_video
 
 SMALL = EncodeSettings(short_side=48)
@@ -492,31 +490,39 @@ def test_impossible_settings(arguments, message):
         EncodeSettings(**arguments)
 
 
+def work_or_crash(connection, settings):
+    """A worker whose decoder crashes in a video of this name."""
+    encode = pool.encode_video
+
+    def encode_or_crash(video, settings):
+        if video.endswith("crash.mp4"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return encode(video, settings)
+
+    pool.encode_video = encode_or_crash
+    pool._work(connection, settings)
+
+
 @pytest.mark.process
 def test_many_videos_in_processes_that_die_or_hang(tmp_path, monkeypatch):
     good, hang, crash, missing = (str(tmp_path / f"{name}.mp4") for name in ("good", "hang", "crash", "missing"))
     write_video(good, moving(4))
-    os.mkfifo(hang), os.mkfifo(crash)  # opening them for reading blocks until somebody opens them for writing
-    start = pool._Worker.start
-    patience = {hang: 0.2}  # seconds; what is good may take its time
-    monkeypatch.setattr(pool._Worker, "start", lambda self, task, video, _: start(self, task, video, patience.get(video, LIMIT)))
+    os.mkfifo(hang)  # opening it blocks for ever
+    start, workers = pool._Worker.start, {}
 
-    def crash_it():
-        with open(crash, "wb"):  # once the worker has opened it, too
-            (child,) = multiprocessing.active_children()
-            os.kill(child.pid, signal.SIGSEGV)
-            wait_for(lambda: gone(child.pid))
+    def start_and_note(self, task, video, timeout):
+        workers[video] = self.process.pid
+        start(self, task, video, 0.2 if video == hang else timeout)  # seconds; what is good may take its time
 
-    killer = threading.Thread(target=crash_it)
-    killer.start()
+    monkeypatch.setattr(pool._Worker, "start", start_and_note)
+    monkeypatch.setattr(pool, "_work", work_or_crash)
     outcomes = list(encode_videos([good, crash, good, hang, missing, good], SMALL, workers=1, timeout=LIMIT))
-    killer.join()
     assert [type(outcome) for outcome in outcomes[::2]] == [EncodedClip, EncodedClip, RejectedVideo]
     assert outcomes[1].reason == "the decoder crashed (signal 11)"
     assert outcomes[3].reason == f"it took longer than {LIMIT} seconds"
     assert outcomes[4].reason == "the file does not exist"
     assert outcomes[0].data == outcomes[5].data == encode_video(good, SMALL).data
-    assert not multiprocessing.active_children()
+    assert len(set(workers.values())) == 3 and all(map(gone, workers.values()))
 
 
 def test_pictures_one_after_the_other_are_a_video(tmp_path):

@@ -61,6 +61,16 @@ def test_bytes_of_an_unfinished_tar_that_rotted_are_made_again(source, whole, tm
     assert make(source, tmp_path) == whole
 
 
+def test_what_stands_behind_the_last_video_that_was_confirmed_is_cut_off(source, whole, tmp_path):
+    """However long: nothing that comes later would write over the end of it."""
+    make(source, tmp_path, stop_at=4)
+    with open(tmp_path / "shard-000000.tar.partial", "ab") as file:
+        file.write(b"x" * 1_000_000)
+    with open(tmp_path / "shard-000000.journal.jsonl", "ab") as file:
+        file.write(b'{"video": 4')
+    assert make(source, tmp_path) == whole
+
+
 @pytest.mark.parametrize("line", [1, 2, 4])
 def test_a_line_of_the_journal_that_cannot_be_read_ends_it(source, whole, tmp_path, line):
     make(source, tmp_path, stop_at=4)

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import webdataset
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.index import fragment_sizes, needed_fragments
