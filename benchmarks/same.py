@@ -31,8 +31,9 @@ METHODS = {
     "dist": {"integration_dim": 64, "temporal_dim": 32},
     "tada": {"route_head_dim": 16, "tubelet_stride": 1},
 }
-CLIPS = {
-    "train": {"sampling": "stride", "stride": 2, "randaugment": "rand-m7-n4-mstd0.5-inc1", "erasing": 0.25, "color_jitter": [0.4, 0.4, 0.4, 0.1]},
+CLIPS = {  # fmt: skip
+    "train": {"sampling": "stride", "stride": 2, "randaugment": "rand-m7-n4-mstd0.5-inc1", "erasing": 0.25,
+              "color_jitter": [0.4, 0.4, 0.4, 0.1]},
     "val": {},
     "test": {"clips": 2, "crops": 3, "test_short_side": 40},
     "windows": {"window": 0.5, "hop": 0.25},

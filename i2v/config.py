@@ -61,7 +61,8 @@ class TrainConfig:
     weight_decay: NotNegative = 0.0
     no_decay: list = field(default_factory=lambda: ["bias"])  # parts of names, or "1-d" (i2v/optim.py)
     lr_multipliers: dict = field(default_factory=dict)  # part of a name: factor on lr
-    layer_decay: Annotated[float, more_than(0), between(0, 1)] = 1.0  # factor on lr from each layer of the backbone to the one below
+    # factor on lr from each layer of the backbone to the one below
+    layer_decay: Annotated[float, more_than(0), between(0, 1)] = 1.0
     betas: list = field(default_factory=lambda: [0.9, 0.999])
     schedule: Annotated[str, one_of(*SCHEDULES)] = "after_warmup"  # i2v/optim.py
     warmup_epochs: NotNegative = 0.0

@@ -27,7 +27,10 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")  # which machine this is, whateve
 
 @contextmanager
 def held(out: Path, world: World):
-    """A folder, made if it is not there and held by rank 0 for all ranks. Raises ValueError on all of them if another run holds it."""
+    """A folder, made if it is not there and held by rank 0 for all ranks.
+
+    Raises ValueError on all of them if another run holds it.
+    """
     with ExitStack() as stack:
         problem = None
         try:

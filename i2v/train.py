@@ -237,7 +237,9 @@ def after_divergence(config: Config) -> str:
     """What there is to do when numbers are not finite any more: the same command would come to the same end."""
     last, lower = Path(config.out) / "last.safetensors", f"out={config.out}-2 train.lr={config.train.lr / 3:.1g}"
     precision = "" if config.train.precision == "float32" else ", or with train.precision=float32"
-    kept = f"{last} is kept as it was after step {load_checkpoint(last)[1]['progress']['step']}" if last.exists() else "nothing was saved yet"
+    kept = "nothing was saved yet"
+    if last.exists():
+        kept = f"{last} is kept as it was after step {load_checkpoint(last)[1]['progress']['step']}"
     return (
         f"{kept}, but continued it would come to the same end; begin anew in another folder with a lower learning rate "
         f"({lower}){precision}."

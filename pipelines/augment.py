@@ -67,8 +67,10 @@ ERASING_TRIES = 10  # as timm
 class AugmentOptions:
     """What is done to the pixels of training clips, in this order; by default nothing."""
 
-    randaugment: Annotated[str, Rule("a name such as rand-m7-n4-mstd0.5-inc1", lambda _: True, alone=True)] | None = None  # a name as at the top of pipelines/augment.py
-    randaugment_on: Annotated[str, one_of("frames", "crop")] = "crop"  # frames: the whole picture, before the crop; crop: what is left of it
+    # a name as at the top of pipelines/augment.py
+    randaugment: Annotated[str, Rule("a name such as rand-m7-n4-mstd0.5-inc1", lambda _: True, alone=True)] | None = None
+    # frames: the whole picture, before the crop; crop: what is left of it
+    randaugment_on: Annotated[str, one_of("frames", "crop")] = "crop"
     randaugment_fill: int | str | None = None  # what moves in from outside: a grey level, or mean; None: the family's own
     color_jitter: tuple = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation: factor 1 - x to 1 + x; hue: -x to x turns
     color_jitter_p: Share = 1.0  # probability of color_jitter

@@ -28,10 +28,12 @@ class ClipOptions:
     sampling: Annotated[str, one_of("segments", "uniform", "stride")] = "segments"
     stride: Annotated[int, between(1, 1_000_000)] = 16  # for sampling: stride
     fps: Annotated[float, between(0.01, 1000)] | None = None  # count frames at this rate; None: as they are stored
-    variant: Annotated[str, one_of(*VARIANTS)] = "st_adapter"  # whose formulas: st_adapter, aim, zeroi2v or tada (DiST's too); see pipelines/frames.py
+    # whose formulas: st_adapter, aim, zeroi2v or tada (DiST's too); see pipelines/frames.py
+    variant: Annotated[str, one_of(*VARIANTS)] = "st_adapter"
     size: Annotated[int, between(1, 4096)] = 224  # height and width of what the model sees
     # Training
-    crop: Annotated[str, one_of("random_resized", "short_side")] = "random_resized"  # random_resized: a box of random area and aspect; short_side: random scale, square box
+    # random_resized: a box of random area and aspect; short_side: random scale, square box
+    crop: Annotated[str, one_of("random_resized", "short_side")] = "random_resized"
     area: tuple[float, float] = (0.08, 1.0)  # random_resized: part of the picture
     aspect: tuple[float, float] = (3 / 4, 4 / 3)  # random_resized: width / height of the box
     scale: tuple[float, float] = (1.0, 1.15)  # short_side: the short side in units of `size`
@@ -40,7 +42,8 @@ class ClipOptions:
     # Evaluation
     clips: Annotated[int, between(1, 1000)] = 1  # temporal views
     crops: Annotated[int, one_of(1, 3)] = 1  # spatial views: 1 (centre) or 3 (along the long side)
-    test_short_side: Annotated[int, between(1, 4096)] | None = None  # the short side is resized to this before cropping; None: `size`
+    # the short side is resized to this before cropping; None: `size`
+    test_short_side: Annotated[int, between(1, 4096)] | None = None
     shuffle_frames: bool = False  # a control: the frames of every clip in random order
     # Split "windows": all of a long video, piece by piece
     window: Seconds = 2.0  # seconds that a clip covers, its frames at equal distances
