@@ -234,14 +234,18 @@ class StagedFiles:
 
     def discard(self, file: File, descriptor: int) -> bool:
         """Whether another copy of a damaged file can be had: yes, once, or if somebody else has fetched it already."""
-        with self._lock, contextlib.suppress(FileNotFoundError):
-            if not os.path.samestat(os.stat(self._local(file)), os.fstat(descriptor)):
-                return True
-            if file.name in self._discarded:
-                return False
-            self._discarded.add(file.name)
-            self._local(file).unlink()
-        return True
+        path = self._local(file)
+        try:
+            with self._lock, contextlib.suppress(FileNotFoundError):
+                if not os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                    return True
+                if file.name in self._discarded:
+                    return False
+                self._discarded.add(file.name)
+                path.unlink()
+            return True
+        except OSError as error:
+            raise StoreError(f"{path} cannot be removed ({error.strerror}): see to the cache's disk.") from error
 
     # ---- staging -----------------------------------------------------------------------------------------------------
 
@@ -253,14 +257,15 @@ class StagedFiles:
 
     def _open_staged(self, file: File):
         try:
-            handle = open(self._local(file), "rb", buffering=0)
-            fcntl.flock(handle, fcntl.LOCK_SH)
-            if file.size is not None and os.fstat(handle.fileno()).st_size != file.size:  # not by us
-                handle.close()
-                self._local(file).unlink(missing_ok=True)
-                return None
-            _touch(handle.fileno())
-            return handle
+            with contextlib.ExitStack() as closing:
+                handle = closing.enter_context(open(self._local(file), "rb", buffering=0))
+                fcntl.flock(handle, fcntl.LOCK_SH)
+                if file.size is not None and os.fstat(handle.fileno()).st_size != file.size:  # not by us
+                    self._local(file).unlink(missing_ok=True)
+                    return None
+                _touch(handle.fileno())
+                closing.pop_all()  # it stays open
+                return handle
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -394,6 +394,20 @@ def test_copies_that_vanish_or_rot_are_fetched_again(folder, url, tmp_path):
     assert is_same(local, remote)
 
 
+def test_a_damaged_copy_that_cannot_be_removed_is_an_error_of_the_cache(url, tmp_path, monkeypatch):
+    remote = ShardSet(url, tmp_path)
+    remote.read(0, [0])
+    (path,) = (tmp_path / "i2v-staged").glob("*/*.tar")
+    path.write_bytes(bytes(path.stat().st_size))
+
+    def refuse(self, **_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(StoreError, match="shard-000000-.*.tar cannot be removed .Permission denied.: see to the cache's disk"):
+        remote.read(0, [0])
+
+
 @pytest.mark.parametrize("name", ["clips", "fragments"])
 def test_a_damaged_copy_of_the_index_is_fetched_again(folder, url, tmp_path, name):
     ShardSet(url, tmp_path)
