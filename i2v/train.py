@@ -196,7 +196,10 @@ def train_in(out: Path, config: Config, world: World) -> None:
             made = [name for name in ("best.safetensors", "last.safetensors", "log.jsonl", "curves.png") if (out / name).exists()]
             log.say(f"done: {out} has {', '.join(made)}")
     except ShardError as error:  # the data failed; what is saved is the state after the last step that was finished
-        save_last()
+        # A step fails on all ranks together. A validation may fail on one alone, which must not wait for the others:
+        # its state was saved before it began.
+        if not progress.validation_due:
+            save_last()
         raise ShardError(f"{error} {SAVED}" if world.is_main else str(error)) from error
     batches.close()
     stop.close()
