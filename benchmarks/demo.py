@@ -54,22 +54,41 @@ def main() -> None:
     seconds = {}
 
     seconds["videos"] = call(
-        "write videos of moving shapes", "-m", "shard_tools.moving_shapes", videos, "--train", 120, "--val", 40,
+        "write videos of moving shapes",
+        "-m",
+        "shard_tools.moving_shapes",
+        videos,
+        "--train",
+        120,
+        "--val",
+        40,
         made=videos / "classes.png",
-    )  # fmt: skip
+    )
     make = ("shard_tools/make_shards.py", "--short-side", 48)
     seconds["shards"] = call("shard them", *make, videos / "train", "--out", shards / "train")
     seconds["shards"] += call(
-        "shard the others, with the same classes", *make, videos / "val", "--out", shards / "val",
-        "--classes", shards / "train" / "manifest.json",
-    )  # fmt: skip
+        "shard the others, with the same classes",
+        *make,
+        videos / "val",
+        "--out",
+        shards / "val",
+        "--classes",
+        shards / "train" / "manifest.json",
+    )
     seconds["backbone"] = call(
         "train the backbone on still pictures, in place of CLIP", "benchmarks/pretrain_stills.py", "--out", clip, made=clip
     )
     seconds["training"] = call(
-        f"train {args.method} on the frozen backbone", "-m", "i2v.train", "--config", config, f"data.train={shards / 'train'}",
-        f"data.val={shards / 'val'}", f"model.weights={clip}", f"out={run}",
-    )  # fmt: skip
+        f"train {args.method} on the frozen backbone",
+        "-m",
+        "i2v.train",
+        "--config",
+        config,
+        f"data.train={shards / 'train'}",
+        f"data.val={shards / 'val'}",
+        f"model.weights={clip}",
+        f"out={run}",
+    )
     last = run / "last.safetensors"
     evaluate = ("-m", "i2v.evaluate", "--checkpoint", last, "--batch-size", 32)
     seconds["evaluation"] = call("evaluate", *evaluate, "--json", run / "scores.json")

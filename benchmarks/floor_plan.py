@@ -1,7 +1,7 @@
 """Draw docs/architecture.md from the imports: which file stands on which, floor by floor.
 
-    python benchmarks/floor_plan.py           # write it
-    python benchmarks/floor_plan.py --check   # is it up to date?
+python benchmarks/floor_plan.py           # write it
+python benchmarks/floor_plan.py --check   # is it up to date?
 """
 
 from __future__ import annotations

@@ -31,8 +31,13 @@ from benchmarks.videos import make_videos, shard_videos
 from pipelines import build_loader
 from shard_tools.encode import EncodeSettings
 
-CONFIGS = ("st_adapter/k400_vit-b16_8f", "aim/k400_vit-b16_8f", "zeroi2v/k400_vit-b16_8f", "dist/k400_vit-b16_8+16f",
-           "tada/k400_vit-b16_16f")  # fmt: skip
+CONFIGS = (
+    "st_adapter/k400_vit-b16_8f",
+    "aim/k400_vit-b16_8f",
+    "zeroi2v/k400_vit-b16_8f",
+    "dist/k400_vit-b16_8+16f",
+    "tada/k400_vit-b16_16f",
+)
 SAMPLING = {"num_frames": 8, "sampling": "stride", "stride": 16}  # 8x16
 
 
@@ -79,7 +84,8 @@ def randaugment(args) -> dict:
     data = shard_videos(args.videos, EncodeSettings("mjpeg"))
     names = {"none": None, "on crops": "crop", "on frames": "frames"}
     options = {
-        name: {} if on is None else {"randaugment": "rand-m7-n4-mstd0.5-inc1", "randaugment_on": on} for name, on in names.items()
+        name: {} if on is None else {"randaugment": "rand-m7-n4-mstd0.5-inc1", "randaugment_on": on}
+        for name, on in names.items()
     }
     return {name: answer(lambda: loader_rate(data, args, decode="cpu", **option)) for name, option in options.items()}
 
@@ -91,8 +97,21 @@ def models(args) -> dict:
     for config, compiled in itertools.product(configs, (True, False)):
         with tempfile.TemporaryDirectory() as folder:
             result = Path(folder) / "result.json"
-            command = [sys.executable, "benchmarks/throughput.py", *config, "--data", str(data), "--rounds", "3", "--seconds", "2",
-                       "--json", str(result), f"train.compile={str(compiled).lower()}", *args.overrides]  # fmt: skip
+            command = [
+                sys.executable,
+                "benchmarks/throughput.py",
+                *config,
+                "--data",
+                str(data),
+                "--rounds",
+                "3",
+                "--seconds",
+                "2",
+                "--json",
+                str(result),
+                f"train.compile={str(compiled).lower()}",
+                *args.overrides,
+            ]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=args.timeout)
             name = f"{config[1]} {'compiled' if compiled else 'eager'}"
             found[name] = json.loads(result.read_text()) if result.exists() else {"error": (done.stderr or done.stdout)[-500:]}
@@ -137,7 +156,9 @@ def show(found: dict) -> str:
                 lines.append(f"{section:12} {name:44} {result['error'][:120]}")
             else:
                 rates = result.get("clips_per_s", {"loader": result})
-                lines.append(f"{section:12} {name:44} " + "  ".join(f"{key} {rate['median']:.1f}" for key, rate in rates.items()))
+                lines.append(
+                    f"{section:12} {name:44} " + "  ".join(f"{key} {rate['median']:.1f}" for key, rate in rates.items())
+                )
     return "\n".join(lines)
 
 
@@ -155,7 +176,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "benchmarks")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for the models, such as train.micro_batch=64")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="for the models, such as train.micro_batch=64"
+    )
     args = parser.parse_args()
     if args.quick:
         args.codecs, args.gops, args.decoders, args.batch_size, args.seconds, args.count = ["vp9"], [8], ["cpu"], 4, 0.2, 4

@@ -38,9 +38,13 @@ FRAMES = 300  # of every clip
 OPTIONS = {
     "8x16": {"num_frames": 8, "sampling": "stride", "stride": 16, "crop": "random_resized", "flip": 0.5},
     "8x16, RandAugment": {
-        "num_frames": 8, "sampling": "stride", "stride": 16, "crop": "random_resized", "flip": 0.5,
+        "num_frames": 8,
+        "sampling": "stride",
+        "stride": 16,
+        "crop": "random_resized",
+        "flip": 0.5,
         "randaugment": "rand-m7-n4-mstd0.5-inc1",
-    },  # fmt: skip
+    },
 }
 
 

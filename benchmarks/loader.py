@@ -118,8 +118,11 @@ def from_webdataset(
     def clips():
         encoded, frames, box, mirror = fn.external_source(
             source=lambda: tuple(map(list, zip(*itertools.islice(samples, batch)))),
-            num_outputs=4, batch=True, dtype=[types.UINT8, types.INT32, types.FLOAT, types.INT32], ndim=1,
-        )  # fmt: skip
+            num_outputs=4,
+            batch=True,
+            dtype=[types.UINT8, types.INT32, types.FLOAT, types.INT32],
+            ndim=1,
+        )
         if frames_known:
             video = fn.decoders.video(encoded, frames=frames)
         else:

@@ -42,7 +42,9 @@ def main() -> None:
     boxes.set(xlim=(0, 4), ylim=(0, 1))
     boxes.axis("off")
     for i, (title, text) in enumerate(BOXES):
-        box = FancyBboxPatch((i + 0.04, 0.12), 0.8, 0.76, boxstyle="round,pad=0.02", facecolor="#eef3fa", mutation_aspect=0.3, edgecolor=BLUE)
+        box = FancyBboxPatch(
+            (i + 0.04, 0.12), 0.8, 0.76, boxstyle="round,pad=0.02", facecolor="#eef3fa", mutation_aspect=0.3, edgecolor=BLUE
+        )
         boxes.add_patch(box)
         boxes.text(i + 0.44, 0.68, title, ha="center", fontsize=11, weight="bold", color=BLUE)
         boxes.text(i + 0.44, 0.36, text, ha="center", va="center", fontsize=8)

@@ -23,10 +23,15 @@ def results(pattern: str) -> list[dict]:
 
 def demo_table() -> str:
     rows = [
-        [f"`{r['method']}`", f"{100 * r['top1']:.1f} %", f"{100 * r['top1_shuffled']:.1f} %", "12.5 %",
-         f"{r['seconds']['training']:.0f} s on {where(r)}"]
+        [
+            f"`{r['method']}`",
+            f"{100 * r['top1']:.1f} %",
+            f"{100 * r['top1_shuffled']:.1f} %",
+            "12.5 %",
+            f"{r['seconds']['training']:.0f} s on {where(r)}",
+        ]
         for r in results("demo_*.json")
-    ]  # fmt: skip
+    ]
     return table(["method", "top-1", "the same, frames in random order", "chance", "training"], rows)
 
 

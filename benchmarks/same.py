@@ -31,9 +31,14 @@ METHODS = {
     "dist": {"integration_dim": 64, "temporal_dim": 32},
     "tada": {"route_head_dim": 16, "tubelet_stride": 1},
 }
-CLIPS = {  # fmt: skip
-    "train": {"sampling": "stride", "stride": 2, "randaugment": "rand-m7-n4-mstd0.5-inc1", "erasing": 0.25,
-              "color_jitter": [0.4, 0.4, 0.4, 0.1]},
+CLIPS = {
+    "train": {
+        "sampling": "stride",
+        "stride": 2,
+        "randaugment": "rand-m7-n4-mstd0.5-inc1",
+        "erasing": 0.25,
+        "color_jitter": [0.4, 0.4, 0.4, 0.1],
+    },
     "val": {},
     "test": {"clips": 2, "crops": 3, "test_short_side": 40},
     "windows": {"window": 0.5, "hop": 0.25},
@@ -61,14 +66,33 @@ def write_videos(folder: Path, videos: int = 12, frames: int = 24) -> None:
 
 
 def write_config(path: Path, method: str) -> None:
-    path.write_text(yaml.safe_dump({
-        "model": {"method": method, "backbone": GEOMETRY, "weights": "random", "num_frames": 4, "options": METHODS[method]},
-        "data": {"train": "shards/vp9", "val": "shards/vp9", "device": "cpu", "threads": 1},
-        "clips": {"flip": 0.5},
-        "train": {"epochs": 2, "batch_size": 6, "micro_batch": 3, "lr": 1e-3, "weight_decay": 0.01, "mixup": 0.2,
-                  "compile": False, "log_every": 1, "warmup_epochs": 0.5},
-        "out": f"runs/{method}",
-    }))  # fmt: skip
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "model": {
+                    "method": method,
+                    "backbone": GEOMETRY,
+                    "weights": "random",
+                    "num_frames": 4,
+                    "options": METHODS[method],
+                },
+                "data": {"train": "shards/vp9", "val": "shards/vp9", "device": "cpu", "threads": 1},
+                "clips": {"flip": 0.5},
+                "train": {
+                    "epochs": 2,
+                    "batch_size": 6,
+                    "micro_batch": 3,
+                    "lr": 1e-3,
+                    "weight_decay": 0.01,
+                    "mixup": 0.2,
+                    "compile": False,
+                    "log_every": 1,
+                    "warmup_epochs": 0.5,
+                },
+                "out": f"runs/{method}",
+            }
+        )
+    )
 
 
 # ---- what a tree makes of it -----------------------------------------------------------------------------------------
@@ -104,7 +128,9 @@ def batches(split: str) -> dict[str, str]:
     import itertools
 
     found = {}
-    loader = build_loader("shards/vp9", split, CLIPS[split], batch_size=5, device="cpu", threads=1, num_frames=4, size=32, seed=1)
+    loader = build_loader(
+        "shards/vp9", split, CLIPS[split], batch_size=5, device="cpu", threads=1, num_frames=4, size=32, seed=1
+    )
     for step, batch in enumerate(itertools.islice(loader, 6)):
         for name in ("pixels", "labels", "weights", "ids", "frames"):
             found[f"{split} batch {step} {name}"] = sha256(getattr(batch, name).contiguous().numpy().tobytes())
@@ -115,7 +141,10 @@ def tensors(path: Path) -> dict[str, str]:
     import torch
     from safetensors.torch import load_file
 
-    return {f"{path} {name}": sha256(t.contiguous().view(-1).view(torch.uint8).numpy().tobytes()) for name, t in load_file(path).items()}
+    return {
+        f"{path} {name}": sha256(t.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        for name, t in load_file(path).items()
+    }
 
 
 def command(*arguments) -> None:

@@ -48,10 +48,19 @@ def measure(config, data: str, world: World, rounds: int, seconds: float) -> dic
     """All figures of one experiment, on every rank."""
     batch_size = config.train.micro_batch or max(1, config.train.batch_size // world.size)
     loader = build_loader(
-        data, "train", config.clips, batch_size, "gpu" if world.device.type == "cuda" else "cpu", world.rank, world.size,
-        decode=config.data.decode, seed=config.train.seed, threads=config.data.threads,
-        num_frames=config.model.num_frames, size=backbone_spec(config.model.backbone).image_size,
-    )  # fmt: skip
+        data,
+        "train",
+        config.clips,
+        batch_size,
+        "gpu" if world.device.type == "cuda" else "cpu",
+        world.rank,
+        world.size,
+        decode=config.data.decode,
+        seed=config.train.seed,
+        threads=config.data.threads,
+        num_frames=config.model.num_frames,
+        size=backbone_spec(config.model.backbone).image_size,
+    )
     if np.min(loader.shards.clips["label"]) < 0:
         raise ValueError(f"{loader.shards.root} has videos without a label, on which nothing can train: give labelled shards.")
     model = fresh_model(config.model, max(CLASSES, len(loader.shards.classes)))

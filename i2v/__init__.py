@@ -1,8 +1,8 @@
 """Teach frozen CLIP image transformers to understand video: five published adapter methods, one trainer.
 
-    model = i2v.create_model("st_adapter", backbone="ViT-B-16", num_frames=8, num_classes=400)
-    i2v.load_weights(model, "ViT-B-16.pt", layout="clip")
-    logits = model(clips)  # (B, 3, T, H, W) normalised -> (B, num_classes)
+model = i2v.create_model("st_adapter", backbone="ViT-B-16", num_frames=8, num_classes=400)
+i2v.load_weights(model, "ViT-B-16.pt", layout="clip")
+logits = model(clips)  # (B, 3, T, H, W) normalised -> (B, num_classes)
 """
 
 import importlib

@@ -16,10 +16,17 @@ import torch
 from safetensors.torch import load_file
 
 STORAGES = {
-    "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
-    "DoubleStorage": torch.float64, "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16,
-    "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
-}  # fmt: skip
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
 
 
 def read_file(path: str | Path):
@@ -35,10 +42,14 @@ def read_file(path: str | Path):
         raise ValueError(f"checkpoint {path} cannot be read ({error.strerror}): see to its permissions") from error
     except Exception as error:  # every reader raises its own kinds, and they all mean that this is no usable checkpoint
         if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
-            raise ValueError(f"checkpoint {path} is damaged or holds Python objects besides tensors, which could run "
-                             "code: save its state dict alone with torch.save and give that file") from error
-        raise ValueError(f"{path} is damaged or not a checkpoint: give a .safetensors file, a file of torch.save or a "
-                         "TorchScript archive, or download it again") from error
+            raise ValueError(
+                f"checkpoint {path} is damaged or holds Python objects besides tensors, which could run "
+                "code: save its state dict alone with torch.save and give that file"
+            ) from error
+        raise ValueError(
+            f"{path} is damaged or not a checkpoint: give a .safetensors file, a file of torch.save or a "
+            "TorchScript archive, or download it again"
+        ) from error
 
 
 def _read(path: Path):

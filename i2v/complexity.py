@@ -31,18 +31,29 @@ CLASSES = {"k400": 400, "k700": 700, "ssv2": 174, "ucf101": 101, "hmdb51": 51, "
 
 # What the authors print: GMACs, and for how many views. ST-Adapter, DiST and the rows left out print none.
 PUBLISHED = {
-    "aim/k400_vit-b16_8f": (606, 3), "aim/k400_vit-b16_16f": (1214, 3), "aim/k400_vit-b16_32f": (2428, 3),
+    "aim/k400_vit-b16_8f": (606, 3),
+    "aim/k400_vit-b16_16f": (1214, 3),
+    "aim/k400_vit-b16_32f": (2428, 3),
     "aim/k400_vit-l14_8f": (2802, 3),  # their 2902 is a misprint: four other rows are multiples of 2802
-    "aim/k400_vit-l14_16f": (5604, 3), "aim/k400_vit-l14_32f": (11208, 3),
-    "aim/k700_vit-b16_32f": (7284, 9), "aim/k700_vit-l14_32f": (33624, 9),
-    "aim/diving48_vit-b16_32f": (809, 1), "aim/diving48_vit-l14_32f": (3736, 1),
-    "zeroi2v/k400_vit-b16_8f, merged": (422, 3), "zeroi2v/k400_vit-l14_32f, merged": (7783, 3),
-    "zeroi2v/ssv2_vit-b16_8f, merged": (422, 3), "zeroi2v/ssv2_vit-l14_32f, merged": (7783, 3),
-    "tada/k400_vit-b16_16f": (153, 1), "tada/k400_vit-l14_16f": (703, 1),
-    "tada/k400_vit-l14_32f": (1406, 1), "tada/k400_vit-l14_64f": (2812, 1),
-    "tada/ssv2_vit-b16_16f": (187, 1), "tada/ssv2_vit-b16_32f": (374, 1),
-    "tada/ssv2_vit-l14_16f": (858, 1), "tada/ssv2_vit-l14_32f": (1716, 1),
-}  # fmt: skip
+    "aim/k400_vit-l14_16f": (5604, 3),
+    "aim/k400_vit-l14_32f": (11208, 3),
+    "aim/k700_vit-b16_32f": (7284, 9),
+    "aim/k700_vit-l14_32f": (33624, 9),
+    "aim/diving48_vit-b16_32f": (809, 1),
+    "aim/diving48_vit-l14_32f": (3736, 1),
+    "zeroi2v/k400_vit-b16_8f, merged": (422, 3),
+    "zeroi2v/k400_vit-l14_32f, merged": (7783, 3),
+    "zeroi2v/ssv2_vit-b16_8f, merged": (422, 3),
+    "zeroi2v/ssv2_vit-l14_32f, merged": (7783, 3),
+    "tada/k400_vit-b16_16f": (153, 1),
+    "tada/k400_vit-l14_16f": (703, 1),
+    "tada/k400_vit-l14_32f": (1406, 1),
+    "tada/k400_vit-l14_64f": (2812, 1),
+    "tada/ssv2_vit-b16_16f": (187, 1),
+    "tada/ssv2_vit-b16_32f": (374, 1),
+    "tada/ssv2_vit-l14_16f": (858, 1),
+    "tada/ssv2_vit-l14_32f": (1716, 1),
+}
 
 COLUMNS = ("config", "params (M)", "trained (M)", "GMACs/view", "views", "GMACs", "published", "difference")
 NOTES = """
@@ -73,9 +84,7 @@ def cost(name: str, config: Config, classes: int, **options) -> dict:
     """One row; options replace those of the configuration."""
     model = config.model
     with torch.device("meta"):
-        built = create_model(
-            model.method, model.backbone, model.num_frames, classes, model.head, **model.options | options
-        )
+        built = create_model(model.method, model.backbone, model.num_frames, classes, model.head, **model.options | options)
     params = sum(p.numel() for p in built.parameters())
     trained = sum(p.numel() for p in built.trainable_parameters().values())
     by_operator = count_macs(built)

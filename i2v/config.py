@@ -127,7 +127,7 @@ class _OnceEach(yaml.SafeLoader):
 
 
 def parse_option(text: str) -> tuple[str, object]:
-    """"crops=3" -> ("crops", 3): the value is YAML. Raises ConfigError."""
+    """ "crops=3" -> ("crops", 3): the value is YAML. Raises ConfigError."""
     name, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"{text!r} is not an option: write name=value, for example crops=3.")

@@ -15,10 +15,25 @@ from pipelines.options import ClipOptions, OrderOptions
 # What may differ between a run and its continuation; everything else decides what is computed. (The videos of data.train
 # must be the same; where they are may change.)
 FREE_TO_CHANGE = {
-    "out", "model.weights", "data.device", "data.decode", "data.threads", "data.val", "train.batch_size", "train.micro_batch",
-    "train.compile", "train.max_steps", "train.eval_every", "train.eval_batch", "train.save_every", "train.log_every",
-    "data.train", "data.cache", "data.cache_size", "data.prefetch_bytes",
-}  # fmt: skip
+    "out",
+    "model.weights",
+    "data.device",
+    "data.decode",
+    "data.threads",
+    "data.val",
+    "train.batch_size",
+    "train.micro_batch",
+    "train.compile",
+    "train.max_steps",
+    "train.eval_every",
+    "train.eval_batch",
+    "train.save_every",
+    "train.log_every",
+    "data.train",
+    "data.cache",
+    "data.cache_size",
+    "data.prefetch_bytes",
+}
 
 CLIP_OPTIONS = (ClipOptions, AugmentOptions, GraphOptions)  # what may stand under `clips`
 

@@ -28,7 +28,9 @@ def draw_curves(log: Path, png: Path) -> None:
     tests = [r for r in records if "top1" in r]
     figure = Figure(figsize=(11, 6), layout="constrained")
     panels = figure.subplots(2, 2)
-    for axes, key, title in zip(panels.flat, ("loss", "lr", None, "clips_per_s"), ("loss", "learning rate", "accuracy (%)", "clips/s")):
+    for axes, key, title in zip(
+        panels.flat, ("loss", "lr", None, "clips_per_s"), ("loss", "learning rate", "accuracy (%)", "clips/s")
+    ):
         axes.set_title(title, loc="left", fontsize=10)
         axes.grid(alpha=0.3)
         axes.set_xlabel("step", fontsize=8)

@@ -33,9 +33,18 @@ def score(args, world: World) -> tuple[Scores, list[str], dict]:
     options |= dict(map(parse_option, args.options))
     batch_size = args.batch_size or videos_at_once(options, args.memory)
     loader = build_loader(
-        data, "test", options, batch_size, "gpu" if world.device.type == "cuda" else "cpu", world.rank, world.size,
-        decode=args.decode, quarantine=args.quarantine, cache=args.cache, cache_size=args.cache_size,
-    )  # fmt: skip
+        data,
+        "test",
+        options,
+        batch_size,
+        "gpu" if world.device.type == "cuda" else "cpu",
+        world.rank,
+        world.size,
+        decode=args.decode,
+        quarantine=args.quarantine,
+        cache=args.cache,
+        cache_size=args.cache_size,
+    )
     if loader.shards.classes != meta["classes"]:
         raise ValueError(
             f"{loader.shards.root} does not have the checkpoint's class names in the same order: "
@@ -50,9 +59,14 @@ def score(args, world: World) -> tuple[Scores, list[str], dict]:
         batches = tqdm(loader, unit="batch", disable=not sys.stderr.isatty())
     at_once = max(1, int(args.memory * 1e9 / 2 / (options["num_frames"] * options["size"] ** 2 * 12)))  # half for the floats
     scores = evaluate(
-        model, batches, len(meta["classes"]), len(loader.plan), world.device, autocast_for(world.device, dtype),
+        model,
+        batches,
+        len(meta["classes"]),
+        len(loader.plan),
+        world.device,
+        autocast_for(world.device, dtype),
         min(VIEWS_AT_ONCE, at_once),
-    )  # fmt: skip
+    )
     views = f"{loader.plan.clips} clips x {loader.plan.crops} crops"
     how = {"model": str(args.checkpoint or args.config), "data": str(data), "views": views, "options": options}
     return scores, meta["classes"], how | {"step": meta["progress"]["step"], "precision": str(dtype).removeprefix("torch.")}
@@ -92,7 +106,7 @@ def report(scores: Scores, classes: list[str], how: dict) -> str:
     ]
     accuracy = scores.per_class()
     order = [int(i) for i in accuracy.nan_to_num(2).argsort() if scores.confusion[i].sum()]
-    shown = order if len(order) <= 24 else order[:12] + [None] + order[-6:]
+    shown = order if len(order) <= 24 else [*order[:12], None, *order[-6:]]
     for i in shown:
         if i is None:
             lines.append("...")
@@ -113,8 +127,13 @@ def main() -> None:
     what.add_argument("--config", help="an experiment that needs no training: CLIP's zero-shot classification")
     parser.add_argument("--data", help="shards to score on (default: data.val of the run)")
     parser.add_argument("--weights", help="the backbone's file or tag, if it is not where the run had it")
-    parser.add_argument("--memory", type=float, default=4.0, metavar="GB", help="for clips, per device (default: %(default)g): "
-                        "as many videos at once as fit, at least one and at most 8")  # fmt: skip
+    parser.add_argument(
+        "--memory",
+        type=float,
+        default=4.0,
+        metavar="GB",
+        help="for clips, per device (default: %(default)g): as many videos at once as fit, at least one and at most 8",
+    )
     parser.add_argument("--batch-size", type=int, help="videos per device, instead of --memory")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu"))
     parser.add_argument("--decode", default="auto", choices=("auto", "cpu", "gpu"))

@@ -60,11 +60,26 @@ def extract(args, world: World) -> tuple[int, list[str]]:
     place(model, world.device, dtype)
     model.eval()
     loader = build_loader(
-        args.data, split, options, args.batch_size or videos_at_once(options, MEMORY),
-        "gpu" if world.device.type == "cuda" else "cpu", decode=args.decode, cache=args.cache, cache_size=args.cache_size,
-    )  # fmt: skip
-    how = {"model": name, "weights": weights, "data": loader.fingerprint(), "videos": len(loader.shards), "split": split,
-           "format": args.format, "part": PART, "options": options, "precision": str(dtype).removeprefix("torch.")}  # fmt: skip
+        args.data,
+        split,
+        options,
+        args.batch_size or videos_at_once(options, MEMORY),
+        "gpu" if world.device.type == "cuda" else "cpu",
+        decode=args.decode,
+        cache=args.cache,
+        cache_size=args.cache_size,
+    )
+    how = {
+        "model": name,
+        "weights": weights,
+        "data": loader.fingerprint(),
+        "videos": len(loader.shards),
+        "split": split,
+        "format": args.format,
+        "part": PART,
+        "options": options,
+        "precision": str(dtype).removeprefix("torch."),
+    }
     with held(args.out, world):
         return write_features(args, model, loader, how, world, autocast_for(world.device, dtype))
 

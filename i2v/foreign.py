@@ -17,17 +17,27 @@ COUNTERS = ("n_averaged", "position_ids")  # AveragedModel's and Hugging Face's:
 # What Hugging Face's towers begin with is what stands before these
 HF_TOWERS = {"embeddings.patch_embedding.weight": "vision_model", "embeddings.token_embedding.weight": "text_model"}
 HF_VISION = {
-    "embeddings.class_embedding": "class_embedding", "embeddings.patch_embedding.weight": "conv1.weight",
-    "embeddings.position_embedding.weight": "positional_embedding", "pre_layrnorm.weight": "ln_pre.weight",
-    "pre_layrnorm.bias": "ln_pre.bias", "post_layernorm.weight": "ln_post.weight", "post_layernorm.bias": "ln_post.bias",
-}  # fmt: skip
+    "embeddings.class_embedding": "class_embedding",
+    "embeddings.patch_embedding.weight": "conv1.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "pre_layrnorm.weight": "ln_pre.weight",
+    "pre_layrnorm.bias": "ln_pre.bias",
+    "post_layernorm.weight": "ln_post.weight",
+    "post_layernorm.bias": "ln_post.bias",
+}
 HF_TEXT = {
     "embeddings.token_embedding.weight": "token_embedding.weight",
-    "embeddings.position_embedding.weight": "positional_embedding", "final_layer_norm.weight": "ln_final.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
     "final_layer_norm.bias": "ln_final.bias",
-}  # fmt: skip
-HF_BLOCK = {"self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc",
-            "mlp.fc2": "mlp.c_proj"}  # fmt: skip
+}
+HF_BLOCK = {
+    "self_attn.out_proj": "attn.out_proj",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
 
 
 def unwrap(content, where: str) -> tuple[dict[str, torch.Tensor], list[str]]:
@@ -37,8 +47,9 @@ def unwrap(content, where: str) -> tuple[dict[str, torch.Tensor], list[str]]:
         content = wrapped[0] if wrapped else content
     names_tensors = isinstance(content, Mapping) and all(isinstance(name, str) for name in content)
     if not names_tensors or not any(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ValueError(f"{where} holds no tensors by name: expected a state dict, alone or under "
-                         f"{', '.join(map(repr, WRAPPERS))}")
+        raise ValueError(
+            f"{where} holds no tensors by name: expected a state dict, alone or under {', '.join(map(repr, WRAPPERS))}"
+        )
     stripped: Counter[str] = Counter()
     state: dict[str, torch.Tensor] = {}
     for name, value in content.items():
@@ -46,11 +57,14 @@ def unwrap(content, where: str) -> tuple[dict[str, torch.Tensor], list[str]]:
         if inner.rpartition(".")[2] in COUNTERS:
             stripped[inner] += 1
         elif inner in state:
-            raise ValueError(f"{where} has {inner} twice, with and without what other tools put before names: "
-                             "save one state dict alone")
+            raise ValueError(
+                f"{where} has {inner} twice, with and without what other tools put before names: save one state dict alone"
+            )
         else:
             state[inner] = value
-    notes = [f"{part} was taken out of {n} names" if part.endswith(".") else f"{part} was left out" for part, n in stripped.items()]
+    notes = [
+        f"{part} was taken out of {n} names" if part.endswith(".") else f"{part} was left out" for part, n in stripped.items()
+    ]
     towers = {name.removesuffix(end): tower for end, tower in HF_TOWERS.items() for name in state if name.endswith(end)}
     if "vision_model" in towers.values():
         return _from_hugging_face(state, towers, where), [*notes, "its names are those of Hugging Face's CLIP"]

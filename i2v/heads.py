@@ -15,8 +15,13 @@ TEMPLATES = ("a video of {}.", "a video of a person {}.")  # for class names, un
 class LinearHead(nn.Module):
     """Dropout and a linear layer: (B, D) -> (B, num_classes); weights N(0, init_std), bias 0."""
 
-    def __init__(self, feature_dim, num_classes, dropout: Annotated[float, between(0, 1, below=True)] = 0.5,
-                 init_std: Annotated[float, at_least(0)] = 0.02):  # fmt: skip
+    def __init__(
+        self,
+        feature_dim,
+        num_classes,
+        dropout: Annotated[float, between(0, 1, below=True)] = 0.5,
+        init_std: Annotated[float, at_least(0)] = 0.02,
+    ):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(feature_dim, num_classes)
@@ -35,8 +40,7 @@ class TextHead(nn.Module):
     state dict; until it is given, loaded or set by set_text_features, it holds NaN and forward raises ValueError.
     """
 
-    def __init__(self, feature_dim, embed_dim, project, num_classes, class_names=None, text_features=None,
-                 templates=TEMPLATES):  # fmt: skip
+    def __init__(self, feature_dim, embed_dim, project, num_classes, class_names=None, text_features=None, templates=TEMPLATES):
         super().__init__()
         check_names(class_names, num_classes)
         check_templates(templates)
@@ -54,8 +58,10 @@ class TextHead(nn.Module):
         """Copy (num_classes, embed_dim) class embeddings in; ValueError on another shape or values not finite."""
         if not isinstance(text_features, torch.Tensor) or text_features.shape != self.text_features.shape:
             shape = tuple(getattr(text_features, "shape", ())) or type(text_features).__name__
-            raise ValueError(f"text_features is {shape} but the model takes a tensor {tuple(self.text_features.shape)} "
-                             "(num_classes, embed_dim): give one row per class, and that num_classes")
+            raise ValueError(
+                f"text_features is {shape} but the model takes a tensor {tuple(self.text_features.shape)} "
+                "(num_classes, embed_dim): give one row per class, and that num_classes"
+            )
         if not text_features.is_meta and not text_features.isfinite().all():
             raise ValueError("text_features has values that are not finite: compute them again")
         self.text_features.copy_(text_features)
@@ -76,8 +82,10 @@ class TextHead(nn.Module):
         if self.filled or torch.compiler.is_compiling() or self.text_features.is_meta:
             return
         if self.text_features.isnan().any():
-            raise ValueError("the text head has no text_features yet: load a checkpoint that holds them, or call "
-                             "model.head.set_text_features(i2v.text.text_features(class_names, backbone, weights))")
+            raise ValueError(
+                "the text head has no text_features yet: load a checkpoint that holds them, or call "
+                "model.head.set_text_features(i2v.text.text_features(class_names, backbone, weights))"
+            )
         self.filled = True
 
 
@@ -93,5 +101,7 @@ def check_names(names, num_classes):
 def check_templates(templates):
     texts = isinstance(templates, list) and templates and all(isinstance(t, str) for t in templates)
     if not texts or any(t.count("{}") != 1 for t in templates):
-        raise ValueError(f"templates must be a list of texts with one {{}} each, where the class name goes, such as "
-                         f"'a video of {{}}.', got {templates!r}")
+        raise ValueError(
+            f"templates must be a list of texts with one {{}} each, where the class name goes, such as "
+            f"'a video of {{}}.', got {templates!r}"
+        )

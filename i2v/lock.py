@@ -60,8 +60,13 @@ def only_writer(folder: Path) -> Iterator[None]:
         watch = holder is not None and (not locked or holder["machine"] != _machine())
         if watch and _beats(path):
             raise _in_use(path)
-        me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-              "machine": _machine(), "token": uuid.uuid4().hex}  # fmt: skip
+        me = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "machine": _machine(),
+            "token": uuid.uuid4().hex,
+        }
         _record(descriptor, me)
         if watch or not locked:  # two may have come at the same time: the one that wrote last stays
             time.sleep(BEAT)
@@ -119,8 +124,11 @@ def _record(descriptor: int, holder: dict | None) -> None:
 
 def _beats(path: Path) -> bool:
     """Whether somebody touches the file while we watch; clocks of machines are not compared."""
-    print(f"{path.parent} was left by a run on another machine: watching for {BEATS_MISSED * BEAT:g} s whether it still "
-          "lives", file=sys.stderr, flush=True)  # fmt: skip
+    print(
+        f"{path.parent} was left by a run on another machine: watching for {BEATS_MISSED * BEAT:g} s whether it still lives",
+        file=sys.stderr,
+        flush=True,
+    )
     before = _touched(path)
     for _ in range(BEATS_MISSED):
         time.sleep(BEAT)

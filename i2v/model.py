@@ -13,7 +13,7 @@ from torch import nn
 from i2v import methods
 from i2v.heads import TEMPLATES, LinearHead, TextHead
 from i2v.rules import Count, check
-from i2v.vit import ViTSpec, VisionTransformer
+from i2v.vit import VisionTransformer, ViTSpec
 
 OWN = ("method", "backbone", "num_frames", "num_classes", "head")  # create_model's own arguments; the rest is the method's
 
@@ -36,8 +36,10 @@ class VideoClassifier(nn.Module):
     def forward_features(self, clips: torch.Tensor) -> torch.Tensor:
         """(B, 3, T, H, W) -> (B, D): what enters the classifier, before dropout."""
         if clips.ndim != 5:
-            raise ValueError(f"clips must have 5 dimensions (B, 3, T, H, W), got shape {tuple(clips.shape)}: "
-                             "fold several views into the batch before calling the model")
+            raise ValueError(
+                f"clips must have 5 dimensions (B, 3, T, H, W), got shape {tuple(clips.shape)}: "
+                "fold several views into the batch before calling the model"
+            )
         return self.backbone(clips)
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
@@ -57,8 +59,14 @@ class VideoClassifier(nn.Module):
         return {name: p for name, p in self.named_parameters() if not p.requires_grad}
 
 
-def create_model(method: str, backbone: str | dict = "ViT-B-16", num_frames: int = 8, num_classes: int = 400,
-                 head: dict | None = None, **options) -> VideoClassifier:
+def create_model(
+    method: str,
+    backbone: str | dict = "ViT-B-16",
+    num_frames: int = 8,
+    num_classes: int = 400,
+    head: dict | None = None,
+    **options,
+) -> VideoClassifier:
     """Build a VideoClassifier with fresh weights; requires_grad is set as the method's recipe says.
 
     method: the name of a file in i2v/methods. backbone: an open_clip name (geometry only, with OpenAI's quick_gelu)
@@ -80,15 +88,23 @@ def create_model(method: str, backbone: str | dict = "ViT-B-16", num_frames: int
     return VideoClassifier(trunk, classifier, config)
 
 
-def complete_config(method: str, backbone: str | dict, num_frames: Count, num_classes: Count, head: dict | None, **options) -> dict:
+def complete_config(
+    method: str, backbone: str | dict, num_frames: Count, num_classes: Count, head: dict | None, **options
+) -> dict:
     """create_model's arguments as a plain dict, with the defaults of all options that are not given; raises as it does."""
     check(complete_config, {"num_frames": num_frames, "num_classes": num_classes}, "{name} must be {rule}, got {value}")
     build = method_module(method).build
     options = _with_defaults(build, options, f"method {method!r}")
     check(build, options, "{name} must be {rule}, got {value}")
     kind, head_options = _head_options(head, method)
-    return {"method": method, "backbone": asdict(backbone_spec(backbone)), "num_frames": num_frames,
-            "num_classes": num_classes, "head": {"type": kind, **head_options}, **options}
+    return {
+        "method": method,
+        "backbone": asdict(backbone_spec(backbone)),
+        "num_frames": num_frames,
+        "num_classes": num_classes,
+        "head": {"type": kind, **head_options},
+        **options,
+    }
 
 
 def _head_options(head, method):
@@ -97,8 +113,10 @@ def _head_options(head, method):
     implied = "text" if isinstance(head, dict) and {"class_names", "text_features"} & set(head) else "linear"
     kind = head.get("type", implied) if isinstance(head, dict) else None
     if kind not in ("linear", "text"):
-        raise ValueError(f"head {head!r} is unknown: use a dict such as {{'type': 'linear', 'dropout': 0.5}} or "
-                         "{'type': 'text', 'class_names': [...]}")
+        raise ValueError(
+            f"head {head!r} is unknown: use a dict such as {{'type': 'linear', 'dropout': 0.5}} or "
+            "{'type': 'text', 'class_names': [...]}"
+        )
     given = {name: value for name, value in head.items() if name != "type"}
     if kind == "text":
         given.setdefault("templates", getattr(method_module(method), "TEMPLATES", TEMPLATES))
@@ -111,8 +129,10 @@ def merge_adapters(model: VideoClassifier) -> VideoClassifier:
     """A plain model without adapters and with the same logits; ValueError for a method that has none."""
     module = method_module(model.method)
     if not hasattr(module, "merge"):
-        raise ValueError(f"a {model.method!r} model cannot be merged: only adapters that are linear in each token fold "
-                         "into CLIP's own layers, and this method has no such merge")
+        raise ValueError(
+            f"a {model.method!r} model cannot be merged: only adapters that are linear in each token fold "
+            "into CLIP's own layers, and this method has no such merge"
+        )
     return module.merge(model)
 
 
@@ -146,15 +166,19 @@ def _open_clip_spec(name):
     names = open_clip.list_models()
     if base not in names:
         vits = [n for n in names if n.startswith("ViT-") and not n.endswith("-quickgelu")]
-        raise ValueError(f"backbone {name!r} is not an open_clip model{_nearest(base, vits)}: use a name such as "
-                         "ViT-B-32, ViT-B-16 or ViT-L-14, or a dict with the geometry")
+        raise ValueError(
+            f"backbone {name!r} is not an open_clip model{_nearest(base, vits)}: use a name such as "
+            "ViT-B-32, ViT-B-16 or ViT-L-14, or a dict with the geometry"
+        )
     config = open_clip.get_model_config(base)
     vision = dict(config["vision_cfg"])
     width, layers, head_width = vision.pop("width", 768), vision.pop("layers", 12), vision.pop("head_width", 64)
     image_size, patch_size = vision.pop("image_size", 224), vision.pop("patch_size", 16)
     if vision or not isinstance(layers, int):  # what is left (timm_model_name, mlp_ratio, pool_type, ...) is not CLIP's
-        raise ValueError(f"backbone {name!r} is not a plain CLIP transformer ({', '.join(vision) or 'a ResNet'}): use "
-                         "a name such as ViT-B-32, ViT-B-16 or ViT-L-14")
+        raise ValueError(
+            f"backbone {name!r} is not a plain CLIP transformer ({', '.join(vision) or 'a ResNet'}): use "
+            "a name such as ViT-B-32, ViT-B-16 or ViT-L-14"
+        )
     return ViTSpec(image_size, patch_size, width, layers, width // head_width, config["embed_dim"])
 
 
@@ -164,8 +188,10 @@ def _with_defaults(function, options, owner):
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     unknown = sorted(set(options) - set(defaults))
     if unknown:
-        raise TypeError(f"{owner} has no option {', '.join(map(repr, unknown))}{_nearest(unknown[0], defaults)}: "
-                        f"accepted are {', '.join(defaults) or 'none'}")
+        raise TypeError(
+            f"{owner} has no option {', '.join(map(repr, unknown))}{_nearest(unknown[0], defaults)}: "
+            f"accepted are {', '.join(defaults) or 'none'}"
+        )
     return {name: _plain(value) for name, value in {**defaults, **options}.items()}
 
 

@@ -16,7 +16,6 @@ from i2v.text import text_features
 from i2v.vit import Attention
 from i2v.weights import COUNTER, backbone_file, fingerprint, load_weights
 
-
 INCLUDED = "included"  # where a backbone is that no other file holds: in the checkpoint
 
 

@@ -42,7 +42,7 @@ def conv_over_frames(conv, x):
     y = conv.bias.to(taps[0].dtype) if conv.bias is not None else 0
     for i, tap in enumerate(taps):
         edges = (0, 0) * (x.ndim - 2) + (k // 2, k // 2)
-        y = y + F.pad(tap, edges)[:, i:i + num_frames]
+        y = y + F.pad(tap, edges)[:, i : i + num_frames]
     return y
 
 
@@ -92,8 +92,10 @@ class RouteFuncwTransformer(nn.Module):
         super().__init__()
         hidden = _routing_width(c_in, ratio, kernels)
         if type(head_dim) is not int or head_dim < 1 or hidden % head_dim:
-            raise ValueError(f"the routing width {hidden} ({c_in} channels, ratio {ratio}) must be a multiple of the "
-                             f"routing head_dim, got {head_dim!r}: choose one that divides {hidden}")
+            raise ValueError(
+                f"the routing width {hidden} ({c_in} channels, ratio {ratio}) must be a multiple of the "
+                f"routing head_dim, got {head_dim!r}: choose one that divides {hidden}"
+            )
         self.head_dim = head_dim
         self.offset = 1 if zero_init_cal else 0
         self.a = _frame_conv(c_in, hidden, kernels[0])
@@ -126,7 +128,7 @@ class RouteFuncwTransformer(nn.Module):
         those of the result written with it as the slow one, and the scale counts the channels of all heads."""
         qkv = conv_over_frames(self.qkv_proj, y)
         q, k, v = rearrange(qkv, "b t (three d heads) -> three b heads t d", three=3, d=self.head_dim)
-        y = F.scaled_dot_product_attention(q, k, v, scale=y.shape[-1]**-0.5)
+        y = F.scaled_dot_product_attention(q, k, v, scale=y.shape[-1] ** -0.5)
         return conv_over_frames(self.attn_out, rearrange(y, "b heads t d -> b t (heads d)"))
 
 
@@ -138,20 +140,28 @@ class TAdaConv2d(nn.Module):
     values, for "cin" with groups, and in forward when alpha has another shape.
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
-                 cal_dim="cin"):
+    def __init__(
+        self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True, cal_dim="cin"
+    ):
         super().__init__()
         if cal_dim not in ("cin", "cout"):
             raise ValueError(f"cal_dim must be 'cin' or 'cout', got {cal_dim!r}")
         if cal_dim == "cin" and groups != 1:
-            raise ValueError(f"cal_dim 'cin' calibrates the input channels that all outputs share and cannot be used "
-                             f"with {groups} groups: use cal_dim='cout'")
+            raise ValueError(
+                f"cal_dim 'cin' calibrates the input channels that all outputs share and cannot be used "
+                f"with {groups} groups: use cal_dim='cout'"
+            )
         if groups < 1 or in_channels % groups or out_channels % groups:
-            raise ValueError(f"in_channels {in_channels} and out_channels {out_channels} must both be multiples of "
-                             f"groups {groups}")
+            raise ValueError(
+                f"in_channels {in_channels} and out_channels {out_channels} must both be multiples of groups {groups}"
+            )
         self.kernel_size = _spatial("kernel_size", kernel_size, 1)
-        self.geometry = dict(stride=_spatial("stride", stride, 1), padding=_spatial("padding", padding, 0),
-                             dilation=_spatial("dilation", dilation, 1), groups=groups)
+        self.geometry = dict(
+            stride=_spatial("stride", stride, 1),
+            padding=_spatial("padding", padding, 0),
+            dilation=_spatial("dilation", dilation, 1),
+            groups=groups,
+        )
         self.cal_dim = cal_dim
         self.calibrated = in_channels if cal_dim == "cin" else out_channels
         self.weight = nn.Parameter(torch.empty(1, 1, out_channels, in_channels // groups, *self.kernel_size))
@@ -162,15 +172,17 @@ class TAdaConv2d(nn.Module):
         """As nn.Conv2d starts."""
         nn.init.kaiming_uniform_(self.weight[0, 0], a=math.sqrt(5))
         if self.bias is not None:
-            bound = math.prod(self.weight.shape[3:])**-0.5
+            bound = math.prod(self.weight.shape[3:]) ** -0.5
             nn.init.uniform_(self.bias, -bound, bound)
 
     def convolve(self, x, alpha):
         """The calibrated convolution, without bias."""
         expected = (len(x), self.calibrated, x.shape[2], 1, 1)
         if alpha.shape != expected:
-            raise ValueError(f"alpha has shape {tuple(alpha.shape)} but cal_dim {self.cal_dim!r} takes {expected} "
-                             f"(B, C, T, 1, 1): use a routing function with {self.calibrated} channels")
+            raise ValueError(
+                f"alpha has shape {tuple(alpha.shape)} but cal_dim {self.cal_dim!r} takes {expected} "
+                f"(B, C, T, 1, 1): use a routing function with {self.calibrated} channels"
+            )
         if self.cal_dim == "cin":
             x = alpha * x
         frames = rearrange(x, "b c t h w -> (b t) c h w")  # a view when x is a view of channels-last tokens
@@ -201,12 +213,29 @@ class TAdaConv2dV2(TAdaConv2d):
     do, and when routing inside with Cin != Cout.
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
-                 cal_dim="cin", rf_r=4, rf_k=(3, 3), head_dim=64, internal_rf_func=True, internal_temp_aggr=True):
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups=1,
+        bias=True,
+        cal_dim="cin",
+        rf_r=4,
+        rf_k=(3, 3),
+        head_dim=64,
+        internal_rf_func=True,
+        internal_temp_aggr=True,
+    ):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, cal_dim)
         if internal_rf_func and in_channels != out_channels:
-            raise ValueError(f"routing inside needs as many input as output channels, got {in_channels} and "
-                             f"{out_channels}: use internal_rf_func=False and pass alpha to forward")
+            raise ValueError(
+                f"routing inside needs as many input as output channels, got {in_channels} and "
+                f"{out_channels}: use internal_rf_func=False and pass alpha to forward"
+            )
         self.rf_func = self.bn_a = self.bn_b = None
         if internal_rf_func:
             self.rf_func = RouteFuncwTransformer(in_channels, rf_r, rf_k, bias, zero_init_cal=False, head_dim=head_dim)
@@ -241,8 +270,10 @@ def _routing_width(c_in, ratio, kernels):
         raise ValueError(f"the routing ratio must be from 1 to the number of channels, {c_in}, got {ratio!r}")
     pair = isinstance(kernels, (list, tuple)) and len(kernels) == 2
     if not pair or any(type(k) is not int or k < 1 or k % 2 == 0 for k in kernels):
-        raise ValueError(f"the routing kernels must be two odd positive integers (an even kernel would change the "
-                         f"number of frames), got {kernels!r}")
+        raise ValueError(
+            f"the routing kernels must be two odd positive integers (an even kernel would change the "
+            f"number of frames), got {kernels!r}"
+        )
     return int(c_in // ratio)
 
 
@@ -250,6 +281,7 @@ def _spatial(name, value, over_frames):
     """(height, width) of an int or a triple whose first entry must be `over_frames`."""
     value = (over_frames, value, value) if isinstance(value, int) else tuple(value)
     if len(value) != 3 or value[0] != over_frames or min(value[1:]) < over_frames:
-        raise ValueError(f"{name} must be an int or ({over_frames}, height, width), as a TAdaConv does not mix frames, "
-                         f"got {value!r}")
+        raise ValueError(
+            f"{name} must be an int or ({over_frames}, height, width), as a TAdaConv does not mix frames, got {value!r}"
+        )
     return value[1:]

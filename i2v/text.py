@@ -15,8 +15,9 @@ from i2v.model import backbone_spec
 from i2v.weights import backbone_file, read_state_dict
 
 
-def text_features(class_names: list[str], backbone: str | dict, weights: str | Path | Mapping,
-                  templates: list[str] = TEMPLATES) -> torch.Tensor:  # fmt: skip
+def text_features(
+    class_names: list[str], backbone: str | dict, weights: str | Path | Mapping, templates: list[str] = TEMPLATES
+) -> torch.Tensor:
     """(K, embed_dim) float32: per class the mean of its prompts' unit embeddings, as a unit vector.
 
     backbone: as for create_model. weights: a CLIP checkpoint with its text tower (path or state dict), or an open_clip
@@ -30,8 +31,10 @@ def text_features(class_names: list[str], backbone: str | dict, weights: str | P
     where = "the state dict" if isinstance(weights, Mapping) else str(weights)
     tower = text_tower(state, spec.activation, where)
     if tower.output_dim != spec.embed_dim:
-        raise ValueError(f"{where} embeds texts in {tower.output_dim} dimensions but the backbone's embed_dim is "
-                         f"{spec.embed_dim}: give the checkpoint of the same CLIP")
+        raise ValueError(
+            f"{where} embeds texts in {tower.output_dim} dimensions but the backbone's embed_dim is "
+            f"{spec.embed_dim}: give the checkpoint of the same CLIP"
+        )
     prompts = [template.replace("{}", name) for name in class_names for template in templates]
     features = encode(tower, tokenise(prompts, tower, where)).unflatten(0, (len(class_names), len(templates)))
     return F.normalize(F.normalize(features, dim=-1).mean(dim=1), dim=-1)  # (K, templates, E) -> (K, E)
@@ -44,21 +47,29 @@ def text_tower(state: Mapping, activation: str, where: str = "the state dict"):
     marker = "token_embedding.weight"
     prefix = next((name.removesuffix(marker) for name in state if name.endswith(marker)), None)
     if prefix is None:
-        raise ValueError(f"{where} has no text tower ({marker} is missing): give a full CLIP checkpoint, or compute "
-                         "text_features elsewhere and pass them to the head")
+        raise ValueError(
+            f"{where} has no text tower ({marker} is missing): give a full CLIP checkpoint, or compute "
+            "text_features elsewhere and pass them to the head"
+        )
     state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     try:
         (context, width), vocabulary = state["positional_embedding"].shape, len(state[marker])
         layers = len([name for name in state if name.startswith("transformer.") and name.endswith(".ln_1.weight")])
         tower = TextTransformer(
-            context, vocabulary, width, width // 64, layers, output_dim=state["text_projection"].shape[1],
+            context,
+            vocabulary,
+            width,
+            width // 64,
+            layers,
+            output_dim=state["text_projection"].shape[1],
             act_layer=QuickGELU if activation == "quick_gelu" else torch.nn.GELU,
-        )  # fmt: skip
+        )
         tower.load_state_dict({name: state[name].float() for name in tower.state_dict()})
     except (KeyError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{where} holds no text tower of CLIP's kind ({reason}): give OpenAI's or open_clip's "
-                         "checkpoint of a plain CLIP") from error
+        raise ValueError(
+            f"{where} holds no text tower of CLIP's kind ({reason}): give OpenAI's or open_clip's checkpoint of a plain CLIP"
+        ) from error
     return tower.eval()
 
 
@@ -68,8 +79,10 @@ def tokenise(prompts, tower, where):
 
     tokenizer = SimpleTokenizer(context_length=tower.context_length)
     if tokenizer.vocab_size != tower.vocab_size:
-        raise ValueError(f"the text tower of {where} has {tower.vocab_size} tokens, CLIP's tokeniser "
-                         f"{tokenizer.vocab_size}: compute text_features with its own tokeniser, pass them to the head")
+        raise ValueError(
+            f"the text tower of {where} has {tower.vocab_size} tokens, CLIP's tokeniser "
+            f"{tokenizer.vocab_size}: compute text_features with its own tokeniser, pass them to the head"
+        )
     return tokenizer(prompts)
 
 

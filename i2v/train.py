@@ -26,9 +26,7 @@ import yaml
 from torch.nn.parallel import DistributedDataParallel
 
 from i2v.atomic import replacing
-from i2v.checkpoint import (
-    OPTIMIZER, load_checkpoint, not_finite, optimizer_tensors, restore_optimizer, save_checkpoint,
-)  # fmt: skip
+from i2v.checkpoint import OPTIMIZER, load_checkpoint, not_finite, optimizer_tensors, restore_optimizer, save_checkpoint
 from i2v.config import Config, load_config, to_dict
 from i2v.continuation import check_continuation
 from i2v.distributed import StopSignal, World, all_agree, close_world, init_world, share_buffers, sum_over_ranks
@@ -116,7 +114,7 @@ def train_in(out: Path, config: Config, world: World) -> None:
         "stream": loader.fingerprint(),
         "clips": config.clips,
         "config": to_dict(config),
-    }  # fmt: skip
+    }
     if meta:
         check_continuation(identity, meta, last)
         load_weights(model, {name: tensor for name, tensor in saved.items() if not name.startswith(OPTIMIZER)}, "i2v")
@@ -193,7 +191,9 @@ def train_in(out: Path, config: Config, world: World) -> None:
                 log.say(f"stopped after step {progress.step}: the same command continues from there")
                 break
         else:
-            made = [name for name in ("best.safetensors", "last.safetensors", "log.jsonl", "curves.png") if (out / name).exists()]
+            made = [
+                name for name in ("best.safetensors", "last.safetensors", "log.jsonl", "curves.png") if (out / name).exists()
+            ]
             log.say(f"done: {out} has {', '.join(made)}")
     except ShardError as error:  # the data failed; what is saved is the state after the last step that was finished
         # A step fails on all ranks together. A validation may fail on one alone, which must not wait for the others:
@@ -302,7 +302,9 @@ def open_loader(config: Config, world: World, split: str, manifest: str | list, 
         raise ValueError(f"data.order.{unknown} is unknown: known are {', '.join(known)}.")
     misplaced = next((name for name in config.clips if name in known), None)
     if misplaced is not None:
-        raise ValueError(f"clips.{misplaced} says in which order videos come, not how clips are cut: write data.order.{misplaced}.")
+        raise ValueError(
+            f"clips.{misplaced} says in which order videos come, not how clips are cut: write data.order.{misplaced}."
+        )
     ordered = data.order | {"sample_weights": data.sample_weights} if split == "train" else {}
     return build_loader(
         manifest,

@@ -26,8 +26,10 @@ class FrameTransformer(VisionTransformer):
 
     def forward(self, clips):
         if clips.shape[2] != self.num_frames:
-            raise ValueError(f"clips have {clips.shape[2]} frames but the temporal embedding is for {self.num_frames}: "
-                             f"sample {self.num_frames} frames, or create the model with num_frames={clips.shape[2]}")
+            raise ValueError(
+                f"clips have {clips.shape[2]} frames but the temporal embedding is for {self.num_frames}: "
+                f"sample {self.num_frames} frames, or create the model with num_frames={clips.shape[2]}"
+            )
         frames = rearrange(clips, "b c t h w -> (b t) c h w")  # a view when the clips are channels-last
         tokens = self.encode(self.embed(frames), self.num_frames)  # (B*T, L, C)
         return reduce(self.ln_post(tokens[:, 0]), "(b t) c -> b c", "mean", t=self.num_frames)

@@ -82,10 +82,11 @@ class Block(nn.Module):
         self.ln_1 = nn.LayerNorm(spec.width)
         self.attn = Attention(spec)
         self.ln_2 = nn.LayerNorm(spec.width)
-        self.mlp = nn.Sequential(OrderedDict(
-            c_fc=nn.Linear(spec.width, 4 * spec.width), activation=activation,
-            c_proj=nn.Linear(4 * spec.width, spec.width),
-        ))
+        self.mlp = nn.Sequential(
+            OrderedDict(
+                c_fc=nn.Linear(spec.width, 4 * spec.width), activation=activation, c_proj=nn.Linear(4 * spec.width, spec.width)
+            )
+        )
 
     def forward(self, x, num_frames):
         x = x + self.attn(self.ln_1(x))
@@ -158,8 +159,10 @@ class VisionTransformer(nn.Module):
         """(N, 3, H, W) -> tokens (N, L, C): class token and patches, with their positions, not yet normalised."""
         size = self.spec.image_size
         if images.shape[1:] != (3, size, size):
-            raise ValueError(f"frames are {tuple(images.shape[1:])} (C, H, W) but the backbone takes (3, {size}, "
-                             f"{size}): resize or crop the clips, or create the model with their image_size")
+            raise ValueError(
+                f"frames are {tuple(images.shape[1:])} (C, H, W) but the backbone takes (3, {size}, "
+                f"{size}): resize or crop the clips, or create the model with their image_size"
+            )
         patches = self.conv1(images).flatten(2).transpose(1, 2)  # (N, L-1, C)
         class_token = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         return torch.cat((class_token, patches), dim=1) + self.positional_embedding

@@ -57,13 +57,18 @@ def load_weights(model: VideoClassifier, source: str | Path | Mapping, layout: s
     plan = _plan(model, target, state, layout) if layout != "auto" else _detect(model, target, state, where)
     notes += [f"{plan.prefix} was taken out of its names"] * bool(plan.prefix)
     if plan.problems:
-        remedy = ("build the model with the backbone, options and num_classes that the checkpoint is for" if plan.fits else
-                  "none of its names is one of the model's, so it is a checkpoint of another kind")  # fmt: skip
+        remedy = (
+            "build the model with the backbone, options and num_classes that the checkpoint is for"
+            if plan.fits
+            else "none of its names is one of the model's, so it is a checkpoint of another kind"
+        )
         raise ValueError(f"{where} does not fit the model as layout {plan.layout!r}: {', '.join(plan.problems)}; {remedy}")
     problems = unsound(plan, target)
     if problems:
-        raise ValueError(f"{where} holds values that are no weights: {', '.join(problems)}; give the floating-point checkpoint "
-                         "that it was made from, or one from before training failed")  # fmt: skip
+        raise ValueError(
+            f"{where} holds values that are no weights: {', '.join(problems)}; give the floating-point checkpoint "
+            "that it was made from, or one from before training failed"
+        )
     with torch.no_grad():
         for name, tensor in plan.values.items():
             target[name].copy_(tensor)
@@ -117,8 +122,11 @@ def _plan(model, target, state, layout):
 
     missing = sorted(name for name in required - set(sources) if not may_lack(name))
     unexpected = sorted(name for ours, name in sources.items() if ours not in known)
-    differing = [f"{name} {_shape(state[name])} for the model's {_shape(target[ours])}"
-                 for ours, name in sources.items() if ours in known and _shape(values[ours]) != _shape(target[ours])]
+    differing = [
+        f"{name} {_shape(state[name])} for the model's {_shape(target[ours])}"
+        for ours, name in sources.items()
+        if ours in known and _shape(values[ours]) != _shape(target[ours])
+    ]
     twice = sorted(name for name, ours in renamed.items() if ours is not None and sources[ours] != name)
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": differing, "there twice": twice}
     problems = [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names]
@@ -178,11 +186,15 @@ def _detect(model, target, state, where):
     plans = [_plan(model, target, state, layout) for layout in layouts]
     plans.sort(key=lambda plan: (plan.count, plan.layout != "i2v"))
     if not any(plan.fits for plan in plans):
-        raise ValueError(f"cannot tell which layout {where} has: none of its {len(state)} names ({_first(list(state))}) is "
-                         f"known in {', '.join(layouts)}, so it is a checkpoint of another kind, or of another method")
+        raise ValueError(
+            f"cannot tell which layout {where} has: none of its {len(state)} names ({_first(list(state))}) is "
+            f"known in {', '.join(layouts)}, so it is a checkpoint of another kind, or of another method"
+        )
     if plans[0].count == plans[1].count and plans[0].sources != plans[1].sources:  # same sources: same outcome
-        raise ValueError(f"cannot tell which layout {where} has, as its names ({_first(list(state))}) fit "
-                         f"{plans[0].layout} no better than {plans[1].layout}: pass one of {', '.join(layouts)}")
+        raise ValueError(
+            f"cannot tell which layout {where} has, as its names ({_first(list(state))}) fit "
+            f"{plans[0].layout} no better than {plans[1].layout}: pass one of {', '.join(layouts)}"
+        )
     return plans[0]
 
 
@@ -204,18 +216,23 @@ def backbone_file(name: str, tag: str, activation: str = "quick_gelu") -> Path:
 
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not open_clip.is_pretrained_cfg(name, tag):
-        raise ValueError(f"open_clip has no weights {tag!r} for {name!r}: "
-                         f"use one of {', '.join(tags) or '(none)'}, or give the path of a checkpoint file")
+        raise ValueError(
+            f"open_clip has no weights {tag!r} for {name!r}: "
+            f"use one of {', '.join(tags) or '(none)'}, or give the path of a checkpoint file"
+        )
     config = open_clip.get_pretrained_cfg(name, tag)
     trained_with = "quick_gelu" if config.get("quick_gelu") else "gelu"
     if trained_with != activation:
-        raise ValueError(f"weights {tag!r} of {name!r} were trained with {trained_with} but the model uses "
-                         f"{activation}: give the backbone as a dict with activation: {trained_with}")
+        raise ValueError(
+            f"weights {tag!r} of {name!r} were trained with {trained_with} but the model uses "
+            f"{activation}: give the backbone as a dict with activation: {trained_with}"
+        )
     try:
         return Path(open_clip.download_pretrained(config))
     except Exception as error:  # the hub, urllib and open_clip raise kinds of their own
-        raise OSError(f"could not download the weights {tag!r} of {name!r}: "
-                      "give the path of a checkpoint file instead of the tag") from error
+        raise OSError(
+            f"could not download the weights {tag!r} of {name!r}: give the path of a checkpoint file instead of the tag"
+        ) from error
 
 
 def fingerprint(state: Mapping[str, torch.Tensor]) -> str:

@@ -45,8 +45,22 @@ EQUALIZE = 13
 CUTOUT = 14  # top, left, height, width
 VALUES = 6
 
-_COMMON = ("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "Color", "Contrast", "Brightness",
-           "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY")  # fmt: skip
+_COMMON = (
+    "AutoContrast",
+    "Equalize",
+    "Invert",
+    "Rotate",
+    "Posterize",
+    "Solarize",
+    "Color",
+    "Contrast",
+    "Brightness",
+    "Sharpness",
+    "ShearX",
+    "ShearY",
+    "TranslateX",
+    "TranslateY",
+)
 OPERATIONS = {
     "rand": (*_COMMON, "SolarizeAdd"),
     "imgaug": (*_COMMON, "Identity", "Cutout", "Blur", "Smooth"),
@@ -87,9 +101,13 @@ class AugmentOptions:
         for name, least, most in (("erasing_area", 1e-6, 1), ("erasing_aspect", 0.01, 100)):
             object.__setattr__(self, name, interval(name, getattr(self, name), least, most))
         jitter = self.color_jitter
-        fine = isinstance(jitter, (list, tuple)) and len(jitter) == 4 and all(is_finite(x) and 0 <= x for x in jitter)
-        require(fine and max(jitter[:3]) <= 1 and jitter[3] <= 0.5, "color_jitter", self,
-                "brightness, contrast and saturation from 0 to 1, and hue from 0 to 0.5")  # fmt: skip
+        fine = isinstance(jitter, (list, tuple)) and len(jitter) == 4 and all(is_finite(x) and x >= 0 for x in jitter)
+        require(
+            fine and max(jitter[:3]) <= 1 and jitter[3] <= 0.5,
+            "color_jitter",
+            self,
+            "brightness, contrast and saturation from 0 to 1, and hue from 0 to 0.5",
+        )
         object.__setattr__(self, "color_jitter", tuple(map(float, jitter)))
         require(_is_fill(self.randaugment_fill) or self.randaugment_fill is None, "randaugment_fill", self, _FILL_RULE)
         require(_is_fill(self.erasing_fill), "erasing_fill", self, _FILL_RULE)

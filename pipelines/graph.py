@@ -1,7 +1,8 @@
 """The DALI graph: decode, distort, crop and resize, mirror, normalise. The only file that builds DALI nodes.
 
 One graph for every machine. Its forks: `device`, where clips are made and delivered (on a CPU, torch resizes), and
-`decode`, where videos are decoded. There is no random operator in it; every random number comes in with the clip (pipelines/plan.py, augment.py).
+`decode`, where videos are decoded. There is no random operator in it; every random number comes in with the clip
+(pipelines/plan.py, augment.py).
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def choose_decoder(codec: str, device: str, decode: str) -> str:
     if decode == "gpu" or (decode == "auto" and gpu_can and codec != "mjpeg"):
         if not gpu_can:
             raise ValueError(
-                "decode is gpu, but " + ("this machine has no NVDEC (libnvcuvid)" if device == "gpu" else "device is cpu")
+                "decode is gpu, but "
+                + ("this machine has no NVDEC (libnvcuvid)" if device == "gpu" else "device is cpu")
                 + ": set decode to cpu or auto."
             )
         return "gpu"
@@ -89,8 +91,13 @@ def build_pipeline(source, options: GraphOptions, batch_size: int, device: str, 
     from nvidia.dali import fn, pipeline_def, types
 
     augment = options.augment
-    shapes = {"ops": (types.INT32, 1), "values": (types.FLOAT, 2), "color": (types.FLOAT, 2), "noise": (types.FLOAT, 1),
-              "erase": (types.FLOAT, 1)}  # fmt: skip
+    shapes = {
+        "ops": (types.INT32, 1),
+        "values": (types.FLOAT, 2),
+        "color": (types.FLOAT, 2),
+        "noise": (types.FLOAT, 1),
+        "erase": (types.FLOAT, 1),
+    }
     extra = [shapes[name] for name in augment.arrays]
 
     @pipeline_def(
@@ -135,9 +142,7 @@ def _crop_and_resize(video, boxes, options: GraphOptions) -> list:
     from nvidia.dali import fn, types
 
     if video.device == "cpu":
-        resize = partial(
-            crop_and_resize, size=options.size, interpolation=options.interpolation, antialias=options.antialias
-        )
+        resize = partial(crop_and_resize, size=options.size, interpolation=options.interpolation, antialias=options.antialias)
         views = fn.python_function(video, boxes, function=resize)
         return [fn.reshape(views[crop], layout="FHWC") for crop in range(options.crops)]
     return [

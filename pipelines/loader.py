@@ -86,9 +86,10 @@ def build_loader(
     OrderOptions (shuffling, balance, repeats) and GraphOptions (interpolation, antialias, dtype).
     batch_size: samples per rank and batch. device: where clips are made: cpu, gpu or auto. decode: where videos are
     decoded: cpu, gpu or auto. start: samples that all ranks together have seen before. quarantine: a CSV in
-    which bad clips are written down, and in which the ranks and continuations of a run count them together. cache, cache_size: where shards of a URL are staged,
-    and how much of it they may fill (see ShardSet). sample_weights: how often each video is wanted, relatively: (n,), or a
-    .npy of it, or a CSV of key,weight. prefetch_bytes: of compressed clips that wait for the decoder, per process.
+    which bad clips are written down, and in which the ranks and continuations of a run count them together. cache,
+    cache_size: where shards of a URL are staged, and how much of it they may fill (see ShardSet). sample_weights: how often
+    each video is wanted, relatively: (n,), or a .npy of it, or a CSV of key,weight. prefetch_bytes: of compressed clips
+    that wait for the decoder, per process.
     Raises TypeError for unknown options, ValueError for wrong values, ShardError for a data set that cannot be used.
     """
     given = _as_dict(options)
@@ -98,8 +99,15 @@ def build_loader(
     given |= more_options
     clip_options, order_options, augment = (_pick(kind, given) for kind in (ClipOptions, OrderOptions, AugmentOptions))
     _refuse_unknown(given)
-    numbers = {"batch_size": (batch_size, 1), "world_size": (world_size, 1), "rank": (rank, 0), "start": (start, 0),
-               "seed": (seed, 0), "threads": (1 if threads is None else threads, 1), "prefetch_bytes": (prefetch_bytes, 1)}  # fmt: skip
+    numbers = {
+        "batch_size": (batch_size, 1),
+        "world_size": (world_size, 1),
+        "rank": (rank, 0),
+        "start": (start, 0),
+        "seed": (seed, 0),
+        "threads": (1 if threads is None else threads, 1),
+        "prefetch_bytes": (prefetch_bytes, 1),
+    }
     for name, (value, least) in numbers.items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
             raise ValueError(f"{name} is {value!r}: it must be a whole number, at least {least}.")
@@ -113,9 +121,7 @@ def build_loader(
         order = training_order(shards, sets, shares, order_options, seed, sample_weights)
     facts = (shards.clips[name] for name in ("frames", "width", "height", "fps"))
     epoch = order_options.epoch_clips or len(shards) * order_options.repeats
-    plan = Plan(
-        *facts, clip_options, split, seed, order=order, augment=augment, times=shards.times, epoch_clips=epoch
-    )
+    plan = Plan(*facts, clip_options, split, seed, order=order, augment=augment, times=shards.times, epoch_clips=epoch)
     device = _choose_device(device)
     views = plan.clips * plan.crops
     graph = _fields(GraphOptions, given) | {"size": clip_options.size, "crops": plan.crops, "augment": plan.augment}
@@ -303,7 +309,9 @@ class Loader:
         """The first frame of a sound clip, and the box of all of it."""
         clip = self.shards.sound_clip
         if clip is None:
-            raise ShardError(f"None of the first clips of {self.shards.root} can be read: restore the shards, or make them again.")
+            raise ShardError(
+                f"None of the first clips of {self.shards.root} can be read: restore the shards, or make them again."
+            )
         try:
             data, _ = self.shards.read(clip, np.array([0]))
         except ClipError as error:

@@ -32,13 +32,15 @@ class Place(NamedTuple):
 class Order:
     """The stream of one data set.
 
-    shards: (n,) the shard of each video, ascending, numbered through all data sets. weights: (n,) how often each is wanted, relatively; None: equally.
-    Unweighted, every n positions from a multiple of n hold every video once: nothing is dropped, padded or repeated.
-    Weighted, every n positions hold a video floor or ceil of its expected number of times (systematic sampling).
-    number: of the data set in a mixture.
+    shards: (n,) the shard of each video, ascending, numbered through all data sets. weights: (n,) how often each is
+    wanted, relatively; None: equally. Unweighted, every n positions from a multiple of n hold every video once: nothing
+    is dropped, padded or repeated. Weighted, every n positions hold a video floor or ceil of its expected number of times
+    (systematic sampling). number: of the data set in a mixture.
     """
 
-    def __init__(self, shards: np.ndarray, options: OrderOptions, seed: int, weights: np.ndarray | None = None, number: int = 0):
+    def __init__(
+        self, shards: np.ndarray, options: OrderOptions, seed: int, weights: np.ndarray | None = None, number: int = 0
+    ):
         self.n, self.options, self.seed, self.number = len(shards), options, seed, number
         self.shards, self.weights = shards, weights
         # Two rounds: batches and ranks straddle the border.

@@ -30,8 +30,13 @@ def _raw(seed: int, stream: int, epoch: int, sample: int, numbers: int) -> np.nd
         _thread.generator = np.random.Philox(key=0)
     state = {"counter": _ZEROS, "key": key}
     _thread.generator.state = {
-        "bit_generator": "Philox", "state": state, "buffer": _ZEROS, "buffer_pos": 4, "has_uint32": 0, "uinteger": 0,
-    }  # fmt: skip
+        "bit_generator": "Philox",
+        "state": state,
+        "buffer": _ZEROS,
+        "buffer_pos": 4,
+        "has_uint32": 0,
+        "uinteger": 0,
+    }
     return _thread.generator.random_raw(numbers)
 
 

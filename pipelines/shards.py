@@ -20,9 +20,21 @@ from collections.abc import Iterable
 import numpy as np
 
 from pipelines.index import (
-    BLOCK, CLIP, FRAGMENT, clip_key, clip_size, impossible_records, index_file, is_intact, needed_fragments, padded,
-    parse_manifest, parse_records, shard_number, times_are_possible,
-)  # fmt: skip
+    BLOCK,
+    CLIP,
+    FRAGMENT,
+    clip_key,
+    clip_size,
+    impossible_records,
+    index_file,
+    is_intact,
+    needed_fragments,
+    padded,
+    parse_manifest,
+    parse_records,
+    shard_number,
+    times_are_possible,
+)
 from pipelines.storage import File, ShardError, open_files
 
 SOUND_AMONG = 1000  # clips in which one that can be read must be found
@@ -45,7 +57,9 @@ class ShardSet:
     Raises ShardError with one sentence if the data set cannot be trusted or reached.
     """
 
-    def __init__(self, manifest: str | os.PathLike, cache: str | os.PathLike | None = None, cache_size: int | str | None = None):
+    def __init__(
+        self, manifest: str | os.PathLike, cache: str | os.PathLike | None = None, cache_size: int | str | None = None
+    ):
         self.files, name = open_files(manifest, cache, cache_size)
         self.root, self.remote = self.files.root, self.files.remote
         where = self.files.where(name)
@@ -200,7 +214,7 @@ class ShardSet:
         raise ShardError(f"{where} is not the file this index was made for (no clip is where the index says): {remedy}.")
 
     def _is_in_place(self, descriptor: int, clip_id: int) -> bool:
-        """Whether a tar has a clip where the index says, by the header of its mp4; where that is damaged, by that of its json."""
+        """Whether a tar has a clip where the index says, by the header of its mp4; if that is damaged, by that of its json."""
         start, size = self._extent(clip_id)
         mp4 = _member(descriptor, start - BLOCK)
         if mp4 is not None:

@@ -89,13 +89,17 @@ def _weights_by_key(path: str, shards: ShardSet | JoinedShards) -> list[float]:
         if key in found:
             raise ValueError(f"{where} gives {key!r} a second weight: keep one row per key.")
         if key not in wanted:
-            raise ValueError(f"{where} has the key {key!r}, which no video has: remove the row, or write keys as clips.csv "
-                             f"does (in a list of data sets: 0/KEY, 1/KEY, ...), such as {shards.key(0)}.")  # fmt: skip
+            raise ValueError(
+                f"{where} has the key {key!r}, which no video has: remove the row, or write keys as clips.csv "
+                f"does (in a list of data sets: 0/KEY, 1/KEY, ...), such as {shards.key(0)}."
+            )
         found[key] = _weight(cells[1], where)
     lacking = wanted - found.keys()
     if lacking:
-        raise ValueError(f"{path} lacks {len(lacking)} of {len(wanted)} keys, such as {min(lacking)!r}: it must have a row "
-                         "for every video; weight 0 leaves one out.")  # fmt: skip
+        raise ValueError(
+            f"{path} lacks {len(lacking)} of {len(wanted)} keys, such as {min(lacking)!r}: it must have a row "
+            "for every video; weight 0 leaves one out."
+        )
     return [found[shards.key(clip)] for clip in range(len(shards))]
 
 

@@ -18,9 +18,11 @@ FORMS = (
 ABOUT = ("", "class", "label", "category", "target", "action", "activity", "verb", "noun")
 AMBIGUOUS = {"class", "label", "category", "target"}  # columns of this name hold names or indices
 INDEX_WORDS = {about + word for about in ABOUT for word in ("id", "idx", "index", "number", "num", "no")} | AMBIGUOUS | {""}
-NAME_WORDS = {about + word for about in ABOUT for word in ("name", "names", "key", "text")} | AMBIGUOUS | {
-    "action", "activity", "verb", "noun", "template", "displayname",
-}  # fmt: skip
+NAME_WORDS = (
+    {about + word for about in ABOUT for word in ("name", "names", "key", "text")}
+    | AMBIGUOUS
+    | {"action", "activity", "verb", "noun", "template", "displayname"}
+)
 ONE_COLUMN = {"name", "names", "class", "classes", "classname", "classnames", "label", "labels", "labelname", "labelnames"}
 WRAPPERS = ("classes", "categories", "names", "labels", "class_names")  # keys of a JSON object that hold the list
 NUMBER = r'"?(?P<number>-?[0-9]{1,18})(?:\.0*)?"?'
@@ -127,8 +129,10 @@ def _in_order(rows: list[_Numbered]) -> tuple[list[str], str]:
     beyond = next((row for row in rows if row.number not in wanted), None)
     if beyond is not None:
         lacking = next(number for number in wanted if number not in seen)
-        raise ValueError(f"{beyond.where} has the number {beyond.number}, but no name has {lacking}: numbers begin at 0 or 1 "
-                         f"and leave none out; {OR_NAMES}")  # fmt: skip
+        raise ValueError(
+            f"{beyond.where} has the number {beyond.number}, but no name has {lacking}: numbers begin at 0 or 1 "
+            f"and leave none out; {OR_NAMES}"
+        )
     but = " (labels that are integers count from 0 all the same)" if first else ""
     return [row.name for row in sorted(rows, key=lambda row: row.number)], f"numbered from {first}{but}"
 
@@ -240,7 +244,7 @@ def _from_lines(lines: list[tuple[int, str]]) -> tuple[list[str], str]:
         return numbered
     header = f"; line {number}, {first!r}, is its header"
     words = [_word(cell) for cell in re.split(r"[\s,;:|=]+", first.rstrip(":"))]
-    if INDEX_WORDS | NAME_WORDS | ONE_COLUMN >= set(words):
+    if set(words) <= INDEX_WORDS | NAME_WORDS | ONE_COLUMN:
         numbered = _from_numbered(rest)
         if numbered is not None:
             return numbered[0], numbered[1] + header
@@ -263,8 +267,10 @@ def _from_numbered(lines: list[tuple[int, str]]) -> tuple[list[str], str] | None
         nameless = next((number for (number, _), match in zip(lines, matches) if not match["name"]), None)
         if nameless is not None:
             raise ValueError(f"line {nameless} has a number and no name")
-        rows = [_Numbered(f"line {number}", int(match["number"]), _unquoted(match["name"]))
-                for (number, _), match in zip(lines, matches)]  # fmt: skip
+        rows = [
+            _Numbered(f"line {number}", int(match["number"]), _unquoted(match["name"]))
+            for (number, _), match in zip(lines, matches)
+        ]
         if _only_spaces(matches):
             if _are_names(rows):
                 continue
@@ -284,8 +290,10 @@ def _refuse_more_columns(lines: list[tuple[int, str]]) -> None:
     for delimiter in ",;|":
         counts = {len(next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))) for _, line in lines}
         if len(lines) > 1 and len(counts) == 1 and max(counts) > 2:
-            raise ValueError(f"it has {max(counts)} columns and no header: name them in a first line, as index,name, or put "
-                             "names in quotes that hold what separates columns")  # fmt: skip
+            raise ValueError(
+                f"it has {max(counts)} columns and no header: name them in a first line, as index,name, or put "
+                "names in quotes that hold what separates columns"
+            )
 
 
 def _refuse_half_numbered(lines: list[tuple[int, str]]) -> None:
@@ -299,8 +307,10 @@ def _refuse_half_numbered(lines: list[tuple[int, str]]) -> None:
         many = len(numbers) > max(1 if columns else 2, len(lines) / 2)
         if counting and many and (columns or pattern is NUMBER_FIRST):
             without = next(number for (number, _), match in zip(lines, matches) if match is None)
-            raise ValueError(f"line {without} has no number, but {len(numbers)} of {len(lines)} lines are numbered: number all "
-                             f"lines or none; {OR_NAMES}")  # fmt: skip
+            raise ValueError(
+                f"line {without} has no number, but {len(numbers)} of {len(lines)} lines are numbered: number all "
+                f"lines or none; {OR_NAMES}"
+            )
 
 
 def _only_spaces(matches: list[re.Match]) -> bool:
@@ -336,8 +346,10 @@ def _from_json(text: str) -> tuple[list[str], str]:
         raise ValueError(f"it is none of these: {FORMS}")
     if data and all(isinstance(each, dict) for each in data):
         header = list(data[0])
-        cells = [(f"entry {i}", ["" if each.get(key) is None else str(each[key]).strip() for key in header])
-                 for i, each in enumerate(data, 1)]  # fmt: skip
+        cells = [
+            (f"entry {i}", ["" if each.get(key) is None else str(each[key]).strip() for key in header])
+            for i, each in enumerate(data, 1)
+        ]
         return _of_columns(header, cells)
     names = [" ".join(each) if _is_words(each) else each for each in data]
     if not all(isinstance(name, str) for name in names):

@@ -86,18 +86,35 @@ class EncodeSettings:
         gop, crf = str(self.gop), str(self.crf)
         if self.codec == "vp9":
             return {
-                "g": gop, "keyint_min": gop, "auto-alt-ref": "0", "lag-in-frames": "0", "deadline": "realtime",
-                "cpu-used": "6", "row-mt": "0", "b": "0", "crf": crf,
-            }  # fmt: skip
+                "g": gop,
+                "keyint_min": gop,
+                "auto-alt-ref": "0",
+                "lag-in-frames": "0",
+                "deadline": "realtime",
+                "cpu-used": "6",
+                "row-mt": "0",
+                "b": "0",
+                "crf": crf,
+            }
         if self.codec == "h264":
             # With its macroblock tree, x264 does not always give the same bytes for the same frames.
-            return {"g": gop, "keyint_min": gop, "bf": "0", "sc_threshold": "0", "preset": "veryfast", "crf": crf,
-                    "x264-params": "open-gop=0:mbtree=0:rc-lookahead=0:sync-lookahead=0"}  # fmt: skip
+            return {
+                "g": gop,
+                "keyint_min": gop,
+                "bf": "0",
+                "sc_threshold": "0",
+                "preset": "veryfast",
+                "crf": crf,
+                "x264-params": "open-gop=0:mbtree=0:rc-lookahead=0:sync-lookahead=0",
+            }
         if self.codec == "hevc":
             # x265 does not always give the same bytes either, and no option was found that makes it.
             params = f"keyint={gop}:min-keyint={gop}:bframes=0:scenecut=0:open-gop=0"
-            return {"preset": "veryfast", "crf": crf,
-                    "x265-params": params + ":pools=none:frame-threads=1:info=0:log-level=none"}  # fmt: skip
+            return {
+                "preset": "veryfast",
+                "crf": crf,
+                "x265-params": params + ":pools=none:frame-threads=1:info=0:log-level=none",
+            }
         return {"qmin": crf, "qmax": crf}
 
 
@@ -171,9 +188,7 @@ def _upright_frames(
         yield time, graph.pull()
 
 
-def _conversion(
-    frame, turns: Orientation, upright: tuple[Fraction, Fraction], size: tuple[int, int], full: bool
-) -> Graph:
+def _conversion(frame, turns: Orientation, upright: tuple[Fraction, Fraction], size: tuple[int, int], full: bool) -> Graph:
     """The filters that turn, scale (bicubic), crop and recolour frames that look like this one.
 
     DALI 2.4 turns YUV into RGB with the BT.601 matrix whatever the tag says, so that is how clips are stored.
@@ -268,9 +283,16 @@ def _validated(data: bytes, width, height, times: np.ndarray, rate: float, gop: 
     fragments["time"] = times
     fragments["crc"] = [zlib.crc32(data[end - size : end]) for size, end in zip(sizes, ends)]
     return EncodedClip(
-        data, header_size, zlib.crc32(data[:header_size]), fragments, width, height, _true_rate(times, rate), float(begin),
+        data,
+        header_size,
+        zlib.crc32(data[:header_size]),
+        fragments,
+        width,
+        height,
+        _true_rate(times, rate),
+        float(begin),
         source_bytes,
-    )  # fmt: skip
+    )
 
 
 def _even(side: Fraction) -> int:

@@ -24,9 +24,16 @@ TRIES, FIRST_PAUSE = 4, 1.0  # of a store that does not answer; seconds, doubled
 BUFFER = 1 << 18  # bytes that FFmpeg asks for at once
 LARGEST_PICTURE = 1 << 26  # pixels, 8192 x 8192: a decoder keeps up to 17 pictures
 STORE_ERRORS = {  # of a mounted file system or of this machine, not of the file
-    errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EMFILE, errno.ENFILE,
-    errno.EIO, errno.ENODEV,
-}  # fmt: skip
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.EIO,
+    errno.ENODEV,
+}
 
 T = TypeVar("T")
 

@@ -273,8 +273,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("data", metavar="DIR", nargs="+", help="folders (or URLs) that make_shards wrote to; several: side by side")
-    add("--need", type=parse_need, nargs="+", default=[(8, 16), (16, 4), (32, 2)], metavar="TxS", help="count the clips "
-        "that are too short for T frames at stride S (default: 8x16 16x4 32x2)")  # fmt: skip
+    add(
+        "--need",
+        type=parse_need,
+        nargs="+",
+        default=[(8, 16), (16, 4), (32, 2)],
+        metavar="TxS",
+        help="count the clips that are too short for T frames at stride S (default: 8x16 16x4 32x2)",
+    )
     add("--cache", metavar="DIR", help="folder on a local disk for what is read from URLs")
     add("--png", type=Path, metavar="FILE", help="draw lengths, sizes, classes and bit rates here")
     add("--json", type=Path, metavar="FILE", help="write every number here")

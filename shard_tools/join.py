@@ -151,7 +151,7 @@ def _hours(clips: np.ndarray) -> float:
 
 
 def _count_sizes(clips: np.ndarray) -> dict[str, int]:
-    """"WxH" -> clips, the most frequent first."""
+    """ "WxH" -> clips, the most frequent first."""
     sizes, counts = np.unique(np.stack([clips["width"], clips["height"]], 1), axis=0, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return {f"{width}x{height}": int(count) for (width, height), count in zip(sizes[order], counts[order])}

@@ -1,15 +1,15 @@
 """How data sets list their videos: every layout becomes rows of path and label.
 
-    folder       videos/abseiling/x.mp4: every subfolder is a class, its video files (at any depth) are the videos
-    list         path,label: one row per video; commas, semicolons, tabs or spaces; labels are names or integers from 0;
-                 without labels the videos are unlabelled. A path without a suffix is an id: x is x.mp4, a/x.webm, ...
-    segments     path,start,end,label or start,duration: parts of long videos, in seconds or h:m:s
-    kinetics     label,youtube_id,time_start,time_end,split: the clips are {youtube_id}_{start:06d}_{end:06d}.mp4
-    ssv2         Something-Something: train.json of V2, id;label of V1; the class is the template without its brackets
-    ucf101       trainlist01.txt, testlist01.txt: the class is the folder
-    hmdb51       a folder of {class}_test_split1.txt
-    diving48     Diving48_V2_train.json
-    webdataset   tar files with video members, one of them, or videos-{000..010}.tar; labels in .cls, .label, .json or .txt
+folder       videos/abseiling/x.mp4: every subfolder is a class, its video files (at any depth) are the videos
+list         path,label: one row per video; commas, semicolons, tabs or spaces; labels are names or integers from 0;
+             without labels the videos are unlabelled. A path without a suffix is an id: x is x.mp4, a/x.webm, ...
+segments     path,start,end,label or start,duration: parts of long videos, in seconds or h:m:s
+kinetics     label,youtube_id,time_start,time_end,split: the clips are {youtube_id}_{start:06d}_{end:06d}.mp4
+ssv2         Something-Something: train.json of V2, id;label of V1; the class is the template without its brackets
+ucf101       trainlist01.txt, testlist01.txt: the class is the folder
+hmdb51       a folder of {class}_test_split1.txt
+diving48     Diving48_V2_train.json
+webdataset   tar files with video members, one of them, or videos-{000..010}.tar; labels in .cls, .label, .json or .txt
 """
 
 from __future__ import annotations
@@ -22,13 +22,21 @@ from collections import Counter, defaultdict
 
 from shard_tools.classes import read_class_list
 from shard_tools.paths import (
-    SourceError, by_suffix, entries, exists, files_below, is_folder, is_video, join, open_binary, parent, read_text,
+    SourceError,
+    by_suffix,
+    entries,
+    exists,
+    files_below,
+    is_folder,
+    is_video,
+    join,
+    open_binary,
+    parent,
+    read_text,
     videos_below,
-)  # fmt: skip
+)
 from shard_tools.rows import Row, Table
-from shard_tools.tables import (
-    Columns, Line, about_unused, cell, is_integer, is_unicode, part, read_header, read_lines,
-)  # fmt: skip
+from shard_tools.tables import Columns, Line, about_unused, cell, is_integer, is_unicode, part, read_header, read_lines
 from shard_tools.tars import expand, read_tars
 
 FILE_LAYOUTS = ("list", "segments", "kinetics", "ssv2", "ucf101", "diving48", "webdataset")
@@ -254,8 +262,10 @@ def _read_ucf101(source: str, table: list[Line], root: str, notes: list[str]) ->
         if not separator:
             raise SourceError(f"row {line} of {source} is not Class/video.avi, so it has no class: use another layout.")
         if number is not None and folders.setdefault(number, name) != name:
-            raise SourceError(f"row {line} of {source} gives {name} the number of {folders[number]}, {number}: choose "
-                              "layout list if the numbers are classes of your own.")  # fmt: skip
+            raise SourceError(
+                f"row {line} of {source} gives {name} the number of {folders[number]}, {number}: choose "
+                "layout list if the numbers are classes of your own."
+            )
         rows.append(Row(f"row {line}", path, name))
     _require_class_folders(root, sorted({row.label for row in rows}), source)
     return Table(rows, root, *_classes_beside(source, "classInd.txt"), notes)
@@ -307,8 +317,10 @@ class _Videos:
             folders = [posixpath.basename(posixpath.dirname(path)).replace("_", " ") for path in paths]
             of_class = [path for path, folder in zip(paths, folders) if folder == label]
             if len(of_class) != 1:
-                raise SourceError(f"{row.where}: {row.path} is both {paths[0]} and {paths[1]} in {self.root or '.'}: "
-                                  "give a folder that holds only one of them as the root.")  # fmt: skip
+                raise SourceError(
+                    f"{row.where}: {row.path} is both {paths[0]} and {paths[1]} in {self.root or '.'}: "
+                    "give a folder that holds only one of them as the root."
+                )
             paths = of_class
         return paths[0] if paths else None
 
@@ -327,16 +339,18 @@ def _locate(source: str, rows: list[Row], root: str, classes: list[str] | None, 
 
 def _tell_missing(source: str, root: str, missing: list[str], count: int, notes: list[str]) -> None:
     if len(missing) == count:
-        raise SourceError(f"none of the {count:,} videos of {source} is in {root or '.'} or below, the first is "
-                          f"{missing[0]!r}: give their folder as the root.")  # fmt: skip
+        raise SourceError(
+            f"none of the {count:,} videos of {source} is in {root or '.'} or below, the first is "
+            f"{missing[0]!r}: give their folder as the root."
+        )
     if missing:
-        notes.append(f"{len(missing):,} of the {count:,} videos of {source} are not in {root or '.'}: they stay listed "
-                     f"and will be rejected as missing; the first is {missing[0]}.")  # fmt: skip
+        notes.append(
+            f"{len(missing):,} of the {count:,} videos of {source} are not in {root or '.'}: they stay listed "
+            f"and will be rejected as missing; the first is {missing[0]}."
+        )
 
 
-def _read_kinetics(
-    source: str, table: list[Line], columns: Columns, root: str, split: str | None, notes: list[str]
-) -> Table:
+def _read_kinetics(source: str, table: list[Line], columns: Columns, root: str, split: str | None, notes: list[str]) -> Table:
     table = _of_split(source, table, columns.split, split, notes)
     videos, rows, missing, untimed = _Videos(root), [], {}, []  # missing: row -> its times
     for line, cells in table:
@@ -382,8 +396,10 @@ def _are_trimmed(rows: list[Row], root: str) -> bool:
         if seconds is not None and row.start >= 1:
             votes.add(seconds < (row.end + (row.end - row.start)) / 2)
     if len(votes) > 1:
-        raise SourceError(f"{root or '.'} holds whole videos and cut ones under names without times: put the cut ones "
-                          "elsewhere, or name them {youtube_id}_{start:06d}_{end:06d}.")  # fmt: skip
+        raise SourceError(
+            f"{root or '.'} holds whole videos and cut ones under names without times: put the cut ones "
+            "elsewhere, or name them {youtube_id}_{start:06d}_{end:06d}."
+        )
     return votes == {True}
 
 
@@ -418,8 +434,9 @@ def _read_json(source: str, root: str, layout: str) -> Table:
             raise SourceError(f"entry {number} of {source} has no {key}, as videos of {layout} have: mend the list.")
         label = video.get("template", video.get("label"))
         if not isinstance(label, (str, int, float, type(None))) or isinstance(label, bool):
-            raise SourceError(f"entry {number} of {source} has the label {json.dumps(label)[:60]}: a video has one, a name "
-                              "or an integer.")  # fmt: skip
+            raise SourceError(
+                f"entry {number} of {source} has the label {json.dumps(label)[:60]}: a video has one, a name or an integer."
+            )
         label = re.sub(r"[\[\]]", "", "" if label is None else str(label)).strip() or None
         rows.append(Row(f"entry {number}", str(video[key]), label))
     notes = []

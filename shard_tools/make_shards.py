@@ -73,16 +73,33 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--layout", default="auto", choices=LAYOUTS, metavar="NAME", help=f"of SOURCE: {', '.join(LAYOUTS)}")
     add("--root", metavar="DIR", help="where the videos of a list are (default: beside it)")
     add("--split", metavar="NAME", help="which split of a list that has several, such as val, or test1 of HMDB51")
-    add("--classes", metavar="FILE", help=f"class names: {FORMS}; numbers decide the order. Default: those of SOURCE, "
-        "sorted; with --append and --retry those of DIR")  # fmt: skip
+    add(
+        "--classes",
+        metavar="FILE",
+        help=f"class names: {FORMS}; numbers decide the order. Default: those of SOURCE, "
+        "sorted; with --append and --retry those of DIR",
+    )
     add("--map", metavar="FILE", help="CSV file from,to that renames, merges or (empty to) leaves out classes")
     add = parser.add_argument_group("how").add_argument
-    add("--codec", default="vp9", choices=LIBRARY, help="vp9 (default) decodes on every GPU and CPU; mjpeg is fastest "
-        "on a CPU; h264 and hevc need a GPU")  # fmt: skip
-    add("--gop", type=int, metavar="N", help="frames from keyframe to keyframe: 8 (default), 4 for sparse, 16 for "
-        "dense sampling; mjpeg: always 1")  # fmt: skip
-    add("--short-side", type=int, default=256, metavar="PX", help="a multiple of 16; 256 for 224-pixel models "
-        "(default), 384 for 336-pixel ones")  # fmt: skip
+    add(
+        "--codec",
+        default="vp9",
+        choices=LIBRARY,
+        help="vp9 (default) decodes on every GPU and CPU; mjpeg is fastest on a CPU; h264 and hevc need a GPU",
+    )
+    add(
+        "--gop",
+        type=int,
+        metavar="N",
+        help="frames from keyframe to keyframe: 8 (default), 4 for sparse, 16 for dense sampling; mjpeg: always 1",
+    )
+    add(
+        "--short-side",
+        type=int,
+        default=256,
+        metavar="PX",
+        help="a multiple of 16; 256 for 224-pixel models (default), 384 for 336-pixel ones",
+    )
     add("--quality", default="standard", choices=CRF, help="standard (default): 40 to 44 dB")
     crf = ", ".join(f"{codec} {value}" for codec, value in CRF["standard"].items())
     add("--crf", type=int, metavar="N", help=f"quality as the encoder's own number, smaller is better (standard: {crf})")
@@ -146,9 +163,14 @@ def _is_elsewhere(path: object, arguments: argparse.Namespace) -> bool:
 
 def _run(arguments: argparse.Namespace) -> int:
     settings = EncodeSettings(
-        arguments.codec, arguments.gop, arguments.short_side, arguments.crf,
-        quality=arguments.quality, fps=arguments.fps, max_seconds=arguments.max_seconds,
-    )  # fmt: skip
+        arguments.codec,
+        arguments.gop,
+        arguments.short_side,
+        arguments.crf,
+        quality=arguments.quality,
+        fps=arguments.fps,
+        max_seconds=arguments.max_seconds,
+    )
     out, output, started = arguments.out.rstrip("/") or "/", Output(arguments.out, arguments.staging), time.monotonic()
     _require_out_elsewhere(arguments.source, arguments.out)
     videos, classes, notes = _listing(arguments, output)

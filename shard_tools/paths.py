@@ -96,8 +96,10 @@ def read_text(place: str, errors: str = "strict", utf16: bool = False) -> str:
         before, what = data[: error.start], f"{data[error.start]:#04x}"
     if what:
         line = before.count(b"\n") + 1
-        raise SourceError(f"{place} is not a text file in UTF-8 (line {line} has the byte {what}): save it as UTF-8, or give "
-                          "another file or a folder.")  # fmt: skip
+        raise SourceError(
+            f"{place} is not a text file in UTF-8 (line {line} has the byte {what}): save it as UTF-8, or give "
+            "another file or a folder."
+        )
     return text
 
 
@@ -106,8 +108,11 @@ def entries(folder: str) -> tuple[list[str], list[str]]:
     with reading(folder):
         if is_url(folder):
             file_system, path = _file_system(folder)
-            found = [(posixpath.basename(e["name"].rstrip("/")), e["type"]) for e in file_system.ls(path, detail=True)
-                     if e["name"].strip("/") != path.strip("/")]  # fmt: skip
+            found = [
+                (posixpath.basename(e["name"].rstrip("/")), e["type"])
+                for e in file_system.ls(path, detail=True)
+                if e["name"].strip("/") != path.strip("/")
+            ]
             found = [(name, kind == "directory") for name, kind in found]
         else:
             found = [(entry.name, entry.is_dir()) for entry in os.scandir(folder)]

@@ -78,8 +78,12 @@ def read_rows(loader, clips: int, columns: int) -> list[tuple[str, np.ndarray]]:
         shown = np.unique(np.linspace(0, frames.shape[1] - 1, min(columns, frames.shape[1])).round().astype(int))
         for view, pixels in enumerate(views):
             crop, clip = divmod(view, plan.clips)
-            parts = [name, loader.shards.key(spec.id), "frames " + ", ".join(map(str, frames[clip][shown])),
-                     "box " + ", ".join(f"{side:.0f}" for side in spec.boxes[crop])]  # fmt: skip
+            parts = [
+                name,
+                loader.shards.key(spec.id),
+                "frames " + ", ".join(map(str, frames[clip][shown])),
+                "box " + ", ".join(f"{side:.0f}" for side in spec.boxes[crop]),
+            ]
             parts += ["mirrored"] * spec.flip + [f"view {view + 1} of {len(views)}"] * (len(views) > 1)
             parts += [] if batch.weights[0] else [f"BAD, never trained on: {loader.bad.get(spec.id)}"]
             rgb = np.moveaxis(pixels[:, shown], 0, -1) * std + mean  # (shown, H, W, 3)
@@ -134,9 +138,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options = read_options(arguments.config, arguments.options)
         loader = build_loader(
-            arguments.data, arguments.split, options, 1, "cpu",
-            start=arguments.start, seed=arguments.seed, cache=arguments.cache,
-        )  # fmt: skip
+            arguments.data,
+            arguments.split,
+            options,
+            1,
+            "cpu",
+            start=arguments.start,
+            seed=arguments.seed,
+            cache=arguments.cache,
+        )
         loader.start += arguments.epoch * len(loader.plan)
         rows = read_rows(loader, arguments.clips, arguments.columns)
     except ShardError as error:

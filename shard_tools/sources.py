@@ -17,9 +17,16 @@ from shard_tools.rows import Row
 from shard_tools.tables import is_integer
 
 __all__ = [
-    "LAYOUTS", "VIDEO_SUFFIXES", "Listing", "SourceError", "Video", "load_sources", "read_classes", "read_sources",
+    "LAYOUTS",
+    "VIDEO_SUFFIXES",
+    "Listing",
+    "SourceError",
+    "Video",
+    "load_sources",
+    "read_classes",
+    "read_sources",
     "source_hash",
-]  # fmt: skip
+]
 
 MOST_CLASSES = 1_000_000
 NO_LABELS = {"nan", "none", "null", "n/a", "na", "<na>", "#n/a"}  # as programs write them, in lower case
@@ -49,8 +56,9 @@ class Listing(NamedTuple):
     notes: list[str]  # what the user should know: sentences to print
 
 
-def load_sources(source: str | os.PathLike, root: str | os.PathLike | None = None,
-                 classes: str | os.PathLike | None = None, **options) -> tuple[list[Video], list[str]]:  # fmt: skip
+def load_sources(
+    source: str | os.PathLike, root: str | os.PathLike | None = None, classes: str | os.PathLike | None = None, **options
+) -> tuple[list[Video], list[str]]:
     """`read_sources` without its notes: the videos and the class names."""
     videos, names, _ = read_sources(source, root, classes, **options)
     return videos, names
@@ -91,11 +99,18 @@ def read_sources(
     names = given or own or _names_that_occur(rows, source)
     labels = _indices(rows, names, source, classes or "its classes")
     videos = [
-        Video(join(root, row.path), label, names[label] if label >= 0 else None,
-              row.listed or (row.path if row.member is None else f"{row.path}/{row.member}"), row.start, row.end,
-              row.offset, row.size)
+        Video(
+            join(root, row.path),
+            label,
+            names[label] if label >= 0 else None,
+            row.listed or (row.path if row.member is None else f"{row.path}/{row.member}"),
+            row.start,
+            row.end,
+            row.offset,
+            row.size,
+        )
         for row, label in zip(rows, labels)
-    ]  # fmt: skip
+    ]
     _refuse_duplicates(videos, rows, source)
     return Listing(videos, names, notes + _remarks(labels, names))
 
@@ -112,18 +127,23 @@ def _readable(rows: list[Row], names: set[str], source: str, notes: list[str]) -
     if not told:
         return rows
     if all(re.fullmatch(r"-?\d+(\.0*)?", label) for label in told) and any("." in label for label in told):
-        notes.append(f"labels of {source} are written as {min(label for label in told if '.' in label)}: they are read as "
-                     "integers.")  # fmt: skip
+        notes.append(
+            f"labels of {source} are written as {min(label for label in told if '.' in label)}: they are read as integers."
+        )
         return [row._replace(label=row.label.partition(".")[0]) if row.label in told else row for row in rows]
     for row in rows:
         if row.label not in told:
             continue
         if row.label.lower() in NO_LABELS:
-            raise SourceError(f"{row.where} of {source} has the label {row.label!r}, which stands for none: give it a label "
-                              "or leave the video out (or name it in --classes if it is a class).")  # fmt: skip
+            raise SourceError(
+                f"{row.where} of {source} has the label {row.label!r}, which stands for none: give it a label "
+                "or leave the video out (or name it in --classes if it is a class)."
+            )
         if SEVERAL_LABELS.search(row.label):
-            raise SourceError(f"{row.where} of {source} has the label {row.label!r}, which looks like several, but a video "
-                              "has one: choose one (or name it in --classes if it is a class).")  # fmt: skip
+            raise SourceError(
+                f"{row.where} of {source} has the label {row.label!r}, which looks like several, but a video "
+                "has one: choose one (or name it in --classes if it is a class)."
+            )
     return rows
 
 
@@ -131,9 +151,7 @@ def _require_all_or_no_labels(rows: list[Row], source: str) -> None:
     for row in rows:
         if (row.label is None) != (rows[0].label is None):
             lacking, other = (row, rows[0]) if row.label is None else (rows[0], row)
-            raise SourceError(
-                f"{lacking.where} of {source} has no label but {other.where} has: label all videos or none."
-            )
+            raise SourceError(f"{lacking.where} of {source} has no label but {other.where} has: label all videos or none.")
 
 
 def _rename(rows: list[Row], own: list[str] | None, renamed: dict[str, str], source: str, map, notes: list[str]):
@@ -143,8 +161,7 @@ def _rename(rows: list[Row], own: list[str] | None, renamed: dict[str, str], sou
     unknown = sorted(renamed.keys() - {row.label for row in rows} - set(own or ()))
     if unknown:
         near = difflib.get_close_matches(unknown[0], sorted({row.label for row in rows}), 1)
-        notes.append(f"{_some(unknown)} of {map} occur nowhere in {source}"
-                     + (f" (it has {near[0]!r})." if near else "."))  # fmt: skip
+        notes.append(f"{_some(unknown)} of {map} occur nowhere in {source}" + (f" (it has {near[0]!r})." if near else "."))
     kept = [row._replace(label=renamed.get(row.label, row.label)) for row in rows if renamed.get(row.label) != ""]
     if not kept:
         raise SourceError(f"the map {map} leaves out every video of {source}: give other classes a name.")
@@ -162,8 +179,10 @@ def _names_that_occur(rows: list[Row], source: str) -> list[str]:
         return sorted({row.label for row in rows})
     negative = next((row for row in rows if int(row.label) < 0), None)
     if negative:
-        raise SourceError(f"{negative.where} of {source}: label {negative.label} is out of range, they begin at 0: leave "
-                          "the video out if it has no label.")  # fmt: skip
+        raise SourceError(
+            f"{negative.where} of {source}: label {negative.label} is out of range, they begin at 0: leave "
+            "the video out if it has no label."
+        )
     count = max(int(row.label) for row in rows) + 1
     if count > MOST_CLASSES:
         raise SourceError(f"{source} has label {count - 1}: labels are class indices from 0, not identifiers.")

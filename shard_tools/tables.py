@@ -14,9 +14,23 @@ from shard_tools.paths import VIDEO_SUFFIXES, SourceError, is_video, join
 PATH_COLUMNS = ("path", "video", "video_path", "filepath", "file_path", "filename", "file_name", "file")
 ID_COLUMNS = ("id", "video_id", "youtube_id", "vid_name", "vid")
 LABEL_COLUMNS = (
-    "label", "class", "class_name", "classname", "label_name", "target", "category", "label_id", "class_id", "label_idx",
-    "class_idx", "label_index", "class_index", "category_id", "labels", "classes",
-)  # fmt: skip
+    "label",
+    "class",
+    "class_name",
+    "classname",
+    "label_name",
+    "target",
+    "category",
+    "label_id",
+    "class_id",
+    "label_idx",
+    "class_idx",
+    "label_index",
+    "class_index",
+    "category_id",
+    "labels",
+    "classes",
+)
 SPLIT_COLUMNS = ("split", "subset")
 UNIT = r"(?:_?(?:time|timestamp|t|s|secs?|seconds?))*"
 START, END, DURATION = (
@@ -62,8 +76,10 @@ def read_lines(source: str, text: str, root: str, notes: list[str]) -> list[Line
     except csv.Error as error:
         raise SourceError(f"{source} is not a text file of path,label rows: {error}.") from error
     if named:
-        notes.append(f"lines of {source} that begin with # are skipped as comments, though {named:,} of them name a video: "
-                     "write ./# where a path begins so.")  # fmt: skip
+        notes.append(
+            f"lines of {source} that begin with # are skipped as comments, though {named:,} of them name a video: "
+            "write ./# where a path begins so."
+        )
     for line, cells in table:
         shorter, longer = sorted((cells, table[0][1]), key=len)
         if any(longer[len(shorter) :]):
@@ -123,8 +139,15 @@ def read_header(first: list[str]) -> Columns:
     start, end, duration = (
         next((i for i, name in enumerate(header) if pattern.fullmatch(name)), None) for pattern in (START, END, DURATION)
     )
-    return Columns(named(PATH_COLUMNS), named(ID_COLUMNS), named(LABEL_COLUMNS), start, end,
-                   duration if end is None and start is not None else None, named(SPLIT_COLUMNS))  # fmt: skip
+    return Columns(
+        named(PATH_COLUMNS),
+        named(ID_COLUMNS),
+        named(LABEL_COLUMNS),
+        start,
+        end,
+        duration if end is None and start is not None else None,
+        named(SPLIT_COLUMNS),
+    )
 
 
 def about_unused(source: str, header: list[str], columns: Columns) -> list[str]:
@@ -134,8 +157,10 @@ def about_unused(source: str, header: list[str], columns: Columns) -> list[str]:
     notes = []
     if unused:
         parts = not columns.are_parts and any(map(OF_A_PART.search, unused.values()))
-        notes.append(f"{source} has the columns {', '.join(unused)}, which are not used"
-                     + (": parts are start,end or start,duration in seconds." if parts else "."))  # fmt: skip
+        notes.append(
+            f"{source} has the columns {', '.join(unused)}, which are not used"
+            + (": parts are start,end or start,duration in seconds." if parts else ".")
+        )
         if columns.label is None:
             notes.append(f"{source} has no column of labels, so its videos have none: call it label if one of these is it.")
     return notes

@@ -51,11 +51,15 @@ def read_tars(folder: str, tars: list[str]) -> tuple[list[Row], list[str]]:
     for tar in tars:
         rows += _read_tar(folder, tar, links, others)
     if links:
-        notes.append(f"{len(links):,} videos in tars of {folder or '.'} are links to other members and are left out; the "
-                     f"first is {links[0]}.")  # fmt: skip
+        notes.append(
+            f"{len(links):,} videos in tars of {folder or '.'} are links to other members and are left out; the "
+            f"first is {links[0]}."
+        )
     if rows and others and all(row.label is None for row in rows):
-        notes.append(f"the tars of {folder or '.'} hold no labels (members .cls, .label or .txt, or .json with a field "
-                     f"{', '.join(LABEL_FIELDS)}), so their videos have none; not used are {by_suffix(others)}.")  # fmt: skip
+        notes.append(
+            f"the tars of {folder or '.'} hold no labels (members .cls, .label or .txt, or .json with a field "
+            f"{', '.join(LABEL_FIELDS)}), so their videos have none; not used are {by_suffix(others)}."
+        )
     return rows, notes
 
 
@@ -101,8 +105,10 @@ def _labelled(place: str, rows: list[Row], labels: dict[str, list[Label]]) -> li
         own = _own(labels.get(key, []), parts, len(videos[key]) == 1)
         chosen = next((label for label in own if label.text is not None or label.fault), None)
         if chosen and chosen.fault:
-            raise SourceError(f"member {chosen.member} of {place}, the label of {row.member}, {chosen.fault}: write it as a "
-                              ".cls member that holds one name or integer.")  # fmt: skip
+            raise SourceError(
+                f"member {chosen.member} of {place}, the label of {row.member}, {chosen.fault}: write it as a "
+                ".cls member that holds one name or integer."
+            )
         if chosen is None:
             _refuse_strays(place, row.member, labels.get(key, []), videos[key])
         found.append(row if chosen is None else row._replace(label=chosen.text))
@@ -127,8 +133,10 @@ def _refuse_strays(place: str, video: str, labels: list[Label], videos: list[lis
     for label in labels:
         told = label.fault or label.text is not None and label.parts[-1] not in ("txt", "text")
         if told and not any(_own([label], each, len(videos) == 1) for each in videos):
-            raise SourceError(f"member {label.member} of {place} agrees with {video} up to the first dot only, so it cannot "
-                              "be told whether it is its label: name them alike, as b.x.mp4 and b.x.cls.")  # fmt: skip
+            raise SourceError(
+                f"member {label.member} of {place} agrees with {video} up to the first dot only, so it cannot "
+                "be told whether it is its label: name them alike, as b.x.mp4 and b.x.cls."
+            )
 
 
 def _shared(label: list[str], video: list[str]) -> int:

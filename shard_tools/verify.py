@@ -30,9 +30,20 @@ import numpy as np
 from tqdm import tqdm
 
 from pipelines.index import (
-    BLOCK, CLIP, FRAGMENT, clip_key, clip_size, impossible_records, index_file, is_intact, padded, parse_manifest,
-    parse_records, shard_number, times_are_possible,
-)  # fmt: skip
+    BLOCK,
+    CLIP,
+    FRAGMENT,
+    clip_key,
+    clip_size,
+    impossible_records,
+    index_file,
+    is_intact,
+    padded,
+    parse_manifest,
+    parse_records,
+    shard_number,
+    times_are_possible,
+)
 from pipelines.storage import ShardError
 from shard_tools.console import print_any_name
 
@@ -317,7 +328,7 @@ def decode(data: bytes, clip, codec: str, gop: int) -> str | None:
 
 
 def verify(root: Path, to_decode: int | None = 100, workers: int = 1) -> dict:
-    """Check the data set in `root`; to_decode: how many clips to decode, None: all. Raises ShardError if nothing can be checked.
+    """Check the data set in `root`; to_decode: how many clips to decode, None: all. Raises ShardError if none can be checked.
 
     Returns {"data", "clips", "shards", "bytes", "seconds", "gb_per_s", "decoded", "problems": [Problem, ...]}; seconds
     and gb_per_s are of reading and checking, without decoding.
@@ -414,8 +425,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("data", metavar="DIR", help="folder that make_shards wrote, on this machine")
     add("--decode", default="100", metavar="N", help="clips to decode as well, drawn at random; all, or 0 (default: 100)")
     add("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes (default: all cores)")
-    add("--bad", type=Path, metavar="FILE", help="write the sources of bad clips here: a CSV of path,start,end,label,reason "
-        "that make_shards takes as SOURCE")  # fmt: skip
+    add(
+        "--bad",
+        type=Path,
+        metavar="FILE",
+        help="write the sources of bad clips here: a CSV of path,start,end,label,reason that make_shards takes as SOURCE",
+    )
     add("--json", type=Path, metavar="FILE", help="write the whole report here")
     arguments = parser.parse_args(argv)
     if arguments.decode != "all" and not arguments.decode.isdecimal():

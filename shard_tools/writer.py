@@ -28,8 +28,10 @@ from shard_tools.shard_writer import part_name
 from shard_tools.sources import Video, source_hash
 
 CHOSEN = "making.npy"  # of an append: which of the listed videos are new
-LEFTOVER = re.compile(r"shard-.*\.(partial|part|journal\.jsonl|tmp|upload)|making\.npy|(clips|fragments)(-\d+)?\.npy"
-                      r"|(making|manifest|clips|fragments|rejected).*\.(tmp|copy|upload)")  # fmt: skip
+LEFTOVER = re.compile(
+    r"shard-.*\.(partial|part|journal\.jsonl|tmp|upload)|making\.npy|(clips|fragments)(-\d+)?\.npy"
+    r"|(making|manifest|clips|fragments|rejected).*\.(tmp|copy|upload)"
+)
 
 
 def make_shards(

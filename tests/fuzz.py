@@ -89,10 +89,16 @@ def _block(rng, data: bytes) -> tuple[int, int]:
 
 
 DAMAGE = {
-    "cut": cut, "headless": headless,
-    "flip": flip_bits, "flip-head": flip_bits_in_header, "flip-tail": flip_bits_in_last_part,
-    "zero": zero_block, "repeat": repeat_block, "remove": remove_block, "overwrite": overwrite_block,
-}  # fmt: skip
+    "cut": cut,
+    "headless": headless,
+    "flip": flip_bits,
+    "flip-head": flip_bits_in_header,
+    "flip-tail": flip_bits_in_last_part,
+    "zero": zero_block,
+    "repeat": repeat_block,
+    "remove": remove_block,
+    "overwrite": overwrite_block,
+}
 
 
 def _good_videos(folder: Path) -> dict[str, bytes]:
@@ -128,28 +134,48 @@ def _no_videos(folder: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("a.mp4", bytes(1 << 20))
     return {
-        "empty.mp4": b"", "empty.avi": b"", "one-byte.mp4": b"\0", "one-byte.webm": b"\x1a", "one-byte.avi": b"R",
-        "text.mp4": b"hello, this is no video\n" * 99, "page.mp4": b"<!DOCTYPE html><html><body>404</body></html>",
-        "data.mp4": b'{"error": "this video is private"}', "zeros.mp4": bytes(70_000), "picture.mp4": png.getvalue(),
-        "archive.mp4": archive.getvalue(), "bomb.mp4": gzip.compress(bytes(1 << 22)), "random.mp4": b"\x00\x01" * 5000,
+        "empty.mp4": b"",
+        "empty.avi": b"",
+        "one-byte.mp4": b"\0",
+        "one-byte.webm": b"\x1a",
+        "one-byte.avi": b"R",
+        "text.mp4": b"hello, this is no video\n" * 99,
+        "page.mp4": b"<!DOCTYPE html><html><body>404</body></html>",
+        "data.mp4": b'{"error": "this video is private"}',
+        "zeros.mp4": bytes(70_000),
+        "picture.mp4": png.getvalue(),
+        "archive.mp4": archive.getvalue(),
+        "bomb.mp4": gzip.compress(bytes(1 << 22)),
+        "random.mp4": b"\x00\x01" * 5000,
         "playlist.mp4": b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nh264.mp4\n#EXT-X-ENDLIST\n",
-        "list.mp4": b"ffconcat version 1.0\nfile 'good/h264.mp4'\n", "script.mp4": b"#!/bin/sh\nexit 1\n",
+        "list.mp4": b"ffconcat version 1.0\nfile 'good/h264.mp4'\n",
+        "script.mp4": b"#!/bin/sh\nexit 1\n",
         "subtitles.mp4": b"1\n00:00:00,000 --> 00:00:01,000\nhello\n",
         "sound.mp4": write_audio(folder / "s.mp4").read_bytes(),
-        "ftyp.mp4": b"\0\0\0\x18ftypisom\0\0\2\0isomiso2", "moov.mp4": b"\0\0\0\x08moov",
+        "ftyp.mp4": b"\0\0\0\x18ftypisom\0\0\2\0isomiso2",
+        "moov.mp4": b"\0\0\0\x08moov",
         "box.mp4": b"\xff\xff\xff\xffmoov",
-        "ebml.webm": b"\x1a\x45\xdf\xa3\x01\xff\xff\xff\xff\xff\xff\xff", "riff.avi": b"RIFF\xff\xff\xff\xffAVI LIST",
-    }  # fmt: skip
+        "ebml.webm": b"\x1a\x45\xdf\xa3\x01\xff\xff\xff\xff\xff\xff\xff",
+        "riff.avi": b"RIFF\xff\xff\xff\xffAVI LIST",
+    }
 
 
 def _swapped(good: dict[str, bytes]) -> dict[str, bytes]:
     """Right content under a wrong name, and the beginning of one format before the rest of another."""
     mp4, webm, avi = good["h264.mp4"], good["vp9.webm"], good["mpeg4.avi"]
     return {
-        "an-mp4.avi": mp4, "a-webm.mp4": webm, "an-avi.mkv": avi, "ftyp-webm.mp4": mp4[:32] + webm[32:],
-        "ebml-mp4.webm": webm[:40] + mp4[40:], "riff-mp4.avi": avi[:64] + mp4[64:], "two.mp4": mp4 + mp4,
-        "two.webm": webm + webm, "two.avi": avi + avi, "ftyp-gone.mp4": mp4[8:], "mp4-then-text.mp4": mp4 + b"end" * 99,
-    }  # fmt: skip
+        "an-mp4.avi": mp4,
+        "a-webm.mp4": webm,
+        "an-avi.mkv": avi,
+        "ftyp-webm.mp4": mp4[:32] + webm[32:],
+        "ebml-mp4.webm": webm[:40] + mp4[40:],
+        "riff-mp4.avi": avi[:64] + mp4[64:],
+        "two.mp4": mp4 + mp4,
+        "two.webm": webm + webm,
+        "two.avi": avi + avi,
+        "ftyp-gone.mp4": mp4[8:],
+        "mp4-then-text.mp4": mp4 + b"end" * 99,
+    }
 
 
 def _lying_mp4s(good: bytes) -> dict[str, bytes]:
@@ -160,30 +186,38 @@ def _lying_mp4s(good: bytes) -> dict[str, bytes]:
         return good[:place] + struct.pack(form, *values) + good[place + struct.calcsize(form) :]
 
     return {
-        "duration-mvhd.mp4": edited(b"mvhd", 16, ">I", 0xFFFFFFFF), "duration-mdhd.mp4": edited(b"mdhd", 16,
-        ">I", 0xFFFFFFFF),
-        "duration-zero.mp4": edited(b"mdhd", 16, ">I", 0), "timescale-zero.mp4": edited(b"mdhd", 12, ">I", 0),
-        "timescale-one.mp4": edited(b"mdhd", 12, ">I", 1), "timescale-huge.mp4": edited(b"mdhd", 12, ">I", 0xFFFFFFFF),
-        "stts-count.mp4": edited(b"stts", 8, ">I", 0xFFFFFFFF), "stts-many.mp4": edited(b"stts", 8, ">I", 50_000_000),
-        "stts-entries.mp4": edited(b"stts", 4, ">I", 0x0FFFFFFF), "stts-zero.mp4": edited(b"stts", 12, ">I", 0),
-        "stts-huge.mp4": edited(b"stts", 12, ">I", 0x7FFFFFFF), "stts-negative.mp4": edited(b"stts", 12, ">i", -512),
-        "stsz-one-size.mp4": edited(b"stsz", 4, ">II", 1, 100_000_000), "stsz-count.mp4": edited(b"stsz", 8,
-        ">I", 0x7FFFFFFF),
-        "stsz-none.mp4": edited(b"stsz", 8, ">I", 0), "stsz-large.mp4": edited(b"stsz", 12, ">I", 0x7FFFFFFF),
-        "stsc-samples.mp4": edited(b"stsc", 12, ">I", 0x7FFFFFFF), "stco-far.mp4": edited(b"stco", 8, ">I", 0x7FFFFFFF),
-        "stss-entries.mp4": edited(b"stss", 4, ">I", 0x0FFFFFFF), "ctts-negative.mp4": edited(b"ctts", 12,
-        ">i", -5_000_000),
-        "elst-far.mp4": edited(b"elst", 8, ">Ii", 1000, 0x7FFFFFFF), "elst-empty.mp4": edited(b"elst", 8,
-        ">Ii", 0x7FFFFFFF, -1),
-        "size-tkhd.mp4": edited(b"tkhd", 76, ">II", 0xFFFF0000, 0xFFFF0000), "size-stsd.mp4": edited(b"avc1", 24,
-        ">HH", 65535, 65535),
-        "size-none.mp4": edited(b"avc1", 24, ">HH", 0, 0), "turned-askew.mp4": edited(b"tkhd", 40,
-        ">iii", 46341, 46341, 0),
-        "turned-none.mp4": edited(b"tkhd", 40, ">9i", *[0] * 9), "codec-unknown.mp4": edited(b"avc1", -4,
-        ">4s", b"xxxx"),
-        "codec-wrong.mp4": edited(b"avc1", -4, ">4s", b"vp09"), "avcC-cut.mp4": edited(b"avcC", -8, ">I", 9),
+        "duration-mvhd.mp4": edited(b"mvhd", 16, ">I", 0xFFFFFFFF),
+        "duration-mdhd.mp4": edited(b"mdhd", 16, ">I", 0xFFFFFFFF),
+        "duration-zero.mp4": edited(b"mdhd", 16, ">I", 0),
+        "timescale-zero.mp4": edited(b"mdhd", 12, ">I", 0),
+        "timescale-one.mp4": edited(b"mdhd", 12, ">I", 1),
+        "timescale-huge.mp4": edited(b"mdhd", 12, ">I", 0xFFFFFFFF),
+        "stts-count.mp4": edited(b"stts", 8, ">I", 0xFFFFFFFF),
+        "stts-many.mp4": edited(b"stts", 8, ">I", 50_000_000),
+        "stts-entries.mp4": edited(b"stts", 4, ">I", 0x0FFFFFFF),
+        "stts-zero.mp4": edited(b"stts", 12, ">I", 0),
+        "stts-huge.mp4": edited(b"stts", 12, ">I", 0x7FFFFFFF),
+        "stts-negative.mp4": edited(b"stts", 12, ">i", -512),
+        "stsz-one-size.mp4": edited(b"stsz", 4, ">II", 1, 100_000_000),
+        "stsz-count.mp4": edited(b"stsz", 8, ">I", 0x7FFFFFFF),
+        "stsz-none.mp4": edited(b"stsz", 8, ">I", 0),
+        "stsz-large.mp4": edited(b"stsz", 12, ">I", 0x7FFFFFFF),
+        "stsc-samples.mp4": edited(b"stsc", 12, ">I", 0x7FFFFFFF),
+        "stco-far.mp4": edited(b"stco", 8, ">I", 0x7FFFFFFF),
+        "stss-entries.mp4": edited(b"stss", 4, ">I", 0x0FFFFFFF),
+        "ctts-negative.mp4": edited(b"ctts", 12, ">i", -5_000_000),
+        "elst-far.mp4": edited(b"elst", 8, ">Ii", 1000, 0x7FFFFFFF),
+        "elst-empty.mp4": edited(b"elst", 8, ">Ii", 0x7FFFFFFF, -1),
+        "size-tkhd.mp4": edited(b"tkhd", 76, ">II", 0xFFFF0000, 0xFFFF0000),
+        "size-stsd.mp4": edited(b"avc1", 24, ">HH", 65535, 65535),
+        "size-none.mp4": edited(b"avc1", 24, ">HH", 0, 0),
+        "turned-askew.mp4": edited(b"tkhd", 40, ">iii", 46341, 46341, 0),
+        "turned-none.mp4": edited(b"tkhd", 40, ">9i", *[0] * 9),
+        "codec-unknown.mp4": edited(b"avc1", -4, ">4s", b"xxxx"),
+        "codec-wrong.mp4": edited(b"avc1", -4, ">4s", b"vp09"),
+        "avcC-cut.mp4": edited(b"avcC", -8, ">I", 9),
         "depth.mp4": b"".join(struct.pack(">I4s", 8 * (500 - i), b"moov") for i in range(500)),
-    }  # fmt: skip
+    }
 
 
 def _lying_webms(good: bytes) -> dict[str, bytes]:
@@ -202,13 +236,18 @@ def _lying_webms(good: bytes) -> dict[str, bytes]:
         return good[:duration] + struct.pack(">d", seconds * 1000) + good[duration + 8 :]
 
     return {
-        "size-16384.webm": sized(16384, 16384), "size-65536.webm": sized(65536, 65536),
+        "size-16384.webm": sized(16384, 16384),
+        "size-65536.webm": sized(65536, 65536),
         "size-wide.webm": sized(65536, 2),
-        "duration-year.webm": timed(3e7), "duration-nan.webm": timed(float("nan")), "duration-negative.webm": timed(-5),
-        "duration-inf.webm": timed(float("inf")), "duration-none.webm": timed(0), "duration-minute.webm": timed(60),
+        "duration-year.webm": timed(3e7),
+        "duration-nan.webm": timed(float("nan")),
+        "duration-negative.webm": timed(-5),
+        "duration-inf.webm": timed(float("inf")),
+        "duration-none.webm": timed(0),
+        "duration-minute.webm": timed(60),
         "scale-zero.webm": good[:scale] + bytes(3) + good[scale + 3 :],
         "scale-huge.webm": good[:scale] + b"\xff" * 3 + good[scale + 3 :],
-    }  # fmt: skip
+    }
 
 
 def _strange(folder: Path) -> dict[str, bytes]:
@@ -241,20 +280,34 @@ def _strange(folder: Path) -> dict[str, bytes]:
 # ---- real codecs -----------------------------------------------------------------------------------------------------
 
 REAL = {  # file -> how FFmpeg encodes it; a key frame every 12 or 10 frames where there are others
-    "mpeg4.mp4": "-c:v mpeg4 -q:v 3 -g 12", "mpeg4.avi": "-c:v mpeg4 -q:v 3 -g 12 -bf 2", "mpeg4.ts": "-c:v mpeg4 -q:v 3 -g 12",
-    "msmpeg4.avi": "-c:v msmpeg4 -q:v 3 -g 12", "wmv2.asf": "-c:v wmv2 -q:v 3 -g 12", "flv1.flv": "-c:v flv -q:v 3 -g 12",
-    "h263.3gp": "-c:v h263 -q:v 3 -g 12", "h261.avi": "-c:v h261 -s 176x144 -q:v 3 -g 12",
-    "mpeg1.mpg": "-c:v mpeg1video -q:v 3 -g 12", "mpeg2.ts": "-c:v mpeg2video -q:v 3 -g 12 -bf 2",
-    "h264.mp4": "-c:v libx264 -g 10 -bf 2 -movflags +faststart", "h264.mkv": "-c:v libx264 -g 10 -bf 0",
+    "mpeg4.mp4": "-c:v mpeg4 -q:v 3 -g 12",
+    "mpeg4.avi": "-c:v mpeg4 -q:v 3 -g 12 -bf 2",
+    "mpeg4.ts": "-c:v mpeg4 -q:v 3 -g 12",
+    "msmpeg4.avi": "-c:v msmpeg4 -q:v 3 -g 12",
+    "wmv2.asf": "-c:v wmv2 -q:v 3 -g 12",
+    "flv1.flv": "-c:v flv -q:v 3 -g 12",
+    "h263.3gp": "-c:v h263 -q:v 3 -g 12",
+    "h261.avi": "-c:v h261 -s 176x144 -q:v 3 -g 12",
+    "mpeg1.mpg": "-c:v mpeg1video -q:v 3 -g 12",
+    "mpeg2.ts": "-c:v mpeg2video -q:v 3 -g 12 -bf 2",
+    "h264.mp4": "-c:v libx264 -g 10 -bf 2 -movflags +faststart",
+    "h264.mkv": "-c:v libx264 -g 10 -bf 0",
     "h264.ts": "-c:v libx264 -g 10",
     "hevc.mp4": "-c:v libx265 -movflags +faststart -x265-params keyint=10:log-level=none",
     "hevc.ts": "-c:v libx265 -x265-params keyint=10:open-gop=1:log-level=none",
-    "vp8.webm": "-c:v libvpx -b:v 1M -g 10", "vp9.webm": "-c:v libvpx-vp9 -crf 20 -b:v 0 -g 10 -cpu-used 8",
-    "av1.mkv": "-c:v libaom-av1 -crf 20 -g 10 -cpu-used 8", "theora.ogv": "-c:v libtheora -q:v 8 -g 12",
-    "mjpeg.avi": "-c:v mjpeg -q:v 3", "mjpeg.mov": "-c:v mjpeg -q:v 3", "prores.mov": "-c:v prores",
-    "dnxhd.mov": "-c:v dnxhd -profile:v dnxhr_sq -s 256x144 -pix_fmt yuv422p", "ffv1.mkv": "-c:v ffv1 -level 3 -g 12",
-    "huffyuv.avi": "-c:v huffyuv -pix_fmt yuv422p", "gif.gif": "", "raw.y4m": "-pix_fmt yuv420p",
-}  # fmt: skip
+    "vp8.webm": "-c:v libvpx -b:v 1M -g 10",
+    "vp9.webm": "-c:v libvpx-vp9 -crf 20 -b:v 0 -g 10 -cpu-used 8",
+    "av1.mkv": "-c:v libaom-av1 -crf 20 -g 10 -cpu-used 8",
+    "theora.ogv": "-c:v libtheora -q:v 8 -g 12",
+    "mjpeg.avi": "-c:v mjpeg -q:v 3",
+    "mjpeg.mov": "-c:v mjpeg -q:v 3",
+    "prores.mov": "-c:v prores",
+    "dnxhd.mov": "-c:v dnxhd -profile:v dnxhr_sq -s 256x144 -pix_fmt yuv422p",
+    "ffv1.mkv": "-c:v ffv1 -level 3 -g 12",
+    "huffyuv.avi": "-c:v huffyuv -pix_fmt yuv422p",
+    "gif.gif": "",
+    "raw.y4m": "-pix_fmt yuv420p",
+}
 
 
 def with_a_packet(source: Path, number: int, edit) -> bytes:

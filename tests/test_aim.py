@@ -24,8 +24,12 @@ def randomised(model, std=0.2):
 def golden_model(tensors, config, dtype):
     backbone = {k: config[k] for k in ("image_size", "patch_size", "width", "layers", "heads")}
     model = i2v.create_model(
-        "aim", {**backbone, "embed_dim": 32}, config["num_frames"], config["num_classes"],
-        temporal_adapters=config["num_tadapter"], adapter_scale=config["adapter_scale"],
+        "aim",
+        {**backbone, "embed_dim": 32},
+        config["num_frames"],
+        config["num_classes"],
+        temporal_adapters=config["num_tadapter"],
+        adapter_scale=config["adapter_scale"],
     )
     weights = {k.removeprefix("weight/"): v for k, v in tensors.items() if k.startswith("weight/")}
     report = i2v.load_weights(model, {"state_dict": weights}, layout="authors")
@@ -140,12 +144,19 @@ def test_all_layers_compile_to_one_graph(temporal_adapters, drop_path):
     torch.testing.assert_close(block(tokens, 4), block.forward(tokens, 4))
 
 
-@pytest.mark.parametrize("backbone, num_frames, classes, temporal_adapters, total, trained", [
-    (BASE, 8, 400, 1, 96.765, 10.967), (BASE, 32, 174, 1, 96.609, 10.811),
-    (BASE, 8, 174, 2, 100.141, 14.343), (BASE, 32, 400, 2, 100.333, 14.536),
-    (LARGE, 8, 400, 1, 341.439, 38.261), (LARGE, 32, 174, 1, 341.232, 38.054),
-    (LARGE, 32, 400, 2, 354.077, 50.899), (LARGE, 8, 174, 2, 353.821, 50.643),
-])
+@pytest.mark.parametrize(
+    "backbone, num_frames, classes, temporal_adapters, total, trained",
+    [
+        (BASE, 8, 400, 1, 96.765, 10.967),
+        (BASE, 32, 174, 1, 96.609, 10.811),
+        (BASE, 8, 174, 2, 100.141, 14.343),
+        (BASE, 32, 400, 2, 100.333, 14.536),
+        (LARGE, 8, 400, 1, 341.439, 38.261),
+        (LARGE, 32, 174, 1, 341.232, 38.054),
+        (LARGE, 32, 400, 2, 354.077, 50.899),
+        (LARGE, 8, 174, 2, 353.821, 50.643),
+    ],
+)
 def test_parameter_counts(backbone, num_frames, classes, temporal_adapters, total, trained):
     with torch.device("meta"):
         model = i2v.create_model("aim", backbone, num_frames, classes, temporal_adapters=temporal_adapters)
@@ -153,17 +164,20 @@ def test_parameter_counts(backbone, num_frames, classes, temporal_adapters, tota
     assert round(sum(p.numel() for p in model.trainable_parameters().values()) / 1e6, 3) == trained
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(temporal_adapters=3), "temporal_adapters must be 1 or 2, got 3"),
-    (dict(temporal_adapters=True), "temporal_adapters must be 1 or 2"),
-    (dict(adapter_scale="0.5"), "adapter_scale must be a finite number, got '0.5'"),
-    (dict(adapter_scale=float("nan")), "adapter_scale must be a finite number"),
-    (dict(bottleneck_ratio=-0.25), "bottleneck_ratio must leave at least one of the backbone's 32 channels, got -0.25"),
-    (dict(bottleneck_ratio=0.01), "bottleneck_ratio must leave at least one"),
-    (dict(drop_path=1.0), "drop_path must be a finite number, at least 0 and below 1"),
-    (dict(drop_path=-0.1), "drop_path must be a finite number, at least 0 and below 1"),
-    (dict(drop_path=None), "drop_path must be a finite number"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(temporal_adapters=3), "temporal_adapters must be 1 or 2, got 3"),
+        (dict(temporal_adapters=True), "temporal_adapters must be 1 or 2"),
+        (dict(adapter_scale="0.5"), "adapter_scale must be a finite number, got '0.5'"),
+        (dict(adapter_scale=float("nan")), "adapter_scale must be a finite number"),
+        (dict(bottleneck_ratio=-0.25), "bottleneck_ratio must leave at least one of the backbone's 32 channels, got -0.25"),
+        (dict(bottleneck_ratio=0.01), "bottleneck_ratio must leave at least one"),
+        (dict(drop_path=1.0), "drop_path must be a finite number, at least 0 and below 1"),
+        (dict(drop_path=-0.1), "drop_path must be a finite number, at least 0 and below 1"),
+        (dict(drop_path=None), "drop_path must be a finite number"),
+    ],
+)
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         i2v.create_model("aim", TINY, 4, 5, **options)

@@ -246,8 +246,15 @@ def test_in_a_store_it_is_the_same(source, grown, tmp_path):
     fs = fsspec.filesystem("memory")
     fs.put(f"{out}/", "/bucket/x/", recursive=True)
     with pytest.raises(Stop):
-        make(source, "memory://bucket/x", append=True, retry=True, shard_clips=2, staging=tmp_path / "staging",
-             on_progress=stop_at_three)  # fmt: skip
+        make(
+            source,
+            "memory://bucket/x",
+            append=True,
+            retry=True,
+            shard_clips=2,
+            staging=tmp_path / "staging",
+            on_progress=stop_at_three,
+        )
     make(source, "memory://bucket/x", append=True, retry=True, shard_clips=2, staging=tmp_path / "other")
     found = {entry["name"].rsplit("/", 1)[-1]: fs.cat_file(entry["name"]) for entry in fs.ls("/bucket/x", detail=True)}
     assert {name: hashlib.sha256(data).hexdigest() for name, data in found.items()} == contents(expected)

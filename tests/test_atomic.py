@@ -18,11 +18,10 @@ class Died(BaseException):
 def test_until_all_is_written_the_old_file_is_there(tmp_path, error):
     path = tmp_path / "a.json"
     path.write_text("old")
-    with pytest.raises(error):
-        with replacing(path) as temporary:
-            temporary.write_text("half")
-            assert path.read_text() == "old" and temporary.parent == path.parent
-            raise error
+    with pytest.raises(error), replacing(path) as temporary:
+        temporary.write_text("half")
+        assert path.read_text() == "old" and temporary.parent == path.parent
+        raise error
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.json"]
     with replacing(path) as temporary:
         temporary.write_text("new")

@@ -87,13 +87,32 @@ def through_the_graph(clips, steps, fill=None):
 # smooth and blur. Equalize: PIL divides by a whole number of pixels, which matters less the larger the picture is. Warps:
 # DALI interpolates linearly and rounds, timm cubically and cuts off.
 TOLERANCE = {
-    "Brightness": 0.01, "Contrast": 0.03, "Color": 0.3, "Sharpness": 0.5, "Invert": 0, "Posterize": 0, "Solarize": 0,
-    "SolarizeAdd": 0, "AutoContrast": 0.02, "Equalize": 1.5, "Rotate": 2, "ShearX": 1.5, "ShearY": 1.5, "TranslateX": 1.5,
+    "Brightness": 0.01,
+    "Contrast": 0.03,
+    "Color": 0.3,
+    "Sharpness": 0.5,
+    "Invert": 0,
+    "Posterize": 0,
+    "Solarize": 0,
+    "SolarizeAdd": 0,
+    "AutoContrast": 0.02,
+    "Equalize": 1.5,
+    "Rotate": 2,
+    "ShearX": 1.5,
+    "ShearY": 1.5,
+    "TranslateX": 1.5,
     "TranslateY": 1.5,
-}  # fmt: skip
-NAMES = {"Posterize": "PosterizeIncreasing", "Solarize": "SolarizeIncreasing", "Color": "ColorIncreasing",
-         "Contrast": "ContrastIncreasing", "Brightness": "BrightnessIncreasing", "Sharpness": "SharpnessIncreasing",
-         "TranslateX": "TranslateXRel", "TranslateY": "TranslateYRel"}  # fmt: skip
+}
+NAMES = {
+    "Posterize": "PosterizeIncreasing",
+    "Solarize": "SolarizeIncreasing",
+    "Color": "ColorIncreasing",
+    "Contrast": "ContrastIncreasing",
+    "Brightness": "BrightnessIncreasing",
+    "Sharpness": "SharpnessIncreasing",
+    "TranslateX": "TranslateXRel",
+    "TranslateY": "TranslateYRel",
+}
 
 
 def timm_operation(name, level, sign, monkeypatch, increasing=True, fill=(128, 128, 128)):
@@ -129,8 +148,14 @@ def test_operations_equal_timms(videos, monkeypatch):  # noqa: F811
 @pytest.mark.parametrize("fill, colour", [(None, (128, 128, 128)), ("mean", (123, 117, 104))])
 def test_operations_of_imgaug_and_fill_colours(videos, fill, colour):  # noqa: F811
     turned, mirrored = a._rotation(7.0, SIZE, SIZE), (-0.97, 0, 0.99 * SIZE, 0, 0.98, 0.01 * SIZE)
-    cases = [(a.SMOOTH, (), 0.01), (a.BLUR, (), 0.05), (a.CUTOUT, (-3, 60, 30, 20), 0), (a.WARP_NEAREST, turned, 0.05),
-             (a.WARP, turned, 0.8), (a.WARP, mirrored, 0.8)]  # fmt: skip
+    cases = [
+        (a.SMOOTH, (), 0.01),
+        (a.BLUR, (), 0.05),
+        (a.CUTOUT, (-3, 60, 30, 20), 0),
+        (a.WARP_NEAREST, turned, 0.05),
+        (a.WARP, turned, 0.8),
+        (a.WARP, mirrored, 0.8),
+    ]
     for pixels, after in through_the_graph([clip for clip, _ in videos], [(op, v) for op, v, _ in cases], fill):
         for (op, v, tolerance), got in zip(cases, after):
             want = np.stack([np.asarray(with_pil(Image.fromarray(frame), op, v, colour)) for frame in pixels])
@@ -197,9 +222,20 @@ def named(op, v, width=200, height=100):
         return max(moves.items(), key=lambda item: abs(item[1]))
     if op == a.SOLARIZE:
         return ("Invert", 0) if v[0] == 0 else ("Solarize", v[0])
-    names = {a.BRIGHTNESS: "Brightness", a.CONTRAST: "Contrast", a.SATURATION: "Color", a.SHARPNESS: "Sharpness",
-             a.SMOOTH: "Smooth", a.BLUR: "Blur", a.POSTERIZE: "Posterize", a.SOLARIZE_ADD: "SolarizeAdd",
-             a.AUTOCONTRAST: "AutoContrast", a.EQUALIZE: "Equalize", a.CUTOUT: "Cutout", a.NOTHING: "Identity"}  # fmt: skip
+    names = {
+        a.BRIGHTNESS: "Brightness",
+        a.CONTRAST: "Contrast",
+        a.SATURATION: "Color",
+        a.SHARPNESS: "Sharpness",
+        a.SMOOTH: "Smooth",
+        a.BLUR: "Blur",
+        a.POSTERIZE: "Posterize",
+        a.SOLARIZE_ADD: "SolarizeAdd",
+        a.AUTOCONTRAST: "AutoContrast",
+        a.EQUALIZE: "Equalize",
+        a.CUTOUT: "Cutout",
+        a.NOTHING: "Identity",
+    }
     return names[op], v[0]
 
 

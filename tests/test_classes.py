@@ -67,10 +67,10 @@ def test_numbers_decide_the_order(tmp_path, form, first):
         lambda text: b"\xfe\xff" + text.encode("utf-16-be"),
         lambda text: text.replace("\n", "\r\n").encode("utf-8-sig"),
         lambda text: text.replace("\n", "\r").encode("utf-8"),
-        lambda text: "\n \n" .encode() + text.replace("\n", " \t\n\n").encode("utf-8"),
+        lambda text: b"\n \n" + text.replace("\n", " \t\n\n").encode("utf-8"),
     ],
     ids=["utf-8", "a mark", "two marks", "utf-16", "utf-16-be", "spreadsheet", "carriage returns", "blank lines"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("form", ["{name}", "{i} {name}"])
 def test_marks_and_line_ends_are_in_no_name(tmp_path, encode, form):
     names = ["café", "日本", "run"]
@@ -119,8 +119,14 @@ def column(name, index, numbered=FROM_0):
         ({"labels": 0, "classes": 1}, ["labels", "classes"], FROM_0),
         ([["a", "b"], ["c,", "d"]], AB, LISTED),
         ([{"name": "c, d", "id": 2}, {"name": "a b", "id": 1}], AB, column("name", "id", FROM_1)),
-        ({"categories": [{"id": 0, "name": "a b", "supercategory": "x"}, {"id": 1, "name": "c, d", "supercategory": "x"}],
-          "images": []}, AB, column("name", "id")),
+        (
+            {
+                "categories": [{"id": 0, "name": "a b", "supercategory": "x"}, {"id": 1, "name": "c, d", "supercategory": "x"}],
+                "images": [],
+            },
+            AB,
+            column("name", "id"),
+        ),
         # names that are numbers, or have one
         ("id\n7\n5\n", ["7", "5"], LINES + "; line 1, 'id', is its header"),
         ("1\n2\n3\n", ["1", "2", "3"], LINES),
@@ -139,7 +145,7 @@ def column(name, index, numbered=FROM_0):
         (["1 dog", "3 dogs"], ["1 dog", "3 dogs"], LISTED),
         ("[Something] falls\nrun\n", ["[Something] falls", "run"], LINES),
     ],
-)  # fmt: skip
+)
 def test_every_form_is_understood_and_said(tmp_path, content, names, how):
     path = write(tmp_path / ("classes.txt" if isinstance(content, str) else "labels.json"), content)
     assert read_class_list(path) == (names, f"class names are those of {path}: {len(names)} names, {how}.")
@@ -192,10 +198,21 @@ NUMBERS = "numbers begin at 0 or 1 and leave none out; if the numbers belong to 
         (["run", ""], "class 1 (from 0) has no name"),
         ([{"id": 0, "name": "run"}, {"id": 1}], "class 1 (from 0) has no name"),
         ([{"id": 0, "colour": "run", "x": 1}], "none of its columns is called name"),
-        *[(wrong, "it is none of these: one name per line") for wrong in (
-            {"x": "a"}, {"classes": "xy", "shards": 3}, [1, 2], 5, {"x": None}, {"x": True}, {}, {"0": ["n01", "tench"]})],
+        *[
+            (wrong, "it is none of these: one name per line")
+            for wrong in (
+                {"x": "a"},
+                {"classes": "xy", "shards": 3},
+                [1, 2],
+                5,
+                {"x": None},
+                {"x": True},
+                {},
+                {"0": ["n01", "tench"]},
+            )
+        ],
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_meant_is_refused(tmp_path, content, message):
     path = write(tmp_path / ("classes.txt" if isinstance(content, str) else "wrong.json"), content)
     with pytest.raises(SourceError) as error:
@@ -224,8 +241,11 @@ def test_shards_give_the_names_of_their_manifest_as_they_are(tmp_path):
     assert read_classes(tmp_path) == ["0 run", "1 climb ", '"x"']  # the labels that were stored
 
 
-NAME = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")) | st.just(" "), min_size=1, max_size=12).map(
-    str.strip).filter(lambda name: name and "\ufeff" not in name)  # fmt: skip
+NAME = (
+    st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")) | st.just(" "), min_size=1, max_size=12)
+    .map(str.strip)
+    .filter(lambda name: name and "\ufeff" not in name)
+)
 
 
 def as_csv(names, order, header, first):

@@ -46,14 +46,20 @@ def fvcore_macs(model, clip):
     return counter.total()
 
 
-@pytest.mark.parametrize("method, frames, head, options", [
-    ("clip", 2, "text", {}), ("aim", 4, "linear", {"temporal_adapters": 2}),
-    ("st_adapter", 4, "linear", {"adapter_width": 8, "positions": ["pre_attn", "pre_mlp"]}),
-    ("st_adapter", 4, "linear", {"adapter_width": 8, "kernel_size": [3, 3, 3]}),
-    ("zeroi2v", 4, "linear", {"shift_div": 4}), ("zeroi2v", 4, "linear", {"merged": True}),
-    ("dist", 4, "text", {"integration_dim": 64, "temporal_dim": 16}), ("tada", 4, "linear", SMALL_ROUTES),
-    ("tada", 4, "linear", SMALL_ROUTES | {"temporal_enhance": True, "double": True}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "method, frames, head, options",
+    [
+        ("clip", 2, "text", {}),
+        ("aim", 4, "linear", {"temporal_adapters": 2}),
+        ("st_adapter", 4, "linear", {"adapter_width": 8, "positions": ["pre_attn", "pre_mlp"]}),
+        ("st_adapter", 4, "linear", {"adapter_width": 8, "kernel_size": [3, 3, 3]}),
+        ("zeroi2v", 4, "linear", {"shift_div": 4}),
+        ("zeroi2v", 4, "linear", {"merged": True}),
+        ("dist", 4, "text", {"integration_dim": 64, "temporal_dim": 16}),
+        ("tada", 4, "linear", SMALL_ROUTES),
+        ("tada", 4, "linear", SMALL_ROUTES | {"temporal_enhance": True, "double": True}),
+    ],
+)
 def test_every_operator_of_every_method_counts_as_in_fvcore(method, frames, head, options):
     def build():
         return create_model(method, TINY, frames, 5, {"type": head}, **options)
@@ -75,21 +81,40 @@ def test_shifted_products_count_as_the_convolution_they_are():
 
 # GMACs of the authors' code, as fvcore prints them: reference/st_adapter-aim-zeroi2v.md and dist-tadaconv.md
 COUNTED = {
-    "st_adapter/k400_vit-b16_8f": 151.78, "st_adapter/ssv2_vit-b16_8f": 162.90, "aim/k400_vit-b16_8f": 202.32,
-    "aim/k400_vit-b16_16f": 405.10, "aim/k400_vit-b16_32f": 812.06, "aim/ssv2_vit-b16_8f": 207.90,
-    "aim/k400_vit-l14_8f": 934.26, "aim/k400_vit-l14_16f": 1870.13, "aim/k400_vit-l14_32f": 3746.74,
-    "zeroi2v/k400_vit-b16_8f": 162.97, "zeroi2v/k400_vit-b16_16f": 325.93, "zeroi2v/k400_vit-l14_32f": 3008.37,
-    "zeroi2v/k400_vit-b16_8f, merged": 140.66, "zeroi2v/k400_vit-b16_16f, merged": 281.31,
-    "zeroi2v/ucf101_vit-b16_32f, merged": 562.62, "zeroi2v/k400_vit-l14_32f, merged": 2594.45,
-    "tada/k400_vit-b16_16f": 153.78, "tada/ssv2_vit-b16_16f": 187.24, "tada/ssv2_vit-b16_32f": 374.49,
-    "tada/k400_vit-l14_16f": 703.22, "tada/k400_vit-l14_32f": 1406.45, "tada/k400_vit-l14_64f": 2812.90,
-    "tada/ssv2_vit-l14_16f": 858.45, "tada/ssv2_vit-l14_32f": 1716.90,
+    "st_adapter/k400_vit-b16_8f": 151.78,
+    "st_adapter/ssv2_vit-b16_8f": 162.90,
+    "aim/k400_vit-b16_8f": 202.32,
+    "aim/k400_vit-b16_16f": 405.10,
+    "aim/k400_vit-b16_32f": 812.06,
+    "aim/ssv2_vit-b16_8f": 207.90,
+    "aim/k400_vit-l14_8f": 934.26,
+    "aim/k400_vit-l14_16f": 1870.13,
+    "aim/k400_vit-l14_32f": 3746.74,
+    "zeroi2v/k400_vit-b16_8f": 162.97,
+    "zeroi2v/k400_vit-b16_16f": 325.93,
+    "zeroi2v/k400_vit-l14_32f": 3008.37,
+    "zeroi2v/k400_vit-b16_8f, merged": 140.66,
+    "zeroi2v/k400_vit-b16_16f, merged": 281.31,
+    "zeroi2v/ucf101_vit-b16_32f, merged": 562.62,
+    "zeroi2v/k400_vit-l14_32f, merged": 2594.45,
+    "tada/k400_vit-b16_16f": 153.78,
+    "tada/ssv2_vit-b16_16f": 187.24,
+    "tada/ssv2_vit-b16_32f": 374.49,
+    "tada/k400_vit-l14_16f": 703.22,
+    "tada/k400_vit-l14_32f": 1406.45,
+    "tada/k400_vit-l14_64f": 2812.90,
+    "tada/ssv2_vit-l14_16f": 858.45,
+    "tada/ssv2_vit-l14_32f": 1716.90,
     # DiST less the patch embedding and ln_pre of the frames that CLIP does not see
-    "dist/ssv2_vit-b16_8+16f": 163.07 - 0.93, "dist/ssv2_vit-b16_16+32f": 326.13 - 1.86,
-    "dist/ssv2_vit-b16_32+64f": 652.25 - 3.72, "dist/ssv2_vit-l14_32+64f": 2830.79 - 4.97,
-    "dist/k400_vit-b16_8+16f": 164.04 - 0.93, "dist/k400_vit-b16_16+32f": 328.08 - 1.86,
-    "dist/k400_vit-b16_32+64f": 656.15 - 3.72, "dist/k400_vit-l14_32+64f": 2835.84 - 4.97,
-}  # fmt: skip
+    "dist/ssv2_vit-b16_8+16f": 163.07 - 0.93,
+    "dist/ssv2_vit-b16_16+32f": 326.13 - 1.86,
+    "dist/ssv2_vit-b16_32+64f": 652.25 - 3.72,
+    "dist/ssv2_vit-l14_32+64f": 2830.79 - 4.97,
+    "dist/k400_vit-b16_8+16f": 164.04 - 0.93,
+    "dist/k400_vit-b16_16+32f": 328.08 - 1.86,
+    "dist/k400_vit-b16_32+64f": 656.15 - 3.72,
+    "dist/k400_vit-l14_32+64f": 2835.84 - 4.97,
+}
 
 
 @pytest.mark.parametrize("name", COUNTED)
@@ -113,10 +138,18 @@ def test_the_document_has_every_configuration():
     assert {name.removesuffix(", merged") for name in DOCUMENT} == names
 
 
-@pytest.mark.parametrize("name", [
-    "clip/k400_vit-b16_8f", "st_adapter/ssv2_vit-b16_8f", "aim/ssv2_vit-b16_8f", "zeroi2v/ssv2_vit-b16_8f",
-    "dist/ssv2_vit-b16_8+16f", "tada/ssv2_vit-b16_16f", "aim/k700_vit-l14_32f",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "clip/k400_vit-b16_8f",
+        "st_adapter/ssv2_vit-b16_8f",
+        "aim/ssv2_vit-b16_8f",
+        "zeroi2v/ssv2_vit-b16_8f",
+        "dist/ssv2_vit-b16_8+16f",
+        "tada/ssv2_vit-b16_16f",
+        "aim/k700_vit-l14_32f",
+    ],
+)
 def test_the_document_is_what_the_tool_writes(name):
     for row in costs(str(ROOT / f"configs/{name}.yaml")):
         assert cells(row)[1:] == DOCUMENT[row["config"]]
@@ -146,10 +179,13 @@ def test_the_command_prints_a_table_and_writes_json(monkeypatch, capsys, tmp_pat
     assert "| demo/st_adapter | " + " | ".join(cells(row)[1:]) + " |" in lines
 
 
-@pytest.mark.parametrize("arguments, text", [
-    (["configs/demo/st_adapter.yaml"], "file's name does not begin with one of k400, .*: give --classes"),
-    (["none.yaml"], "none.yaml cannot be read"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (["configs/demo/st_adapter.yaml"], "file's name does not begin with one of k400, .*: give --classes"),
+        (["none.yaml"], "none.yaml cannot be read"),
+    ],
+)
 def test_mistakes_end_in_one_sentence(monkeypatch, arguments, text):
     with pytest.raises(SystemExit, match=f"i2v.complexity: .*{text}"):
         run(monkeypatch, *arguments)

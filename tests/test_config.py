@@ -67,15 +67,37 @@ def test_numbers_as_yaml_writes_them(write):
         ("train.lr.x=3", "lr is not a section"),
         ("clips.size=3", "clips.size is decided by the model"),
         ("train.betas=[1]", "train.betas is .1.: it must be two numbers"),
-        *((f"train.{key}=.{value}", f"train.{key} is .*: it must be a finite number") for value in ("inf", "nan") for key in
-          ("lr", "epochs", "weight_decay", "warmup_epochs", "warmup_lr", "min_lr", "mixup", "cutmix", "label_smoothing",
-           "layer_decay", "eval_every")),
+        *(
+            (f"train.{key}=.{value}", f"train.{key} is .*: it must be a finite number")
+            for value in ("inf", "nan")
+            for key in (
+                "lr",
+                "epochs",
+                "weight_decay",
+                "warmup_epochs",
+                "warmup_lr",
+                "min_lr",
+                "mixup",
+                "cutmix",
+                "label_smoothing",
+                "layer_decay",
+                "eval_every",
+            )
+        ),
         ("train.lr_multipliers={head: .inf}", "train.lr_multipliers is .*: it must be factors"),
         ("train.no_decay=[1]", "train.no_decay is .1.: it must be parts of names"),
         ("train.max_steps=0", "train.max_steps is 0: it must be a whole number, at least 1 or null"),
         ("data.threads=0", "data.threads is 0: it must be a whole number, at least 1 or null"),
-        *((f"train.{key}={value}", f"train.{key} is .*: it must be a finite number") for key, value in
-          (("lr", "9" * 400), ("epochs", "1e308"), ("eval_every", "1e-320"), ("mixup", "1e308"), ("cutmix", "1001"))),
+        *(
+            (f"train.{key}={value}", f"train.{key} is .*: it must be a finite number")
+            for key, value in (
+                ("lr", "9" * 400),
+                ("epochs", "1e308"),
+                ("eval_every", "1e-320"),
+                ("mixup", "1e308"),
+                ("cutmix", "1001"),
+            )
+        ),
         ("model.options={adapter_scale: .inf}", "model.options.adapter_scale is inf: it must be a finite number"),
         ("clips={area: [0.1, .nan]}", "clips.area.1 is nan: it must be a finite number"),
         ("train.lr_multipliers={1: 2}", "train.lr_multipliers is .1: 2.: it must be factors, at least 0, of parts of names"),
@@ -91,10 +113,15 @@ def test_each_mistake_has_its_sentence(write, override, text):
         load_config(write(MINIMAL), [override])
 
 
-@pytest.mark.parametrize("text, key", [
-    ("train:\n  lr: 1\n  epochs: 2\n  lr: 2\n", "lr"), ("train: {lr: 1}\nmodel: {method: aim}\ntrain: {lr: 2}\n", "train"),
-    ("a: &a {x: 1}\nb: &b {y: 1}\ntrain:\n  <<: *a\n  <<: *b\n", "<<"), ("clips:\n  area: [{a: 1, a: 2}]\n", "a"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, key",
+    [
+        ("train:\n  lr: 1\n  epochs: 2\n  lr: 2\n", "lr"),
+        ("train: {lr: 1}\nmodel: {method: aim}\ntrain: {lr: 2}\n", "train"),
+        ("a: &a {x: 1}\nb: &b {y: 1}\ntrain:\n  <<: *a\n  <<: *b\n", "<<"),
+        ("clips:\n  area: [{a: 1, a: 2}]\n", "a"),
+    ],
+)
 def test_a_key_that_comes_twice_is_refused(write, text, key):
     with pytest.raises(ConfigError, match=f"the key {re.escape(key)} comes a second time in its section: remove one.* line"):
         load_config(write(text))
@@ -129,8 +156,10 @@ def test_every_shipped_config_is_complete_and_plans_a_clip(path):
     config = load_config(path)
     assert config.out == str(Path("runs") / path.relative_to(ROOT / "configs").with_suffix(""))
     size = backbone_spec(config.model.backbone).image_size
-    given = {kind: {name: value for name, value in config.clips.items() if name in kind.__dataclass_fields__}
-             for kind in (ClipOptions, AugmentOptions, GraphOptions)}  # fmt: skip
+    given = {
+        kind: {name: value for name, value in config.clips.items() if name in kind.__dataclass_fields__}
+        for kind in (ClipOptions, AugmentOptions, GraphOptions)
+    }
     assert {name for names in given.values() for name in names} == config.clips.keys()
     GraphOptions(**given[GraphOptions])
     augment = AugmentOptions(**given[AugmentOptions])
@@ -156,9 +185,7 @@ def meta_model(path):
 def _meta_model(text, classes):
     model = json.loads(text)
     with torch.device("meta"):
-        return create_model(
-            model["method"], model["backbone"], model["num_frames"], classes, model["head"], **model["options"]
-        )
+        return create_model(model["method"], model["backbone"], model["num_frames"], classes, model["head"], **model["options"])
 
 
 def millions(parameters):
@@ -169,19 +196,31 @@ def millions(parameters):
 # what this code does not keep: the text tower and CLIP's projection.
 B16, L14 = 63.428 + 0.393, 123.650 + 0.786
 SIZES = {
-    "st_adapter/k400_vit-b16_8f": (93.217, 7.418), "st_adapter/ssv2_vit-b16_8f": (100.154, 14.354),
-    "aim/k400_vit-b16_8f": (96.765, 10.967), "aim/k400_vit-b16_32f": (96.783, 10.985),
-    "aim/k400_vit-l14_8f": (341.439, 38.261), "aim/k400_vit-l14_32f": (341.463, 38.286),
-    "aim/ssv2_vit-b16_8f": (100.141, 14.343), "aim/ssv2_vit-l14_8f": (341.207, 38.029),
-    "zeroi2v/k400_vit-b16_8f": (100.315, 14.517), "zeroi2v/k400_vit-l14_32f": (354.077, 50.899),
-    "zeroi2v/ssv2_vit-b16_8f": (100.141, 14.343), "zeroi2v/ssv2_vit-l14_32f": (353.845, 50.668),
-    "dist/ssv2_vit-b16_8+16f": (168.622 - B16, 19.001), "dist/k400_vit-b16_8+16f": (175.726 - B16, 26.105),
-    "dist/ssv2_vit-b16_16+32f": (168.665 - B16, 19.044), "dist/k400_vit-b16_16+32f": (175.775 - B16, 26.154),
-    "dist/ssv2_vit-b16_32+64f": (168.751 - B16, 19.130), "dist/k400_vit-b16_32+64f": (175.873 - B16, 26.253),
-    "dist/ssv2_vit-l14_32+64f": (460.362 - L14, 32.745), "dist/k400_vit-l14_32+64f": (467.484 - L14, 39.868),
-    "tada/k400_vit-b16_16f": (104.196, 104.196), "tada/k400_vit-l14_16f": (364.827, 364.827),
-    "tada/ssv2_vit-b16_16f": (135.087, 135.087), "tada/ssv2_vit-l14_16f": (474.960, 474.960),
-}  # fmt: skip
+    "st_adapter/k400_vit-b16_8f": (93.217, 7.418),
+    "st_adapter/ssv2_vit-b16_8f": (100.154, 14.354),
+    "aim/k400_vit-b16_8f": (96.765, 10.967),
+    "aim/k400_vit-b16_32f": (96.783, 10.985),
+    "aim/k400_vit-l14_8f": (341.439, 38.261),
+    "aim/k400_vit-l14_32f": (341.463, 38.286),
+    "aim/ssv2_vit-b16_8f": (100.141, 14.343),
+    "aim/ssv2_vit-l14_8f": (341.207, 38.029),
+    "zeroi2v/k400_vit-b16_8f": (100.315, 14.517),
+    "zeroi2v/k400_vit-l14_32f": (354.077, 50.899),
+    "zeroi2v/ssv2_vit-b16_8f": (100.141, 14.343),
+    "zeroi2v/ssv2_vit-l14_32f": (353.845, 50.668),
+    "dist/ssv2_vit-b16_8+16f": (168.622 - B16, 19.001),
+    "dist/k400_vit-b16_8+16f": (175.726 - B16, 26.105),
+    "dist/ssv2_vit-b16_16+32f": (168.665 - B16, 19.044),
+    "dist/k400_vit-b16_16+32f": (175.775 - B16, 26.154),
+    "dist/ssv2_vit-b16_32+64f": (168.751 - B16, 19.130),
+    "dist/k400_vit-b16_32+64f": (175.873 - B16, 26.253),
+    "dist/ssv2_vit-l14_32+64f": (460.362 - L14, 32.745),
+    "dist/k400_vit-l14_32+64f": (467.484 - L14, 39.868),
+    "tada/k400_vit-b16_16f": (104.196, 104.196),
+    "tada/k400_vit-l14_16f": (364.827, 364.827),
+    "tada/ssv2_vit-b16_16f": (135.087, 135.087),
+    "tada/ssv2_vit-l14_16f": (474.960, 474.960),
+}
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)

@@ -13,7 +13,7 @@ import i2v.convert as program
 from i2v.checkpoint import load_checkpoint, save_checkpoint
 from i2v.model import create_model, merge_adapters
 from i2v.runtime import own_tensors, restore_model
-from i2v.vit import ViTSpec, VisionTransformer
+from i2v.vit import VisionTransformer, ViTSpec
 from i2v.weights import fingerprint, load_weights, read_state_dict
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +28,7 @@ def convert(monkeypatch, *arguments):
 def test_released_weights_become_a_checkpoint_with_the_same_logits(tmp_path, monkeypatch, capsys):
     """The golden file's weights, without its trunk: what the ST-Adapter authors released."""
     with safe_open(ROOT / "tests" / "golden" / "st_adapter-1.safetensors", "pt") as file:
-        golden = {name: file.get_tensor(name) for name in file.keys()}
+        golden = {name: file.get_tensor(name) for name in file}
         facts = json.loads(file.metadata()["config"])
     weights = {name.removeprefix("weight/"): t for name, t in golden.items() if name.startswith("weight/")}
     released = {name: t for name, t in weights.items() if ".adapter_" in name or name.startswith("fc.")}
@@ -38,14 +38,32 @@ def test_released_weights_become_a_checkpoint_with_the_same_logits(tmp_path, mon
     (tmp_path / "classes.txt").write_text("\n".join(f"{i},class {i}" for i in reversed(range(classes))), "utf-8-sig")
     width = released["transformer.resblocks.0.adapter_pre_mlp.fc1.weight"].shape[0]
     geometry = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 3, "heads": 4, "embed_dim": 32}
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump({
-        "model": {"method": "st_adapter", "backbone": geometry, "weights": str(tmp_path / "clip.safetensors"),
-                  "options": {"adapter_width": width}},
-        "data": {"train": "none"}, "train": {"epochs": 1, "batch_size": 1, "lr": 1.0},
-    }))  # fmt: skip
+    (tmp_path / "run.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "model": {
+                    "method": "st_adapter",
+                    "backbone": geometry,
+                    "weights": str(tmp_path / "clip.safetensors"),
+                    "options": {"adapter_width": width},
+                },
+                "data": {"train": "none"},
+                "train": {"epochs": 1, "batch_size": 1, "lr": 1.0},
+            }
+        )
+    )
     assert facts
-    convert(monkeypatch, "--config", tmp_path / "run.yaml", "--source", tmp_path / "released.pth", "--classes",
-            tmp_path / "classes.txt", "--out", tmp_path / "out.safetensors")  # fmt: skip
+    convert(
+        monkeypatch,
+        "--config",
+        tmp_path / "run.yaml",
+        "--source",
+        tmp_path / "released.pth",
+        "--classes",
+        tmp_path / "classes.txt",
+        "--out",
+        tmp_path / "out.safetensors",
+    )
     assert f"{tmp_path}/classes.txt: {classes} names, numbered from 0.\n" in capsys.readouterr().out
     assert load_checkpoint(tmp_path / "out.safetensors")[1]["classes"] == [f"class {i}" for i in range(classes)]
     model = restore_model(*load_checkpoint(tmp_path / "out.safetensors")).eval()
@@ -63,10 +81,17 @@ def zeroi2v(tmp_path, shapes):
         torch.nn.init.normal_(parameter, std=0.1)
     manifest = json.loads((shapes / "vp9-val" / "manifest.json").read_text())
     meta = {
-        "model": model.config, "classes": manifest["classes"], "clips": {}, "progress": {"step": 1}, "config": {},
-        "backbone": {"name": GEOMETRY, "weights": str(tmp_path / "clip.safetensors"),
-                     "fingerprint": fingerprint(model.frozen_parameters())},
-    }  # fmt: skip
+        "model": model.config,
+        "classes": manifest["classes"],
+        "clips": {},
+        "progress": {"step": 1},
+        "config": {},
+        "backbone": {
+            "name": GEOMETRY,
+            "weights": str(tmp_path / "clip.safetensors"),
+            "fingerprint": fingerprint(model.frozen_parameters()),
+        },
+    }
     save_checkpoint(tmp_path / "best.safetensors", own_tensors(model, meta["backbone"]), meta)
     return tmp_path / "best.safetensors"
 

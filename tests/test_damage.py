@@ -111,9 +111,11 @@ def test_a_lost_page_of_ogg_and_a_lost_chunk_of_avi(tmp_path):
 # ---- transport streams -----------------------------------------------------------------------------------------------
 
 JOINED = {  # how each part is encoded
-    "h264": "-c:v libx264 -g 10 -bf 2", "hevc": "-c:v libx265 -x265-params keyint=10:log-level=none",
-    "mpeg2": "-c:v mpeg2video -q:v 3 -g 12 -bf 2", "mpeg4": "-c:v mpeg4 -q:v 3",
-}  # fmt: skip
+    "h264": "-c:v libx264 -g 10 -bf 2",
+    "hevc": "-c:v libx265 -x265-params keyint=10:log-level=none",
+    "mpeg2": "-c:v mpeg2video -q:v 3 -g 12 -bf 2",
+    "mpeg4": "-c:v mpeg4 -q:v 3",
+}
 
 
 @pytest.mark.parametrize("codec", JOINED)
@@ -164,7 +166,7 @@ def test_an_edit_that_leaves_the_middle_out(tmp_path):
 
 def mark_of_a_frame_left_out() -> bytes:
     """MPEG-4's picture that is not coded: type P, no time passed, at 25 frames per second."""
-    return b"\0\0\1\xb6" + int("01" "0" "1" "00000" "1" "0" "01111", 2).to_bytes(2, "big")
+    return b"\0\0\1\xb6" + int("0101000001001111", 2).to_bytes(2, "big")
 
 
 def test_an_ogg_stream_that_repeats_frames(tmp_path):
@@ -214,7 +216,7 @@ def test_sound_files_keep_every_frame(tmp_path):
         assert sum(packet.size > 0 for packet in file.demux(video=0)) > 30  # some are only references
     ogg = made(tmp_path / "theora.ogv", "-c:v libtheora -q:v 5").read_bytes()
     (tmp_path / "chain.ogv").write_bytes(ogg + ogg)
-    refresh = "-c:v libx264 -g 20 -x264-params intra-refresh=1".split()
+    refresh = ["-c:v", "libx264", "-g", "20", "-x264-params", "intra-refresh=1"]
     refresh = ffmpeg(*refresh, tmp_path / "refresh.mp4", frames=panned(60))
     begun = "noise=drop=lt(n\\,5)"
     refreshed = copied(refresh, tmp_path / "refreshed.mp4", after=f"-bsf:v {begun}")
@@ -265,10 +267,19 @@ def test_a_late_recording_with_its_end_gone_is_cut_short(seconds, tmp_path):
 # ---- what containers say ---------------------------------------------------------------------------------------------
 
 WHOLE = {
-    "a.gif": "", "a.ogv": "-c:v libtheora", "vp8.ogg": "-c:v libvpx", "a.y4m": "-pix_fmt yuv420p", "a.ts": "-c:v mpeg2video",
-    "a.m2ts": "-c:v libx264", "a.mkv": "-c:v libx264", "a.webm": "-c:v libvpx", "a.avi": "-c:v mpeg4", "a.asf": "-c:v wmv2",
-    "a.flv": "-c:v flv", "a.mov": "-c:v mjpeg -movflags +faststart",
-}  # fmt: skip
+    "a.gif": "",
+    "a.ogv": "-c:v libtheora",
+    "vp8.ogg": "-c:v libvpx",
+    "a.y4m": "-pix_fmt yuv420p",
+    "a.ts": "-c:v mpeg2video",
+    "a.m2ts": "-c:v libx264",
+    "a.mkv": "-c:v libx264",
+    "a.webm": "-c:v libvpx",
+    "a.avi": "-c:v mpeg4",
+    "a.asf": "-c:v wmv2",
+    "a.flv": "-c:v flv",
+    "a.mov": "-c:v mjpeg -movflags +faststart",
+}
 
 
 @pytest.mark.parametrize("name", WHOLE)

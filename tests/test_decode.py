@@ -29,10 +29,16 @@ def parts(tmp_path_factory):
 
 DEFAULT = ["-disposition:v:0", "default", "-disposition:v:1", "0"]  # the thumbnail, against what is seen
 THUMBNAILS = {
-    "a.mp4": [], "b.mp4": DEFAULT, "a.mov": DEFAULT, "a.mkv": [], "b.mkv": DEFAULT, "a.avi": ["-c:v:0", "mpeg4"],
-    "fragments.mp4": [*DEFAULT, "-movflags", "frag_keyframe+empty_moov"], "a.nut": DEFAULT,
+    "a.mp4": [],
+    "b.mp4": DEFAULT,
+    "a.mov": DEFAULT,
+    "a.mkv": [],
+    "b.mkv": DEFAULT,
+    "a.avi": ["-c:v:0", "mpeg4"],
+    "fragments.mp4": [*DEFAULT, "-movflags", "frag_keyframe+empty_moov"],
+    "a.nut": DEFAULT,
     "cover.mp4": ["-disposition:v:0", "attached_pic"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", THUMBNAILS)
@@ -59,12 +65,21 @@ def flac_picture(jpeg: bytes) -> str:
 
 COVERS = {
     "a.mp3": ["-c:v", "copy"],
-    "a.m4a": ["-c:v", "copy", "-disposition:v", "attached_pic"], "a.flac": ["-c:v", "copy", "-disposition:v", "attached_pic"],
-    "a.aiff": ["-c:v", "copy", "-write_id3v2", "1"], "a.wma": ["-c:v", "copy"], "a.mka": ["-c:a", "flac", "-c:v", "copy"],
-    "a.mp4": ["-c:v", "copy"], "b.mp4": ["-c:v", "libx264", "-pix_fmt", "yuv420p"], "a.mov": ["-c:v", "png"],
-    "a.mkv": ["-c:v", "copy"], "a.webm": ["-c:v", "libvpx-vp9", "-c:a", "libopus"], "a.avi": ["-c:v", "mpeg4"],
-    "a.ts": ["-c:v", "mpeg2video"], "a.mpg": ["-c:v", "mpeg2video"], "a.flv": ["-c:v", "flv1", "-ar", "44100"],
-}  # fmt: skip
+    "a.m4a": ["-c:v", "copy", "-disposition:v", "attached_pic"],
+    "a.flac": ["-c:v", "copy", "-disposition:v", "attached_pic"],
+    "a.aiff": ["-c:v", "copy", "-write_id3v2", "1"],
+    "a.wma": ["-c:v", "copy"],
+    "a.mka": ["-c:a", "flac", "-c:v", "copy"],
+    "a.mp4": ["-c:v", "copy"],
+    "b.mp4": ["-c:v", "libx264", "-pix_fmt", "yuv420p"],
+    "a.mov": ["-c:v", "png"],
+    "a.mkv": ["-c:v", "copy"],
+    "a.webm": ["-c:v", "libvpx-vp9", "-c:a", "libopus"],
+    "a.avi": ["-c:v", "mpeg4"],
+    "a.ts": ["-c:v", "mpeg2video"],
+    "a.mpg": ["-c:v", "mpeg2video"],
+    "a.flv": ["-c:v", "flv1", "-ar", "44100"],
+}
 
 
 @pytest.mark.parametrize("name", [*COVERS, "a.ogg", "attached.mka"])
@@ -91,11 +106,17 @@ def test_a_video_of_one_frame_without_sound_is_one(name, tmp_path):
 
 LATER = 0.68  # seconds from the beginning of the sound to that of the video: 17 frames
 CLOCKS = {
-    "a.mp4": [], "a.mov": [], "a.mkv": [], "a.flv": [], "a.webm": ["-c:v", "libvpx-vp9", "-crf", "10", "-c:a", "libopus"],
-    "a.ts": ["-output_ts_offset", "36000"], "a.mpg": ["-c:v", "mpeg2video", "-q:v", "2", "-c:a", "mp2"],
+    "a.mp4": [],
+    "a.mov": [],
+    "a.mkv": [],
+    "a.flv": [],
+    "a.webm": ["-c:v", "libvpx-vp9", "-crf", "10", "-c:a", "libopus"],
+    "a.ts": ["-output_ts_offset", "36000"],
+    "a.mpg": ["-c:v", "mpeg2video", "-q:v", "2", "-c:a", "mp2"],
     "a.asf": ["-c:v", "wmv2"],
-    "late.mkv": ["-output_ts_offset", "3600"], "late.mp4": ["-output_ts_offset", "50"],
-}  # fmt: skip
+    "late.mkv": ["-output_ts_offset", "3600"],
+    "late.mp4": ["-output_ts_offset", "50"],
+}
 
 
 @pytest.fixture(scope="module")

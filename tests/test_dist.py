@@ -26,18 +26,28 @@ def golden_model(tensors, config, dtype=torch.float32):
     dist, backbone = config["DIST"], {k: config[k] for k in ("image_size", "embed_dim")}
     backbone |= {k: config[f"vision_{k}"] for k in ("patch_size", "width", "layers", "heads")}
     model = i2v.create_model(
-        "dist", backbone, config["NUM_INPUT_FRAMES"], config["num_classes"],
+        "dist",
+        backbone,
+        config["NUM_INPUT_FRAMES"],
+        config["num_classes"],
         {"type": "text", "text_features": tensors["text_features"]},
-        alpha=config["SPARSE_SAMPLE_ALPHA"], selected_layers=dist["SELECTED_LAYERS"],
-        integration_dim=dist["INTEGRATION_DIM"], temporal_dim=dist["TEMPORAL_DIM"],
-        temporal_patch_size=dist["T_PATCH_SIZE"], temporal_kernel_size=dist["TEMPORAL_KERNEL_SIZE"],
-        temporal_mlp_ratio=dist["TEMPORAL_CONV_MLP_RATIO"], integration_mlp_ratio=dist["INTEGRATION_MLP_RATIO"],
+        alpha=config["SPARSE_SAMPLE_ALPHA"],
+        selected_layers=dist["SELECTED_LAYERS"],
+        integration_dim=dist["INTEGRATION_DIM"],
+        temporal_dim=dist["TEMPORAL_DIM"],
+        temporal_patch_size=dist["T_PATCH_SIZE"],
+        temporal_kernel_size=dist["TEMPORAL_KERNEL_SIZE"],
+        temporal_mlp_ratio=dist["TEMPORAL_CONV_MLP_RATIO"],
+        integration_mlp_ratio=dist["INTEGRATION_MLP_RATIO"],
         integration_temporal_mlp_ratio=dist["INTEGRATION_TEMPORAL_MLP_RATIO"],
         pooling_layers=dist["ADA_POOLING_LAYERS"],
     )
     report = i2v.load_weights(model, {"model_state": authors_weights(tensors)}, layout="authors")
-    text_tower_names = [n for n in authors_weights(tensors) if not n.startswith(
-        (AUTHORS + "visual.", AUTHORS + "dist_net.", AUTHORS + "logit_scale"))]
+    text_tower_names = [
+        n
+        for n in authors_weights(tensors)
+        if not n.startswith((AUTHORS + "visual.", AUTHORS + "dist_net.", AUTHORS + "logit_scale"))
+    ]
     assert not report.missing and report.ignored == sorted([*text_tower_names, AUTHORS + "visual.proj"])
     return model.to(dtype).eval()
 
@@ -84,8 +94,9 @@ def test_golden_text_tower(name):
 def test_older_checkpoints():
     tensors, config = golden("dist-2.safetensors")
     to_old = {new: old for old, new in OLD_NAMES.items()} | {"dist_net": "ladder_net"}
-    old = {".".join(to_old.get(part, part) for part in name.split(".")): value
-           for name, value in authors_weights(tensors).items()}
+    old = {
+        ".".join(to_old.get(part, part) for part in name.split(".")): value for name, value in authors_weights(tensors).items()
+    }
     assert AUTHORS + "ladder_net.s2t_fuse_nets.0.linear_fuse.weight" in old
     assert AUTHORS + "ladder_net.proj" in old and not any("dist_net" in name for name in old)
     model = golden_model(tensors, config)
@@ -112,14 +123,17 @@ def test_authors_layout_is_strict():
     assert i2v.load_weights(model, authors_weights(tensors), layout="auto").loaded
 
 
-@pytest.mark.parametrize("setting, backbone, frames, pooling, trained, visual", [
-    ("ssv2/vit-b16-8+16f", "ViT-B-16", 16, 2, 19.001, 86.193),
-    ("ssv2/vit-b16-32+64f", "ViT-B-16", 64, 2, 19.130, 86.193),
-    ("ssv2/vit-l14-32+64f", "ViT-L-14", 64, 2, 32.745, 303.966),
-    ("k400/vit-b16-8+16f", "ViT-B-16", 16, 4, 26.105, 86.193),
-    ("k400/vit-b16-16+32f", "ViT-B-16", 32, 4, 26.154, 86.193),
-    ("k400/vit-l14-32+64f", "ViT-L-14", 64, 4, 39.868, 303.966),
-])
+@pytest.mark.parametrize(
+    "setting, backbone, frames, pooling, trained, visual",
+    [
+        ("ssv2/vit-b16-8+16f", "ViT-B-16", 16, 2, 19.001, 86.193),
+        ("ssv2/vit-b16-32+64f", "ViT-B-16", 64, 2, 19.130, 86.193),
+        ("ssv2/vit-l14-32+64f", "ViT-L-14", 64, 2, 32.745, 303.966),
+        ("k400/vit-b16-8+16f", "ViT-B-16", 16, 4, 26.105, 86.193),
+        ("k400/vit-b16-16+32f", "ViT-B-16", 32, 4, 26.154, 86.193),
+        ("k400/vit-l14-32+64f", "ViT-L-14", 64, 4, 39.868, 303.966),
+    ],
+)
 def test_what_trains_at_the_real_sizes(setting, backbone, frames, pooling, trained, visual):
     with torch.device("meta"):
         model = i2v.create_model("dist", backbone, frames, 174, {"type": "text"}, pooling_layers=pooling)
@@ -146,12 +160,21 @@ def small(head=None, num_frames=6, **options):
     return i2v.create_model("dist", TINY, num_frames, 5, head, **{**SMALL, **options})
 
 
-@pytest.mark.parametrize("options", [
-    dict(alpha=1), dict(alpha=3), dict(alpha=6), dict(num_frames=9, alpha=3), dict(num_frames=1, alpha=1),
-    dict(selected_layers=[1]), dict(selected_layers=[0, 1], pooling_layers=1), dict(temporal_patch_size=1),
-    dict(temporal_kernel_size=5, temporal_mlp_ratio=0.5, integration_mlp_ratio=2, integration_temporal_mlp_ratio=1),
-    dict(integration_dim=192, temporal_dim=3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(alpha=1),
+        dict(alpha=3),
+        dict(alpha=6),
+        dict(num_frames=9, alpha=3),
+        dict(num_frames=1, alpha=1),
+        dict(selected_layers=[1]),
+        dict(selected_layers=[0, 1], pooling_layers=1),
+        dict(temporal_patch_size=1),
+        dict(temporal_kernel_size=5, temporal_mlp_ratio=0.5, integration_mlp_ratio=2, integration_temporal_mlp_ratio=1),
+        dict(integration_dim=192, temporal_dim=3),
+    ],
+)
 def test_options(options):
     model = small(**options)
     clips = torch.randn(2, model.num_frames, 28, 28, 3).permute(0, 4, 1, 2, 3)  # as the loader gives them
@@ -166,7 +189,8 @@ def test_options(options):
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         assert not dead or not parameter.grad.any(), name
     assert set(model.trainable_parameters()) == {
-        n for n, _ in model.named_parameters() if n.startswith(("backbone.dist_net.", "head.fc."))}  # fmt: skip
+        n for n, _ in model.named_parameters() if n.startswith(("backbone.dist_net.", "head.fc."))
+    }
     assert all(p.grad is None for p in model.frozen_parameters().values())
 
 
@@ -215,27 +239,30 @@ def test_bfloat16_keeps_float32_gradients():
     assert all(p.grad.dtype == torch.float32 for p in model.trainable_parameters().values())
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(alpha=4), "num_frames 6 is not a multiple of alpha 4"),
-    (dict(alpha=0), "alpha must be a whole number, at least 1, got 0"),
-    (dict(alpha=2.0), "alpha must be a whole number, at least 1, got 2.0"),
-    (dict(selected_layers=[]), "selected_layers must be None .all. or ascending layer numbers from 0 to 2, got"),
-    (dict(selected_layers=[0, 3]), "from 0 to 2, got .0, 3."),
-    (dict(selected_layers=[-1]), "from 0 to 2"),
-    (dict(selected_layers=[1, 0]), "ascending"),
-    (dict(selected_layers=[0, 0]), "ascending"),
-    (dict(selected_layers=["0"]), "ascending"),
-    (dict(selected_layers=2), "ascending"),
-    (dict(integration_dim=200), "use a multiple of 64"),
-    (dict(integration_dim=32), "use a multiple of 64"),
-    (dict(temporal_dim=-1), "temporal_dim must be a whole number, at least 1"),
-    (dict(temporal_patch_size=4), "temporal_patch_size must be a whole number, at least 1, odd"),
-    (dict(temporal_kernel_size=2), "temporal_kernel_size must be a whole number, at least 1, odd"),
-    (dict(pooling_layers=0), "pooling_layers must be a whole number, at least 1"),
-    (dict(temporal_mlp_ratio=0), "temporal_mlp_ratio must be a number that leaves at least one of 8 channels"),
-    (dict(integration_mlp_ratio="1"), "integration_mlp_ratio must be a finite number"),
-    (dict(integration_temporal_mlp_ratio=float("nan")), "integration_temporal_mlp_ratio must be a finite number"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(alpha=4), "num_frames 6 is not a multiple of alpha 4"),
+        (dict(alpha=0), "alpha must be a whole number, at least 1, got 0"),
+        (dict(alpha=2.0), "alpha must be a whole number, at least 1, got 2.0"),
+        (dict(selected_layers=[]), "selected_layers must be None .all. or ascending layer numbers from 0 to 2, got"),
+        (dict(selected_layers=[0, 3]), "from 0 to 2, got .0, 3."),
+        (dict(selected_layers=[-1]), "from 0 to 2"),
+        (dict(selected_layers=[1, 0]), "ascending"),
+        (dict(selected_layers=[0, 0]), "ascending"),
+        (dict(selected_layers=["0"]), "ascending"),
+        (dict(selected_layers=2), "ascending"),
+        (dict(integration_dim=200), "use a multiple of 64"),
+        (dict(integration_dim=32), "use a multiple of 64"),
+        (dict(temporal_dim=-1), "temporal_dim must be a whole number, at least 1"),
+        (dict(temporal_patch_size=4), "temporal_patch_size must be a whole number, at least 1, odd"),
+        (dict(temporal_kernel_size=2), "temporal_kernel_size must be a whole number, at least 1, odd"),
+        (dict(pooling_layers=0), "pooling_layers must be a whole number, at least 1"),
+        (dict(temporal_mlp_ratio=0), "temporal_mlp_ratio must be a number that leaves at least one of 8 channels"),
+        (dict(integration_mlp_ratio="1"), "integration_mlp_ratio must be a finite number"),
+        (dict(integration_temporal_mlp_ratio=float("nan")), "integration_temporal_mlp_ratio must be a finite number"),
+    ],
+)
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         small(**options)

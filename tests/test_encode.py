@@ -149,9 +149,7 @@ def test_a_size_that_changes_on_the_way(height, width, tmp_path):
     assert np.abs(decode(io.BytesIO(clip.data))[-1].astype(int) - (200, 30, 40)).max() < 12  # covers, no border
 
 
-@pytest.mark.parametrize(
-    "codec, name", [("gif", "a.gif"), ("mpeg4", "a.avi"), ("ffv1", "a.mkv"), ("libx265", "a.mp4")]
-)
+@pytest.mark.parametrize("codec, name", [("gif", "a.gif"), ("mpeg4", "a.avi"), ("ffv1", "a.mkv"), ("libx265", "a.mp4")])
 def test_other_codecs_and_pixel_formats(codec, name, tmp_path):
     frames = solid((200, 30, 40), 5)
     if codec == "gif":
@@ -247,7 +245,7 @@ def films(tmp_path_factory):
         write_video(folder / "hevc.mp4", frames, "libx265", options=hevc),
         write_video(folder / "a.avi", frames, "mpeg4", options={"bf": "2", "g": "30"}),
         write_video(folder / "a.ts", frames, options={"g": "30"}),
-    ]  # fmt: skip
+    ]
 
 
 def test_a_cut_is_what_decoding_from_the_beginning_gives(films, monkeypatch):
@@ -276,9 +274,7 @@ def test_a_cut_decodes_only_from_the_keyframe_before_it(films):
 
 
 def test_segments_that_the_video_does_not_have(films):
-    assert reason(Video(str(films[0]), start=10.0)) == (
-        "the segment begins at second 10, but the video is 10.00 seconds long"
-    )
+    assert reason(Video(str(films[0]), start=10.0)) == ("the segment begins at second 10, but the video is 10.00 seconds long")
     assert "is 10.00 seconds long" in reason(Video(str(films[3]), start=3600, end=3700))
     assert reason(Video(str(films[0]), start=5, end=4)) == "it has no frame between seconds 5 and 4"
 

@@ -16,7 +16,7 @@ from i2v.metrics import evaluate
 from i2v.model import create_model
 from i2v.predict import find_videos
 from i2v.runtime import restore_model
-from i2v.vit import ViTSpec, VisionTransformer
+from i2v.vit import VisionTransformer, ViTSpec
 from i2v.weights import fingerprint, load_weights
 from pipelines import Batch
 from pipelines.shards import ShardSet
@@ -38,12 +38,18 @@ def checkpoint(shapes, tmp_path_factory):
     for parameter in model.trainable_parameters().values():
         torch.nn.init.normal_(parameter, std=0.3)
     meta = {
-        "model": model.config, "classes": classes, "clips": {"flip": 0, "clips": 2, "crops": 3},
-        "backbone": {"name": GEOMETRY, "weights": str(folder / "clip.safetensors"),
-                     "fingerprint": fingerprint(model.frozen_parameters())},
+        "model": model.config,
+        "classes": classes,
+        "clips": {"flip": 0, "clips": 2, "crops": 3},
+        "backbone": {
+            "name": GEOMETRY,
+            "weights": str(folder / "clip.safetensors"),
+            "fingerprint": fingerprint(model.frozen_parameters()),
+        },
         "stored": {"codec": "vp9", "gop": 8, "short_side": 48},
-        "config": {"data": {"val": str(shapes / "vp9-val")}}, "progress": {"step": 3},
-    }  # fmt: skip
+        "config": {"data": {"val": str(shapes / "vp9-val")}},
+        "progress": {"step": 3},
+    }
     save_checkpoint(folder / "best.safetensors", model.trainable_parameters(), meta)
     return folder / "best.safetensors"
 
@@ -87,7 +93,9 @@ def test_predictions_are_what_evaluation_counts(checkpoint, shapes, tmp_path):
 @pytest.mark.process
 def test_a_window_slides_over_a_video(checkpoint, shapes, tmp_path):
     video = next((shapes / "val").rglob("*.mp4"))
-    done = command("i2v.predict", "--checkpoint", checkpoint, video, "--window", 0.3, "--hop", 0.2, "--json", tmp_path / "w.json")
+    done = command(
+        "i2v.predict", "--checkpoint", checkpoint, video, "--window", 0.3, "--hop", 0.2, "--json", tmp_path / "w.json"
+    )
     assert done.returncode == 0, done.stderr
     ((answer,), windows) = (found := json.loads((tmp_path / "w.json").read_text())), found[0]["windows"]
     assert answer["video"] == str(video) and len(windows) > 1

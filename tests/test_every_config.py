@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from benchmarks import throughput
-from i2v.complexity import cost
 from i2v.checkpoint import load_checkpoint, save_checkpoint
+from i2v.complexity import cost
 from i2v.config import load_config, to_dict
 from i2v.distributed import World
 from i2v.features import extract
@@ -27,8 +27,10 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 BACKBONE = {"image_size": 16, "patch_size": 8, "width": 96, "layers": 2, "heads": 3, "embed_dim": 32}
 SMALL = {  # sizes of a method's own parts, and which layers they sit in
-    "st_adapter": {"adapter_width": 8}, "dist": {"integration_dim": 64, "temporal_dim": 8}, "tada": {"route_head_dim": 8},
-}  # fmt: skip
+    "st_adapter": {"adapter_width": 8},
+    "dist": {"integration_dim": 64, "temporal_dim": 8},
+    "tada": {"route_head_dim": 8},
+}
 CLASSES = [f"class {i}" for i in range(700)]  # as many as any of the data sets has, so that every flip_labels fits
 STORED = {"codec": "mjpeg", "gop": 1, "short_side": 32}
 WORLD = World(0, 1, torch.device("cpu"))
@@ -40,7 +42,9 @@ def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("every")
     videos = [write_video(root / f"{i}.mp4", moving(8, 32, 48, i), fps=8) for i in range(2)]
     settings = EncodeSettings(**STORED)
-    make_shards([Video(str(v), label=690 + i, source=v.name) for i, v in enumerate(videos)], CLASSES, root / "labelled", settings)
+    make_shards(
+        [Video(str(v), label=690 + i, source=v.name) for i, v in enumerate(videos)], CLASSES, root / "labelled", settings
+    )
     make_shards([Video(str(v), source=v.name) for v in videos], [], root / "unlabelled", settings)
     return root
 
@@ -72,8 +76,15 @@ def test_every_config_goes_the_whole_way(path, data, monkeypatch):
     # As a checkpoint, on videos without labels, although left and right may be told apart in training
     torch.manual_seed(0)
     model = throughput.fresh_model(config.model, len(CLASSES))
-    meta = {"model": model.config, "backbone": describe_backbone(model, config.model, "random"), "classes": CLASSES,
-            "stored": STORED, "clips": config.clips, "config": to_dict(config), "progress": {"step": 0}}  # fmt: skip
+    meta = {
+        "model": model.config,
+        "backbone": describe_backbone(model, config.model, "random"),
+        "classes": CLASSES,
+        "stored": STORED,
+        "clips": config.clips,
+        "config": to_dict(config),
+        "progress": {"step": 0},
+    }
     checkpoint = data / f"{path.parent.name}-{path.stem}.safetensors"
     save_checkpoint(checkpoint, own_tensors(model, meta["backbone"]), meta)
     model = restore_model(*load_checkpoint(checkpoint)).eval()
@@ -81,8 +92,21 @@ def test_every_config_goes_the_whole_way(path, data, monkeypatch):
     ((start, end, probabilities),) = predict(model, meta, [video], WORLD.device, nullcontext, workers=0)[str(video)]
     assert (start, end) == (0, 1) and probabilities.shape == (len(CLASSES),)
     assert probabilities.sum().item() == pytest.approx(1, abs=1e-4)
-    args = SimpleNamespace(checkpoint=checkpoint, weights=None, options=[], window=0.5, hop=None, precision="auto", data=data / "unlabelled",
-                           batch_size=None, decode="auto", cache=None, cache_size=None, format="npy", out=checkpoint.with_suffix(""))  # fmt: skip
+    args = SimpleNamespace(
+        checkpoint=checkpoint,
+        weights=None,
+        options=[],
+        window=0.5,
+        hop=None,
+        precision="auto",
+        data=data / "unlabelled",
+        batch_size=None,
+        decode="auto",
+        cache=None,
+        cache_size=None,
+        format="npy",
+        out=checkpoint.with_suffix(""),
+    )
     assert extract(args, WORLD) == (2, [])
     with open(args.out / "features.csv", newline="") as file:
         assert [row["rows"] for row in csv.DictReader(file)] == ["2", "2"]

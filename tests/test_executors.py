@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import os
 import multiprocessing
+import os
 import shutil
 import signal
 import subprocess

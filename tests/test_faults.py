@@ -1,4 +1,4 @@
-"""Faults of disks, stores and files, through the loader: right batches, a quarantined clip or a clear error; never a wrong one."""
+"""Faults of disks, stores and files, through the loader: right batches, a quarantined clip or a clear error."""
 
 import hashlib
 import itertools

@@ -19,7 +19,7 @@ from i2v import features
 from i2v.config import load_config
 from i2v.distributed import World
 from i2v.runtime import build_model
-from i2v.vit import ViTSpec, VisionTransformer
+from i2v.vit import VisionTransformer, ViTSpec
 from pipelines import build_loader
 from pipelines.loader import Loader
 from tests.processes import LIMIT
@@ -36,15 +36,29 @@ def config(tmp_path_factory):
     save_file(VisionTransformer(ViTSpec(**GEOMETRY)).state_dict(), folder / "clip.safetensors")
     values = {
         "model": {"method": "clip", "backbone": GEOMETRY, "weights": str(folder / "clip.safetensors"), "num_frames": 4},
-        "data": {"train": "none"}, "train": {"epochs": 1, "batch_size": 8, "lr": 1e-3}, "clips": {"clips": 2, "crops": 3},
-    }  # fmt: skip
+        "data": {"train": "none"},
+        "train": {"epochs": 1, "batch_size": 8, "lr": 1e-3},
+        "clips": {"clips": 2, "crops": 3},
+    }
     (folder / "clip.yaml").write_text(yaml.safe_dump(values))
     return folder / "clip.yaml"
 
 
 def extract(config, data, out, *options, ranks=1):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    command = [sys.executable, *launch, "-m", "i2v.features", "--config", str(config), "--data", str(data), "--out", str(out), *options]
+    command = [
+        sys.executable,
+        *launch,
+        "-m",
+        "i2v.features",
+        "--config",
+        str(config),
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        *options,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)
 
@@ -127,8 +141,10 @@ def test_ranks_share_the_parts_that_are_missing(tmp_path, monkeypatch, ranks):
         (tmp_path / features.part_name(part)).touch()
     sums = []
     monkeypatch.setattr(features, "sum_over_ranks", lambda mine: sums.append(mine) or sum(sums))
-    shares = [features.own_parts(tmp_path if rank == 0 else tmp_path / "stale", range(9), World(rank, ranks, torch.device("cpu")))
-              for rank in range(ranks)]  # fmt: skip
+    shares = [
+        features.own_parts(tmp_path if rank == 0 else tmp_path / "stale", range(9), World(rank, ranks, torch.device("cpu")))
+        for rank in range(ranks)
+    ]
     assert [part for share in shares for part in share] == [1, 2, 5, 6, 7, 8]
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 

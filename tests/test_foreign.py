@@ -108,8 +108,11 @@ def hugging_face(state, kind):
             part, _, kind_of = rest.rpartition(".")
             found[f"{tower}.encoder.layers.{layer}.{blocks[part]}.{kind_of}"] = value
     if kind != "CLIPModel":
-        found = {k: v for k, v in found.items() if k.startswith("visual_projection" if "Projection" in kind else "-")
-                 or k.startswith("vision_model.")}  # fmt: skip
+        found = {
+            k: v
+            for k, v in found.items()
+            if k.startswith(("visual_projection" if "Projection" in kind else "-", "vision_model."))
+        }
     return {k.removeprefix("vision_model.") if kind == "CLIPVisionTransformer" else k: v for k, v in found.items()}
 
 
@@ -141,16 +144,19 @@ def test_hugging_face_without_a_part_is_refused():
 # ---- values ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make_bad, words", [
-    (lambda t: t.to(torch.int32), "1 of another kind of number .visual.conv1.weight int32."),
-    (lambda t: t.to(torch.complex64), "1 of another kind of number .visual.conv1.weight complex64."),
-    (lambda t: t > 0, "1 of another kind of number .visual.conv1.weight bool."),
-    (lambda t: t.index_fill(0, torch.tensor([0]), NAN), "1 not finite .visual.conv1.weight."),
-    (lambda t: t.half().index_fill(0, torch.tensor([0]), INF), "1 not finite .visual.conv1.weight."),
-    (lambda t: t.double().index_fill(0, torch.tensor([0]), 1e300), "1 not finite .visual.conv1.weight."),
-    (lambda t: t.to_sparse(), "1 of another kind of number .visual.conv1.weight sparse_coo."),
-    (lambda t: t.to("meta"), "1 of another kind of number .visual.conv1.weight meta."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make_bad, words",
+    [
+        (lambda t: t.to(torch.int32), "1 of another kind of number .visual.conv1.weight int32."),
+        (lambda t: t.to(torch.complex64), "1 of another kind of number .visual.conv1.weight complex64."),
+        (lambda t: t > 0, "1 of another kind of number .visual.conv1.weight bool."),
+        (lambda t: t.index_fill(0, torch.tensor([0]), NAN), "1 not finite .visual.conv1.weight."),
+        (lambda t: t.half().index_fill(0, torch.tensor([0]), INF), "1 not finite .visual.conv1.weight."),
+        (lambda t: t.double().index_fill(0, torch.tensor([0]), 1e300), "1 not finite .visual.conv1.weight."),
+        (lambda t: t.to_sparse(), "1 of another kind of number .visual.conv1.weight sparse_coo."),
+        (lambda t: t.to("meta"), "1 of another kind of number .visual.conv1.weight meta."),
+    ],
+)
 @pytest.mark.parametrize("layout", ["clip", "auto"])
 def test_values_that_are_no_weights_are_refused(make_bad, words, layout):
     state, model = full_clip(), make()
@@ -180,8 +186,15 @@ def test_an_archive_gives_what_torch_gives(tmp_path):
     """Strides, offsets, shared storages and dtypes included."""
     state = {k: torch.as_tensor(v) for k, v in full_clip().items()}
     base = torch.randn(6, 4)
-    state |= {"a.transposed": base.T, "a.part": base[2:4], "a.fp16": base.half(), "a.scalar": torch.tensor(3.5),
-              "a.empty": torch.zeros(0, 3), "a.flags": base > 0, "a.count": torch.tensor(7)}  # fmt: skip
+    state |= {
+        "a.transposed": base.T,
+        "a.part": base[2:4],
+        "a.fp16": base.half(),
+        "a.scalar": torch.tensor(3.5),
+        "a.empty": torch.zeros(0, 3),
+        "a.flags": base > 0,
+        "a.count": torch.tensor(7),
+    }
     script_archive(state, tmp_path / "script.pt")
     expected, found = torch.jit.load(tmp_path / "script.pt").state_dict(), read_file(tmp_path / "script.pt")
     assert expected.keys() == found.keys()
@@ -202,6 +215,7 @@ def zipped(members):
         with zipfile.ZipFile(path, "w") as archive:
             for name, make_data in members.items():
                 archive.writestr(name, make_data(bomb))
+
     return write
 
 
@@ -239,16 +253,22 @@ HOSTILE = {
     "torch.save of before": lambda path, bomb: torch.save({"b": bomb}, path, _use_new_zipfile_serialization=False),
     "tar": legacy_tar,
     "archive": zipped({"m/data.pkl": pickle.dumps, "m/constants.pkl": shut(b""), "m/version": shut(b"3")}),
-    "archive that builds": zipped({
-        "m/data.pkl": lambda bomb: b"\x80\x02c__torch__\nM\n)\x81}X\x01\x00\x00\x00acos\nmkdir\nX\x01\x00\x00\x00x\x85Rsb.",
-        "m/constants.pkl": shut(b""),
-    }),
-    "archive with a strange storage": zipped({
-        "m/data.pkl": lambda bomb: b"\x80\x02(X\x07\x00\x00\x00storagecos\nsystem\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ.",
-        "m/constants.pkl": shut(b""),
-    }),
+    "archive that builds": zipped(
+        {
+            "m/data.pkl": lambda bomb: b"\x80\x02c__torch__\nM\n)\x81}X\x01\x00\x00\x00acos\nmkdir\nX\x01\x00\x00\x00x\x85Rsb.",
+            "m/constants.pkl": shut(b""),
+        }
+    ),
+    "archive with a strange storage": zipped(
+        {
+            "m/data.pkl": lambda bomb: (
+                b"\x80\x02(X\x07\x00\x00\x00storagecos\nsystem\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ."
+            ),
+            "m/constants.pkl": shut(b""),
+        }
+    ),
     "code beside sound tensors": scripted,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", HOSTILE)

@@ -18,9 +18,13 @@ from i2v.text import text_features
 
 TINY = dict(image_size=16, patch_size=8, width=32, layers=2, heads=2, embed_dim=24)
 OPTIONS = {  # sizes that fit TINY
-    "clip": {}, "st_adapter": dict(adapter_width=8), "dist": dict(integration_dim=64, temporal_dim=8), "aim": {},
-    "zeroi2v": {}, "tada": dict(route_head_dim=8),
-}  # fmt: skip
+    "clip": {},
+    "st_adapter": dict(adapter_width=8),
+    "dist": dict(integration_dim=64, temporal_dim=8),
+    "aim": {},
+    "zeroi2v": {},
+    "tada": dict(route_head_dim=8),
+}
 METHODS = [module.name for module in pkgutil.iter_modules(methods.__path__)]
 NAMES = ["bowling", "playing harp", "abseiling", "Pushing [something] off {a} table", "zumba"]
 
@@ -171,37 +175,43 @@ def test_text_features_from_every_kind_of_file(form, clip, tmp_path, monkeypatch
     torch.testing.assert_close(text_features(NAMES[:2], backbone, weights), expected, atol=tolerance, rtol=0)
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(remove="token_embedding.weight"), "no text tower .token_embedding.weight is missing"),
-    (dict(remove="ln_final.bias"), "no text tower of CLIP's kind .*ln_final.bias"),
-    (dict(remove="text_projection"), "no text tower of CLIP's kind .*text_projection"),
-    (dict(vocabulary=1000), "has 1000 tokens, CLIP's tokeniser 49408"),
-    (dict(embed_dim=32), "embeds texts in 24 dimensions but the backbone's embed_dim is 32"),
-    (dict(templates=["a video"]), "one {} each"),
-    (dict(templates="{}"), "one {} each"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(remove="token_embedding.weight"), "no text tower .token_embedding.weight is missing"),
+        (dict(remove="ln_final.bias"), "no text tower of CLIP's kind .*ln_final.bias"),
+        (dict(remove="text_projection"), "no text tower of CLIP's kind .*text_projection"),
+        (dict(vocabulary=1000), "has 1000 tokens, CLIP's tokeniser 49408"),
+        (dict(embed_dim=32), "embeds texts in 24 dimensions but the backbone's embed_dim is 32"),
+        (dict(templates=["a video"]), "one {} each"),
+        (dict(templates="{}"), "one {} each"),
+    ],
+)
 def test_text_features_errors(change, message, clip):
     state = {k: v for k, v in clip.state_dict().items() if k != change.get("remove")}
     if "vocabulary" in change:
-        state["token_embedding.weight"] = state["token_embedding.weight"][:change["vocabulary"]]
+        state["token_embedding.weight"] = state["token_embedding.weight"][: change["vocabulary"]]
     backbone = {**TINY, "embed_dim": change.get("embed_dim", 24)}
     with pytest.raises(ValueError, match=message):
         text_features(NAMES, backbone, state, change.get("templates", TEMPLATES))
 
 
-@pytest.mark.parametrize("head, error, message", [
-    (dict(class_names=NAMES[:4]), ValueError, "class_names has 4 names but num_classes is 5"),
-    (dict(class_names="bowling"), ValueError, "class_names must be a list of texts"),
-    (dict(class_names=[*NAMES[:4], " "]), ValueError, "class_names must be a list of texts"),
-    (dict(text_features=torch.zeros(4, 24)), ValueError, r"text_features is \(4, 24\) but .* tensor \(5, 24\)"),
-    (dict(text_features=torch.zeros(5, 32)), ValueError, r"text_features is \(5, 32\) but .* tensor \(5, 24\)"),
-    (dict(text_features=[[0.0] * 24] * 5), ValueError, "text_features is list but"),
-    (dict(text_features=torch.full((5, 24), float("nan"))), ValueError, "not finite"),
-    (dict(templates=[]), ValueError, "templates must be a list of texts with one {} each"),
-    (dict(templates=["a video of {} and {}"]), ValueError, "templates must be a list of texts with one {} each"),
-    (dict(names=NAMES), TypeError, "'names' .*accepted are class_names, text_features, templates"),
-    (dict(dropout=0.5), TypeError, "head 'text' has no option 'dropout'"),
-])
+@pytest.mark.parametrize(
+    "head, error, message",
+    [
+        (dict(class_names=NAMES[:4]), ValueError, "class_names has 4 names but num_classes is 5"),
+        (dict(class_names="bowling"), ValueError, "class_names must be a list of texts"),
+        (dict(class_names=[*NAMES[:4], " "]), ValueError, "class_names must be a list of texts"),
+        (dict(text_features=torch.zeros(4, 24)), ValueError, r"text_features is \(4, 24\) but .* tensor \(5, 24\)"),
+        (dict(text_features=torch.zeros(5, 32)), ValueError, r"text_features is \(5, 32\) but .* tensor \(5, 24\)"),
+        (dict(text_features=[[0.0] * 24] * 5), ValueError, "text_features is list but"),
+        (dict(text_features=torch.full((5, 24), float("nan"))), ValueError, "not finite"),
+        (dict(templates=[]), ValueError, "templates must be a list of texts with one {} each"),
+        (dict(templates=["a video of {} and {}"]), ValueError, "templates must be a list of texts with one {} each"),
+        (dict(names=NAMES), TypeError, "'names' .*accepted are class_names, text_features, templates"),
+        (dict(dropout=0.5), TypeError, "head 'text' has no option 'dropout'"),
+    ],
+)
 def test_bad_heads(head, error, message):
     with pytest.raises(error, match=message):
         make(head=head)

@@ -9,8 +9,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("i2v", "pipelines", "shard_tools")
 FILES = sorted(p.relative_to(ROOT) for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
-ENTRY_POINTS = {"i2v.train", "i2v.evaluate", "i2v.predict", "i2v.features", "i2v.convert", "i2v.complexity",
-                "shard_tools.make_shards", "shard_tools.verify", "shard_tools.inspect", "shard_tools.preview"}  # fmt: skip
+ENTRY_POINTS = {
+    "i2v.train",
+    "i2v.evaluate",
+    "i2v.predict",
+    "i2v.features",
+    "i2v.convert",
+    "i2v.complexity",
+    "shard_tools.make_shards",
+    "shard_tools.verify",
+    "shard_tools.inspect",
+    "shard_tools.preview",
+}
 
 
 def imports(path, top_level_only=False):

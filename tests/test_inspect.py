@@ -38,9 +38,15 @@ def sharded(root, name, videos, classes=CLASSES, **settings):
 
 
 LANDSCAPE, PORTRAIT = (48, 64), (80, 48)
-TRAIN = [("a.mp4", 1, 0, 5, 25, LANDSCAPE), ("b.mp4", 2, 1, 9, 25, LANDSCAPE), ("c.mp4", 2, 2, 30, 10, PORTRAIT),
-         ("d.mp4", 2, 3, 31, 25, LANDSCAPE), ("e.mp4", -1, 4, 12, 25, LANDSCAPE), ("f.mp4", 2, "b.mp4", 9, 25, LANDSCAPE),
-         ("broken.mp4", 2, None, 0, 0, LANDSCAPE)]  # fmt: skip
+TRAIN = [
+    ("a.mp4", 1, 0, 5, 25, LANDSCAPE),
+    ("b.mp4", 2, 1, 9, 25, LANDSCAPE),
+    ("c.mp4", 2, 2, 30, 10, PORTRAIT),
+    ("d.mp4", 2, 3, 31, 25, LANDSCAPE),
+    ("e.mp4", -1, 4, 12, 25, LANDSCAPE),
+    ("f.mp4", 2, "b.mp4", 9, 25, LANDSCAPE),
+    ("broken.mp4", 2, None, 0, 0, LANDSCAPE),
+]
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +99,7 @@ def test_the_command_shows_writes_and_draws(train, tmp_path, capsys):
 
 def test_videos_in_both_splits_and_other_classes_are_reported(train, tmp_path, capsys):
     copied = train.parent / "train" / "b.mp4"
-    other = [("new.mp4", 1, copied, 9, 25, LANDSCAPE), ("a.mp4", 1, 7, 9, 25, LANDSCAPE),
-             ("g.mp4", 1, 8, 9, 25, LANDSCAPE)]  # fmt: skip
+    other = [("new.mp4", 1, copied, 9, 25, LANDSCAPE), ("a.mp4", 1, 7, 9, 25, LANDSCAPE), ("g.mp4", 1, 8, 9, 25, LANDSCAPE)]
     val = sharded(tmp_path, "val", other)
     # new.mp4 is b.mp4 under another name; a.mp4 is another video of the same name, in another folder
     (problem,) = compare([ShardSet(train), ShardSet(val)])

@@ -83,7 +83,9 @@ def test_the_same_global_batches_on_1_2_4_ranks_and_2_resumed_on_3(shapes, mixed
         options |= {"balance": 0.5, "repeats": 2}
 
     def stream(world, batch_size, steps, start=0):
-        by_rank = [batches(data, steps, batch_size=batch_size, rank=r, world_size=world, start=start, **options) for r in range(world)]
+        by_rank = [
+            batches(data, steps, batch_size=batch_size, rank=r, world_size=world, start=start, **options) for r in range(world)
+        ]
         rows = [zip(b.positions.tolist(), b.ids.tolist(), b.labels.tolist(), pixels(b)) for step in zip(*by_rank) for b in step]
         return [row for batch in rows for row in batch]
 
@@ -102,7 +104,9 @@ def test_a_mixture_reads_the_videos_of_its_data_sets(shapes):
     ids = torch.cat([batch.ids for batch in seen])
     assert 0 < (ids >= 24).sum() < 96
     for batch in seen[:2]:
-        for clip, label, position, made in zip(batch.ids.tolist(), batch.labels.tolist(), batch.positions.tolist(), batch.clips):
+        for clip, label, position, made in zip(
+            batch.ids.tolist(), batch.labels.tolist(), batch.positions.tolist(), batch.clips
+        ):
             alone = ShardSet(shapes / ("mjpeg" if clip >= 24 else "vp9"))
             assert label == alone.clips["label"][clip % 24] and loader.shards.key(clip).endswith(alone.key(clip % 24))
             assert loader.plan[position].id == clip and made.isfinite().all()
@@ -164,7 +168,13 @@ def test_a_memory_budget_bounds_what_is_read_ahead_and_changes_nothing(shapes, m
 def test_windows_cover_each_video_once(shapes):
     loader = build_loader(shapes / "vp9-val", "windows", window=0.25, hop=0.1, batch_size=8, rank=1, world_size=2, **OPTIONS)
     other = build_loader(shapes / "vp9-val", "windows", window=0.25, hop=0.1, batch_size=8, rank=0, world_size=2, **OPTIONS)
-    seen = [(p, i) for each in (loader, other) for b in each for p, i, w in zip(b.positions.tolist(), b.ids.tolist(), b.weights) if w]
+    seen = [
+        (p, i)
+        for each in (loader, other)
+        for b in each
+        for p, i, w in zip(b.positions.tolist(), b.ids.tolist(), b.weights)
+        if w
+    ]
     assert sorted(p for p, _ in seen) == list(range(len(loader.plan)))
     assert all(loader.plan.locate(p)[1] == i for p, i in seen)
     seconds = 20 / loader.shards.clips["fps"][0]
@@ -213,7 +223,7 @@ def test_sample_weights_from_a_file(shapes, tmp_path, name):
         (lambda text: text.replace("000003,1", "000003"), "row 5 of .* has 1 columns: it must be key,weight"),
         (lambda text: text + "\xe9,1", "cannot be read as weights .* a CSV of key,weight in UTF-8"),
     ],
-)  # fmt: skip
+)
 def test_sample_weights_that_cannot_be_meant(shapes, tmp_path, change, message):
     shards = ShardSet(shapes / "vp9")
     text = "key,weight\n" + "".join(f"{shards.key(i)},1\n" for i in range(24))
@@ -314,7 +324,9 @@ def test_a_bad_clip_has_weight_0_and_nothing_else_changes(shapes, tmp_path, bad,
     for before, after in zip(good, found):
         assert after.ids.tolist() == before.ids.tolist() and after.labels.tolist() == before.labels.tolist()
         assert after.weights.tolist() == [float(i != bad) for i in after.ids.tolist()]
-        assert [p for p, i in zip(pixels(before), before.ids) if i != bad] == [p for p, i in zip(pixels(after), after.ids) if i != bad]
+        assert [p for p, i in zip(pixels(before), before.ids) if i != bad] == [
+            p for p, i in zip(pixels(after), after.ids) if i != bad
+        ]
     lines = quarantine.read_text().splitlines()
     assert len(lines) == 2 and lines[1].startswith(f"{bad},{ShardSet(folder).key(bad)},")
     assert list(build_loader(folder, batch_size=5, quarantine=quarantine, **OPTIONS).bad) == [bad]  # counted again

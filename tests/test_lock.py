@@ -81,9 +81,8 @@ def test_without_locks_a_holder_that_beats_is_respected(tmp_path, monkeypatch, r
     left_behind(tmp_path)
     beats = iter(range(1, 100))
     monkeypatch.setattr(lock.time, "sleep", lambda _: os.utime(tmp_path / lock.LOCK, ns=(0, next(beats))))
-    with pytest.raises(ValueError, match="process 12 on node7, since 2026-01-01"):
-        with only_writer(tmp_path):
-            pass
+    with pytest.raises(ValueError, match="process 12 on node7, since 2026-01-01"), only_writer(tmp_path):
+        pass
     assert "node7" in (tmp_path / lock.LOCK).read_text()
 
 
@@ -98,9 +97,8 @@ def test_without_locks_a_holder_that_does_not_beat_is_gone(tmp_path, monkeypatch
 
 def test_without_locks_the_later_of_two_newcomers_stays(tmp_path, monkeypatch, no_locks):
     monkeypatch.setattr(lock.time, "sleep", lambda _: left_behind(tmp_path))  # the other one comes while we wait
-    with pytest.raises(ValueError, match="process 12 on node7"):
-        with only_writer(tmp_path):
-            pass
+    with pytest.raises(ValueError, match="process 12 on node7"), only_writer(tmp_path):
+        pass
 
 
 def test_the_holder_beats(tmp_path, monkeypatch):
@@ -124,7 +122,16 @@ time.sleep(600)
 def test_workers_end_when_their_launcher_is_killed(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(FORK)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), f"{tmp_path}/"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(script),
+        f"{tmp_path}/",
+    ]
     launcher = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
     try:
         files = [tmp_path / "0", tmp_path / "1"]

@@ -180,9 +180,7 @@ def test_killed_and_asked_to_stop_it_continues(source, whole, tmp_path):
         assert process.returncode == (-9 if kind == signal.SIGKILL else 130), errors
         assert "Traceback" not in errors and not (out / "manifest.json").exists()
         if kind != signal.SIGKILL:
-            assert errors.splitlines()[-1] == (
-                "make_shards: interrupted; what is done is kept, the same command continues."
-            )
+            assert errors.splitlines()[-1] == ("make_shards: interrupted; what is done is kept, the same command continues.")
     process = command(source, "--out", out, *OPTIONS)
     text, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -214,9 +212,11 @@ def test_a_full_disk_is_one_sentence_and_the_state_is_kept(room, source, whole, 
 
 
 def test_a_file_that_cannot_be_read_is_not_called_the_output(source, tmp_path, monkeypatch, capsys):
-    for place, sentence in ((source / "x", f"cannot read {source / 'x'} (Input/output error)"),
-                            (tmp_path / "out/y", f"cannot write to {tmp_path / 'out'} (Input/output error)"),
-                            (tmp_path, f"cannot write to {tmp_path / 'out'} (Input/output error)")):  # fmt: skip
+    for place, sentence in (
+        (source / "x", f"cannot read {source / 'x'} (Input/output error)"),
+        (tmp_path / "out/y", f"cannot write to {tmp_path / 'out'} (Input/output error)"),
+        (tmp_path, f"cannot write to {tmp_path / 'out'} (Input/output error)"),
+    ):
 
         def fail(*_, **__):
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(place))

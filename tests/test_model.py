@@ -66,55 +66,63 @@ def test_head_initialisation_and_dropout():
 def test_clip_baseline_averages_the_features_of_the_frames():
     model = i2v.create_model("clip", TINY, num_frames=3)
     clips = torch.randn(2, 3, 3, 16, 16)
-    single = [model.forward_features(clips[:, :, t:t + 1]) for t in range(3)]
+    single = [model.forward_features(clips[:, :, t : t + 1]) for t in range(3)]
     torch.testing.assert_close(model.forward_features(clips), sum(single) / 3)
 
 
-@pytest.mark.parametrize("name, expected", [
-    ("ViT-B-16", ViTSpec(224, 16, 768, 12, 12, 512)),
-    ("ViT-B-32-quickgelu", ViTSpec(224, 32, 768, 12, 12, 512)),
-    ("ViT-L-14-336", ViTSpec(336, 14, 1024, 24, 16, 768)),
-    ("ViT-H-14", ViTSpec(224, 14, 1280, 32, 16, 1024)),
-])
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("ViT-B-16", ViTSpec(224, 16, 768, 12, 12, 512)),
+        ("ViT-B-32-quickgelu", ViTSpec(224, 32, 768, 12, 12, 512)),
+        ("ViT-L-14-336", ViTSpec(336, 14, 1024, 24, 16, 768)),
+        ("ViT-H-14", ViTSpec(224, 14, 1280, 32, 16, 1024)),
+    ],
+)
 def test_open_clip_names(name, expected):
     assert backbone_spec(name) == expected
 
 
-@pytest.mark.parametrize("backbone, message", [
-    ("ViT-B-61", "nearest: 'ViT-B-16'"),
-    ("RN50", "not a plain CLIP transformer .a ResNet"),
-    ("ViT-B-16-SigLIP", "not a plain CLIP transformer .timm_model_name"),
-    ("ViT-bigG-14", "mlp_ratio"),
-    ({"width": 32}, "lacks image_size"),
-    ({**TINY, "depth": 3}, "has unknown depth"),
-    (None, "open_clip name or a dict, got NoneType"),
-])
+@pytest.mark.parametrize(
+    "backbone, message",
+    [
+        ("ViT-B-61", "nearest: 'ViT-B-16'"),
+        ("RN50", "not a plain CLIP transformer .a ResNet"),
+        ("ViT-B-16-SigLIP", "not a plain CLIP transformer .timm_model_name"),
+        ("ViT-bigG-14", "mlp_ratio"),
+        ({"width": 32}, "lacks image_size"),
+        ({**TINY, "depth": 3}, "has unknown depth"),
+        (None, "open_clip name or a dict, got NoneType"),
+    ],
+)
 def test_bad_backbones(backbone, message):
     with pytest.raises(ValueError, match=message):
         i2v.create_model("clip", backbone)
 
 
-@pytest.mark.parametrize("arguments, error, message", [
-    (dict(method="st_adaptor"), ValueError, "nearest: 'st_adapter'.*clip, .*st_adapter"),
-    (dict(method="st_adapter", adapter_widht=8), TypeError, "'adapter_widht' .nearest: 'adapter_width'.*positions"),
-    (dict(method="clip", adapter_width=8), TypeError, "accepted are none"),
-    (dict(method="clip", num_classes=0), ValueError, "num_classes must be a whole number, at least 1"),
-    (dict(method="clip", num_frames=2.5), ValueError, "num_frames must be a whole number, at least 1"),
-    (dict(method="clip", head={"type": "mlp"}), ValueError, "'mlp'.* is unknown: use a dict such as"),
-    (dict(method="clip", head="linear"), ValueError, "head 'linear' is unknown"),
-    (dict(method="clip", head={"drop": 0.1}), TypeError, "accepted are dropout, init_std"),
-    (dict(method="clip", head={"dropout": 1.5}), ValueError, "dropout must be a finite number, at least 0 and below 1"),
-])
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        (dict(method="st_adaptor"), ValueError, "nearest: 'st_adapter'.*clip, .*st_adapter"),
+        (dict(method="st_adapter", adapter_widht=8), TypeError, "'adapter_widht' .nearest: 'adapter_width'.*positions"),
+        (dict(method="clip", adapter_width=8), TypeError, "accepted are none"),
+        (dict(method="clip", num_classes=0), ValueError, "num_classes must be a whole number, at least 1"),
+        (dict(method="clip", num_frames=2.5), ValueError, "num_frames must be a whole number, at least 1"),
+        (dict(method="clip", head={"type": "mlp"}), ValueError, "'mlp'.* is unknown: use a dict such as"),
+        (dict(method="clip", head="linear"), ValueError, "head 'linear' is unknown"),
+        (dict(method="clip", head={"drop": 0.1}), TypeError, "accepted are dropout, init_std"),
+        (dict(method="clip", head={"dropout": 1.5}), ValueError, "dropout must be a finite number, at least 0 and below 1"),
+    ],
+)
 def test_bad_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         i2v.create_model(**{"backbone": TINY, **arguments})
 
 
-@pytest.mark.parametrize("shape, message", [
-    ((2, 3, 3, 4, 16, 16), "5 dimensions"),
-    ((3, 4, 16, 16), "5 dimensions"),
-    ((1, 3, 4, 32, 32), r"takes \(3, 16, 16\)"),
-])
+@pytest.mark.parametrize(
+    "shape, message",
+    [((2, 3, 3, 4, 16, 16), "5 dimensions"), ((3, 4, 16, 16), "5 dimensions"), ((1, 3, 4, 32, 32), r"takes \(3, 16, 16\)")],
+)
 def test_bad_clips(model, shape, message):
     with pytest.raises(ValueError, match=message):
         model(torch.zeros(shape))

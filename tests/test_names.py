@@ -17,7 +17,7 @@ from i2v.checkpoint import save_checkpoint
 from i2v.config import load_config
 from i2v.model import create_model
 from i2v.runtime import describe_backbone
-from i2v.vit import ViTSpec, VisionTransformer
+from i2v.vit import VisionTransformer, ViTSpec
 from i2v.weights import load_weights
 from pipelines.quarantine import Quarantine
 from pipelines.shards import ShardSet
@@ -50,9 +50,15 @@ def place(tmp_path_factory):
     config = load_config(folder / "k400_é.yaml")
     model = create_model("zeroi2v", GEOMETRY, 4, 2)
     load_weights(model, folder / "clip.safetensors", "clip")
-    meta = {"model": model.config, "backbone": describe_backbone(model, config.model, str(folder / "clip.safetensors")),
-            "classes": ShardSet(shards).classes, "clips": {}, "stored": {"codec": "vp9", "gop": 8, "short_side": 48},
-            "config": {"data": {"val": str(shards)}}, "progress": {"step": 1}}  # fmt: skip
+    meta = {
+        "model": model.config,
+        "backbone": describe_backbone(model, config.model, str(folder / "clip.safetensors")),
+        "classes": ShardSet(shards).classes,
+        "clips": {},
+        "stored": {"codec": "vp9", "gop": 8, "short_side": 48},
+        "config": {"data": {"val": str(shards)}},
+        "progress": {"step": 1},
+    }
     save_checkpoint(folder / "best.safetensors", model.trainable_parameters(), meta)
     return folder
 
@@ -63,14 +69,22 @@ COMMANDS = {  # {}: the place; (the command, its arguments, what it prints, how 
     "inspect": (inspect, ["{}/" + SHARDS, "--json", "{}/inspect.json", "--png", "{}/inspect.png"], "caf\\udce9", 0),
     "verify": (verify, ["{}/" + SHARDS, "--json", "{}/verify.json", "--workers", "1"], "shards\\udcfe", 0),
     "preview": (preview, ["{}/" + SHARDS, "--out", "{}/é.png", "num_frames=2", "size=32", "--clips", "2"], "\\xe9.png", 0),
-    "evaluate": (evaluate, ["--checkpoint", "{}/" + CHECKPOINT, "--data", "{}/" + SHARDS, "--json", "{}/evaluate.json"],
-                 "\\xe9t\\xe9", None),
-    "predict": (predict, ["--checkpoint", "{}/" + CHECKPOINT, "{}/videos", "--json", "{}/predict.json"], "bad\\udcfe.mp4",
-                "i2v.predict: 1 of 5 videos could not be read."),
+    "evaluate": (
+        evaluate,
+        ["--checkpoint", "{}/" + CHECKPOINT, "--data", "{}/" + SHARDS, "--json", "{}/evaluate.json"],
+        "\\xe9t\\xe9",
+        None,
+    ),
+    "predict": (
+        predict,
+        ["--checkpoint", "{}/" + CHECKPOINT, "{}/videos", "--json", "{}/predict.json"],
+        "bad\\udcfe.mp4",
+        "i2v.predict: 1 of 5 videos could not be read.",
+    ),
     "features": (features, ["--config", "{}/clip.yaml", "--data", "{}/" + SHARDS, "--out", "{}/features"], "p\\xf4t", None),
     "convert": (convert, ["--checkpoint", "{}/" + CHECKPOINT, "--merge", "--out", "{}/é.safetensors"], "\\xe9.safe", None),
     "complexity": (complexity, ["{}/k400_é.yaml", "--json", "{}/complexity.json"], "k400_\\xe9", None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

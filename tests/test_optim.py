@@ -10,8 +10,15 @@ from i2v.model import create_model
 from i2v.optim import build_optimizer, learning_rate, parameter_groups
 from tests.references import figures
 
-DIST_NO_DECAY = ["bias", "1-d", "in_proj_bias", "aggregated_cls_token", "aggregated_spatial_cls_token", "cls_token",
-                 "positional_embedding"]  # fmt: skip
+DIST_NO_DECAY = [
+    "bias",
+    "1-d",
+    "in_proj_bias",
+    "aggregated_cls_token",
+    "aggregated_spatial_cls_token",
+    "cls_token",
+    "positional_embedding",
+]
 TINY = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 3, "heads": 2, "embed_dim": 16}
 
 
@@ -74,13 +81,22 @@ def test_layer_decay_counts_from_the_top():
     parameters = {name: torch.nn.Parameter(torch.zeros(2, 2)) for name in ("stem", "block.0", "block.1", "head")}
     layers = {"stem": 0, "block.0": 1, "block.1": 2, "head": 3}
     groups = parameter_groups(parameters, schedule(layer_decay=0.5, no_decay=[], lr_multipliers={"head": 10}), layers.get)
-    assert {n: g["lr_scale"] for g in groups for n in g["names"]} == {"stem": 0.125, "block.0": 0.25, "block.1": 0.5, "head": 10}
+    assert {n: g["lr_scale"] for g in groups for n in g["names"]} == {
+        "stem": 0.125,
+        "block.0": 0.25,
+        "block.1": 0.5,
+        "head": 10,
+    }
 
 
-@pytest.mark.parametrize("changes, text", [
-    ({"no_decay": ["biass"]}, "train.no_decay has 'biass'"), ({"lr_multipliers": {"tail": 2}}, "train.lr_multipliers has 'tail'"),
-    ({"layer_decay": 0.7}, "train.layer_decay is set, but"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, text",
+    [
+        ({"no_decay": ["biass"]}, "train.no_decay has 'biass'"),
+        ({"lr_multipliers": {"tail": 2}}, "train.lr_multipliers has 'tail'"),
+        ({"layer_decay": 0.7}, "train.layer_decay is set, but"),
+    ],
+)
 def test_entries_that_fit_nothing_are_refused(changes, text):
     with pytest.raises(ValueError, match=text):
         parameter_groups(create_model("st_adapter", TINY, 4, 5).trainable_parameters(), schedule(**changes))
@@ -97,9 +113,11 @@ def test_tadaformer_groups_are_the_authors(size, data, decay):
     with torch.device("meta"):
         model = create_model("tada", backbone, 16, 400 if data == "k400" else 174, **ssv2)
     config = schedule(
-        weight_decay=0.05, no_decay=["bias", "1-d"], layer_decay=decay, lr_multipliers={"tada": 10, "tada2": 10, "head": 10}
-        if ssv2 else {"tada": 10, "head": 10},
-    )  # fmt: skip
+        weight_decay=0.05,
+        no_decay=["bias", "1-d"],
+        layer_decay=decay,
+        lr_multipliers={"tada": 10, "tada2": 10, "head": 10} if ssv2 else {"tada": 10, "head": 10},
+    )
     groups = parameter_groups(model.trainable_parameters(), config, layers_of(model))
     ours = {name: (group["weight_decay"], group["lr_scale"]) for group in groups for name in group["names"]}
     authors = figures("param_groups_tada")[f"tadaformer/tadaformer_{size}_{data}_16f"]

@@ -39,9 +39,9 @@ def test_window_shuffle_mixes_within_windows_and_orders_shards_anew_each_epoch()
     shards = np.repeat(np.arange(8), 50)
     order = Order(shards, OrderOptions(shuffle="window", window_shards=2), 0)
     epochs = [shards[clips(order, e * 400, e * 400 + 400)] for e in range(2)]
-    assert [set(e[:100]) for e in epochs][0] != set(epochs[1][:100])
+    assert next(set(e[:100]) for e in epochs) != set(epochs[1][:100])
     for seen in epochs:
-        assert 20 < np.count_nonzero(np.diff(seen[:100])) and len(set(seen[:100])) == 2
+        assert np.count_nonzero(np.diff(seen[:100])) > 20 and len(set(seen[:100])) == 2
 
 
 @given(weights=st.lists(st.floats(0.01, 10), min_size=2, max_size=40), epoch=st.integers(0, 9), window=st.booleans())
@@ -85,7 +85,10 @@ def test_repeats_come_in_a_row_with_draws_of_their_own(sizes, repeats, seed):
 
 def mixture(sizes, shares, seed=0, **options):
     firsts = np.cumsum([0, *sizes]).tolist()
-    orders = [Order((first + np.arange(n)) // 3, OrderOptions(**options), seed, number=k) for k, (n, first) in enumerate(zip(sizes, firsts))]
+    orders = [
+        Order((first + np.arange(n)) // 3, OrderOptions(**options), seed, number=k)
+        for k, (n, first) in enumerate(zip(sizes, firsts))
+    ]
     return Mixture(orders, firsts, shares, seed)
 
 
@@ -110,8 +113,12 @@ def test_a_share_that_cannot_be_honoured_is_refused():
         mixture([5, 5], [1, 1e-6])
 
 
-@pytest.mark.parametrize("make", [lambda o: Order(np.arange(40) // 5, OrderOptions(**o), 0), lambda o: mixture([30, 20], [1, 2], **o)])
-@pytest.mark.parametrize("options", [{}, {"shuffle": "window", "window_shards": 2}, {"shuffle": "window", "window_shards": 2, "repeats": 3}])
+@pytest.mark.parametrize(
+    "make", [lambda o: Order(np.arange(40) // 5, OrderOptions(**o), 0), lambda o: mixture([30, 20], [1, 2], **o)]
+)
+@pytest.mark.parametrize(
+    "options", [{}, {"shuffle": "window", "window_shards": 2}, {"shuffle": "window", "window_shards": 2, "repeats": 3}]
+)
 def test_what_is_ahead_is_what_comes(make, options):
     order = make(options)
     of = lambda clip: clip // 5 if isinstance(order, Order) else clip // 3  # noqa: E731
@@ -122,7 +129,8 @@ def test_what_is_ahead_is_what_comes(make, options):
 
 
 @pytest.mark.parametrize(
-    "options", [{"shuffle": "none"}, {"window_shards": 0}, {"balance": 2}, {"balance": "yes"}, {"repeats": 0}, {"epoch_clips": 0}]
+    "options",
+    [{"shuffle": "none"}, {"window_shards": 0}, {"balance": 2}, {"balance": "yes"}, {"repeats": 0}, {"epoch_clips": 0}],
 )
 def test_a_wrong_option_is_named(options):
     with pytest.raises(ValueError, match=next(iter(options))):
@@ -133,7 +141,13 @@ def test_a_wrong_option_is_named(options):
 def test_random_numbers_are_those_of_a_new_philox_whoever_draws_them():
     from concurrent.futures import ThreadPoolExecutor
 
-    keys = [(seed, stream, epoch, sample) for seed in (0, 2**63 - 1) for stream in (0, 7) for epoch in (0, 9) for sample in (0, 5, 2**39)]
+    keys = [
+        (seed, stream, epoch, sample)
+        for seed in (0, 2**63 - 1)
+        for stream in (0, 7)
+        for epoch in (0, 9)
+        for sample in (0, 5, 2**39)
+    ]
     expected = []
     for seed, stream, epoch, sample in keys:
         key = np.array([seed, stream << 60 | epoch << 40 | sample], dtype=np.uint64)

@@ -17,16 +17,27 @@ from tests.videos import decode, moving, write_video
 SETTINGS = EncodeSettings(short_side=48, crf=10)
 LYING = moving(3, 48, 96)
 MATRICES = {  # a b c d: (x, y) is shown at (a x + c y, b x + d y)
-    "as it is": (1, 0, 0, 1), "left to right": (-1, 0, 0, 1), "upside down": (1, 0, 0, -1), "half a turn": (-1, 0, 0, -1),
-    "transposed": (0, 1, 1, 0), "clockwise": (0, 1, -1, 0), "counter-clockwise": (0, -1, 1, 0),
+    "as it is": (1, 0, 0, 1),
+    "left to right": (-1, 0, 0, 1),
+    "upside down": (1, 0, 0, -1),
+    "half a turn": (-1, 0, 0, -1),
+    "transposed": (0, 1, 1, 0),
+    "clockwise": (0, 1, -1, 0),
+    "counter-clockwise": (0, -1, 1, 0),
     "the other diagonal": (0, -1, -1, 0),
-    "enlarged": (0, 3, -3, 0), "a little askew": (0.003, 1, 0.99, 0.003),
-    "zeros": (0, 0, 0, 0), "singular": (-1, 0, 0, 0), "singular too": (0, 0, 0, -1), "nearly a turn": (0, 1, 0, 0),
-}  # fmt: skip
+    "enlarged": (0, 3, -3, 0),
+    "a little askew": (0.003, 1, 0.99, 0.003),
+    "zeros": (0, 0, 0, 0),
+    "singular": (-1, 0, 0, 0),
+    "singular too": (0, 0, 0, -1),
+    "nearly a turn": (0, 1, 0, 0),
+}
 FORMATS = {
-    "a.mp4": ("libx264", {"qp": "6", "preset": "ultrafast"}), "a.mov": ("libx264", {"qp": "6", "preset": "ultrafast"}),
-    "b.mp4": ("libx265", {"x265-params": "log-level=none:qp=6"}), "b.mov": ("mjpeg", {"qmin": "2", "qmax": "2"}),
-}  # fmt: skip
+    "a.mp4": ("libx264", {"qp": "6", "preset": "ultrafast"}),
+    "a.mov": ("libx264", {"qp": "6", "preset": "ultrafast"}),
+    "b.mp4": ("libx265", {"x265-params": "log-level=none:qp=6"}),
+    "b.mov": ("mjpeg", {"qmin": "2", "qmax": "2"}),
+}
 
 
 def show_as(path: Path, matrix) -> Path:

@@ -1,5 +1,6 @@
 """The plan: every sample once, the same stream for every world size, boxes and frames inside the video."""
 
+import itertools
 import random
 
 import numpy as np
@@ -29,7 +30,9 @@ def test_any_n_consecutive_positions_from_an_epoch_border_hold_every_id_once(n, 
     assert sorted(plan.locate(p)[1] for p in range(begin, begin + n)) == list(range(n))
 
 
-@given(n=st.integers(1, 60), sizes=st.lists(st.tuples(st.sampled_from([1, 2, 3, 4, 8]), st.integers(1, 7)), min_size=1, max_size=6))
+@given(
+    n=st.integers(1, 60), sizes=st.lists(st.tuples(st.sampled_from([1, 2, 3, 4, 8]), st.integers(1, 7)), min_size=1, max_size=6)
+)
 @settings(deadline=None)
 def test_the_stream_is_the_same_for_any_world_size_and_batch_size_changed_in_between(n, sizes):
     """What all ranks together take is the stream itself: nothing dropped, padded or repeated."""
@@ -51,12 +54,25 @@ def test_random_numbers_are_pinned():
     """A change here would silently change every run that is continued."""
     assert permutation(0, 0, 8).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
     spec = plan_of(8, seed=7)[11]
-    assert (spec.id, spec.frames.tolist(), spec.boxes.tolist(), spec.flip) == (3, [3, 6, 14, 18, 20, 27, 30, 35], [[41.0, 14.0, 238.0, 180.0]], False)
+    assert (spec.id, spec.frames.tolist(), spec.boxes.tolist(), spec.flip) == (
+        3,
+        [3, 6, 14, 18, 20, 27, 30, 35],
+        [[41.0, 14.0, 238.0, 180.0]],
+        False,
+    )
 
 
-@given(count=st.integers(1, 400), t=st.integers(1, 33), stride=st.integers(1, 20), position=st.integers(0, 1000),
-       sampling=st.sampled_from(["segments", "stride"]), clips=st.integers(1, 10), split=st.sampled_from(["train", "test"]),
-       variant=st.sampled_from(VARIANTS), fps=st.floats(1, 120))
+@given(
+    count=st.integers(1, 400),
+    t=st.integers(1, 33),
+    stride=st.integers(1, 20),
+    position=st.integers(0, 1000),
+    sampling=st.sampled_from(["segments", "stride"]),
+    clips=st.integers(1, 10),
+    split=st.sampled_from(["train", "test"]),
+    variant=st.sampled_from(VARIANTS),
+    fps=st.floats(1, 120),
+)
 @settings(deadline=None)
 def test_frames_lie_in_the_video_in_order(count, t, stride, position, sampling, clips, split, variant, fps):
     options = {"num_frames": t, "stride": stride, "sampling": sampling, "clips": clips, "variant": variant}
@@ -68,8 +84,14 @@ def test_frames_lie_in_the_video_in_order(count, t, stride, position, sampling, 
         assert (np.diff(frames, axis=1) >= 0).all()
 
 
-@given(width=st.integers(16, 900), height=st.integers(16, 900), position=st.integers(0, 1000), crops=st.sampled_from([1, 3]),
-       crop=st.sampled_from(["random_resized", "short_side"]), split=st.sampled_from(["train", "val", "test"]))
+@given(
+    width=st.integers(16, 900),
+    height=st.integers(16, 900),
+    position=st.integers(0, 1000),
+    crops=st.sampled_from([1, 3]),
+    crop=st.sampled_from(["random_resized", "short_side"]),
+    split=st.sampled_from(["train", "val", "test"]),
+)
 @settings(deadline=None)
 def test_boxes_lie_in_the_picture(width, height, position, crops, crop, split):
     plan = plan_of(5, split, width=width, height=height, crop=crop, crops=crops, size=112)
@@ -86,7 +108,7 @@ def test_segments_are_the_st_adapter_authors_formula():
     options = ClipOptions(num_frames=8, sampling="segments")
     for count in (3, 8, 37, 300):
         bounds = [round((count - 1) / 8 * i) for i in range(9)]
-        assert test_frames(count, 30, options, 1)[0].tolist() == [(a + b) // 2 for a, b in zip(bounds, bounds[1:])]
+        assert test_frames(count, 30, options, 1)[0].tolist() == [(a + b) // 2 for a, b in itertools.pairwise(bounds)]
         for u, ends in ((0.0, bounds[:-1]), (0.9999999, bounds[1:])):  # both ends of a segment can be drawn
             assert train_frames(count, 30, options, np.full(8, u))[0].tolist() == ends
 
@@ -166,12 +188,34 @@ def test_shuffled_frames_are_the_same_frames():
 
 
 @pytest.mark.parametrize(
-    "options", [{"num_frames": 0}, {"num_frames": 2.5}, {"sampling": "dense"}, {"crop": "none"}, {"crops": 2}, {"flip": 2},
-                {"area": (0, 1)}, {"area": (0.5, 2)}, {"aspect": 1}, {"scale": (0.5, 1)}, {"test_short_side": 100},
-                {"flip_labels": [[1, 1]]}, {"flip_labels": [1, 2]}, {"flip_labels": [[1, 2], [2, 3]]}, {"variant": "x"},
-                {"fps": 0}, {"fps": 10**400}, {"window": None}, {"hop": -1}, {"aspect": (1e-320, 1)}, {"aspect": (1, 1e300)},
-                {"scale": (1, 1e308)}, {"area": (1e-320, 1)}, {"area": (10**400, 1)}]
-)  # fmt: skip
+    "options",
+    [
+        {"num_frames": 0},
+        {"num_frames": 2.5},
+        {"sampling": "dense"},
+        {"crop": "none"},
+        {"crops": 2},
+        {"flip": 2},
+        {"area": (0, 1)},
+        {"area": (0.5, 2)},
+        {"aspect": 1},
+        {"scale": (0.5, 1)},
+        {"test_short_side": 100},
+        {"flip_labels": [[1, 1]]},
+        {"flip_labels": [1, 2]},
+        {"flip_labels": [[1, 2], [2, 3]]},
+        {"variant": "x"},
+        {"fps": 0},
+        {"fps": 10**400},
+        {"window": None},
+        {"hop": -1},
+        {"aspect": (1e-320, 1)},
+        {"aspect": (1, 1e300)},
+        {"scale": (1, 1e308)},
+        {"area": (1e-320, 1)},
+        {"area": (10**400, 1)},
+    ],
+)
 def test_a_wrong_option_is_named(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         ClipOptions(**options)
@@ -187,8 +231,14 @@ def test_uniform_takes_the_same_place_of_every_part(count, t, clips, u):
     assert views.shape == (clips, t) and (np.diff(views, axis=0) >= 0).all() and (np.diff(views, axis=1) >= 0).all()
 
 
-@given(gaps=st.lists(st.floats(0.005, 0.3), min_size=1, max_size=80), fps=st.floats(2, 40), t=st.integers(1, 8),
-       stride=st.integers(1, 5), position=st.integers(0, 50), split=st.sampled_from(["train", "val", "test"]))
+@given(
+    gaps=st.lists(st.floats(0.005, 0.3), min_size=1, max_size=80),
+    fps=st.floats(2, 40),
+    t=st.integers(1, 8),
+    stride=st.integers(1, 5),
+    position=st.integers(0, 50),
+    split=st.sampled_from(["train", "val", "test"]),
+)
 @settings(deadline=None)
 def test_frames_are_as_far_apart_in_time_as_was_said_however_the_rate_varies(gaps, fps, t, stride, position, split):
     times = np.concatenate([[0], np.cumsum(gaps)])
@@ -205,7 +255,11 @@ def test_frames_are_as_far_apart_in_time_as_was_said_however_the_rate_varies(gap
 
 def test_at_a_constant_rate_frames_by_time_are_frames_by_number():
     """fps equal to the stored rate changes nothing; half of it takes every second frame."""
-    for options in ({"sampling": "segments"}, {"sampling": "stride", "stride": 3}, {"sampling": "stride", "stride": 3, "variant": "tada"}):
+    for options in (
+        {"sampling": "segments"},
+        {"sampling": "stride", "stride": 3},
+        {"sampling": "stride", "stride": 3, "variant": "tada"},
+    ):
         plain, same = (plan_of(5, frames=91, **options, fps_of_clips=fps) for fps in (None, 30.0))
         assert all(np.array_equal(plain[p].frames, same[p].frames) for p in range(5))
     half = plan_of(5, "test", frames=90, clips=2, sampling="stride", stride=3, fps_of_clips=15)
@@ -220,4 +274,7 @@ def test_windows_slide_to_the_end():
     gaps = plan_of(2, "windows", frames=96, fps=30.0, window=1.0, hop=2.0)  # 3.2 s: none begins after the end
     assert [gaps.window(p)[0] for p in range(len(gaps))] == [0, 2, 0, 2]
     assert plan[18].weight == 0 and plan[17].weight == 1
-    assert len(plan_of(3, "windows", frames=90, fps=30.0, window=1.0)) == 9 and len(plan_of(1, "windows", frames=3, window=9.0)) == 1
+    assert (
+        len(plan_of(3, "windows", frames=90, fps=30.0, window=1.0)) == 9
+        and len(plan_of(1, "windows", frames=3, window=9.0)) == 1
+    )

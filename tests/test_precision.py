@@ -11,10 +11,17 @@ from i2v.config import ModelConfig, load_config
 from i2v.distributed import World
 from i2v.model import create_model
 from i2v.runtime import (
-    autocast_for, choose_precision, compile_blocks, describe_backbone, load_backbone, own_tensors, place, restore_model,
-)  # fmt: skip
+    autocast_for,
+    choose_precision,
+    compile_blocks,
+    describe_backbone,
+    load_backbone,
+    own_tensors,
+    place,
+    restore_model,
+)
 from i2v.train import run
-from i2v.vit import ViTSpec, VisionTransformer
+from i2v.vit import VisionTransformer, ViTSpec
 from i2v.weights import read_state_dict
 from tests.test_train import CPU, config, result  # noqa: F401
 
@@ -37,9 +44,10 @@ def model_of(method):
     return model
 
 
-@pytest.mark.parametrize("capability, expected", [
-    ((7, 0), torch.float32), ((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16),
-])  # V100, T4, A100, H100
+@pytest.mark.parametrize(
+    "capability, expected",
+    [((7, 0), torch.float32), ((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],
+)  # V100, T4, A100, H100
 def test_auto_takes_bf16_where_it_is_in_hardware(capability, expected, monkeypatch):
     facts = SimpleNamespace(major=capability[0], minor=capability[1])
     device = {"is_available": True, "current_device": 0, "get_device_properties": facts, "_check_bf16_tensor_supported": True}
@@ -60,12 +68,12 @@ def test_a_checkpoint_asks_for_clip_only_where_something_of_it_is_missing(train,
         trunk = VisionTransformer(ViTSpec(**GEOMETRY), project=True)
         save_file({f"visual.{k}": v for k, v in trunk.state_dict().items()} | {"logit_scale": torch.tensor(4.0)}, file)
     options = {"route_head_dim": 16, "train": train}
-    config = ModelConfig("tada", GEOMETRY, str(path), 4, {"type": head}, options)
+    described_model = ModelConfig("tada", GEOMETRY, str(path), 4, {"type": head}, options)
     model = create_model("tada", GEOMETRY, 4, 8, {"type": head}, **options)
     if head == "text":
         model.head.set_text_features(torch.randn(8, 32))
     source = load_backbone(model, GEOMETRY, str(path))
-    described = describe_backbone(model, config, source)
+    described = describe_backbone(model, described_model, source)
     tensors, meta = own_tensors(model, described), {"model": model.config, "backbone": described}
     restored = restore_model(tensors, meta).state_dict()
     assert all(torch.equal(tensor, restored[name]) for name, tensor in model.state_dict().items())
@@ -101,8 +109,15 @@ def test_training_in_bf16_follows_float32_and_leaves_the_trunk_alone(config, tmp
     monkeypatch.setattr(program, "build_model", lambda *a: models.append(build(*a)) or models[-1])
     losses = []
     for precision in ("float32", "bf16"):
-        overrides = [f"model.method={method}", f"model.options={METHODS[method]}", "model.head={type: linear, dropout: 0}",
-                     f"train.precision={precision}", "data.val=null", "train.log_every=1", f"out={tmp_path}/{precision}"]
+        overrides = [
+            f"model.method={method}",
+            f"model.options={METHODS[method]}",
+            "model.head={type: linear, dropout: 0}",
+            f"train.precision={precision}",
+            "data.val=null",
+            "train.log_every=1",
+            f"out={tmp_path}/{precision}",
+        ]
         if method == "zeroi2v":
             overrides[1] = "model.options={shift_div: 4, adapter_dropout: 0}"
         run(load_config(config, overrides), World(0, 1, torch.device("cpu")))

@@ -98,8 +98,12 @@ def test_epoch_start_and_seed_move_in_the_stream(colours, tmp_path):
         loader = build_loader(colours, "train", {"num_frames": 2, "size": SIDE}, 1, "cpu", seed=seed, start=position)
         return COLOURS[loader.shards.classes[int(next(iter(loader)).labels[0])]]
 
-    for arguments, expected in (((), colour(0)), (("--start", 1), colour(1)), (("--epoch", 2, "--start", 1), colour(7)),
-                                (("--seed", 5), colour(0, 5))):  # fmt: skip
+    for arguments, expected in (
+        ((), colour(0)),
+        (("--start", 1), colour(1)),
+        (("--epoch", 2, "--start", 1), colour(7)),
+        (("--seed", 5), colour(0, 5)),
+    ):
         assert np.abs(shown(*arguments) - expected).max() <= 6
 
 
@@ -107,17 +111,30 @@ def test_options_of_a_configuration(tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text("model: {backbone: ViT-L-14-336, num_frames: 16}\nclips: {sampling: stride, stride: 4}\n")
     assert read_options(config, ["stride=2", "flip=0"]) == {
-        "sampling": "stride", "stride": 2, "num_frames": 16, "size": 336, "flip": 0}  # fmt: skip
+        "sampling": "stride",
+        "stride": 2,
+        "num_frames": 16,
+        "size": 336,
+        "flip": 0,
+    }
     config.write_text("model: {backbone: ViT-B-16}\n")
     assert read_options(config, []) == {}
     config.write_text("model: {backbone: {image_size: 32}}\n")
     assert read_options(config, []) == {"size": 32}
 
 
-@pytest.mark.parametrize("arguments, said", [
-    (["num_fram=3"], "num_frames"), (["--clips", "0"], "--clips"), (["flip"], "name=value"), (["crops=2"], "crops is 2"),
-    (["--config", "none.yaml"], "none.yaml"), (["--split", "val", "--start", "3"], "3 videos"), (["a=[b"], "YAML"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["num_fram=3"], "num_frames"),
+        (["--clips", "0"], "--clips"),
+        (["flip"], "name=value"),
+        (["crops=2"], "crops is 2"),
+        (["--config", "none.yaml"], "none.yaml"),
+        (["--split", "val", "--start", "3"], "3 videos"),
+        (["a=[b"], "YAML"),
+    ],
+)
 def test_wrong_use_ends_with_2(colours, tmp_path, capsys, arguments, said):
     with pytest.raises(SystemExit) as stop:
         command.main([str(colours), "--out", str(tmp_path / "x.png"), *arguments])

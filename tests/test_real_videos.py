@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from i2v.config import load_config
 from i2v.distributed import World
 from i2v.train import run
-from i2v.vit import ViTSpec, VisionTransformer
+from i2v.vit import VisionTransformer, ViTSpec
 from pipelines import build_loader
 from pipelines.shards import ShardSet
 from shard_tools import decode
@@ -48,11 +48,22 @@ def test_the_corrupt_file_is_rejected_with_a_reason_and_no_other(data):
 
 
 FRAMES = {  # (number, per second)
-    "arm_wrestling.mp4": (280, 28), "mma_test.mp4": (300, 30), "mma_test.avi": (164, 25), "part_0.mp4": (32, 29.06),
-    "stdet.mp4": (57, 6), "bikes.mp4": (250, 25), "carphone_pristine.mp4": (120, 29.97), "flipping_a_pancake.mkv": (310, 30),
-    "nasa_13013.mp4": (390, 29.97), "unordered.mov": (4, 32), "video_0.mov": (3, 30), "video_90.mov": (3, 30),
-    "av1_video.mkv": (125, 25), "h265_video.mp4": (10, 10), "h264_10bits.mp4": (30, 30),
-}  # fmt: skip
+    "arm_wrestling.mp4": (280, 28),
+    "mma_test.mp4": (300, 30),
+    "mma_test.avi": (164, 25),
+    "part_0.mp4": (32, 29.06),
+    "stdet.mp4": (57, 6),
+    "bikes.mp4": (250, 25),
+    "carphone_pristine.mp4": (120, 29.97),
+    "flipping_a_pancake.mkv": (310, 30),
+    "nasa_13013.mp4": (390, 29.97),
+    "unordered.mov": (4, 32),
+    "video_0.mov": (3, 30),
+    "video_90.mov": (3, 30),
+    "av1_video.mkv": (125, 25),
+    "h265_video.mp4": (10, 10),
+    "h264_10bits.mp4": (30, 30),
+}
 
 
 def test_no_frame_is_lost_and_every_frame_has_its_time(data):
@@ -67,7 +78,9 @@ def test_no_frame_is_lost_and_every_frame_has_its_time(data):
             assert times == pytest.approx(even, abs=0.002), name
 
 
-@pytest.mark.parametrize("name", ["arm_wrestling.mp4", "flipping_a_pancake.mkv", "nasa_13013.mp4", "av1_video.mkv", "bikes.mp4"])
+@pytest.mark.parametrize(
+    "name", ["arm_wrestling.mp4", "flipping_a_pancake.mkv", "nasa_13013.mp4", "av1_video.mkv", "bikes.mp4"]
+)
 def test_a_cut_is_what_decoding_from_the_beginning_gives(name, monkeypatch):
     video, settings = Video(str(VIDEOS / name), start=3.7, end=4.1), EncodeSettings(short_side=96)
     clip = encode_video(video, settings)
@@ -95,11 +108,16 @@ def test_the_rotated_video_comes_out_upright(data):
 def test_train_a_few_steps_and_predict_one(data, tmp_path):
     torch.manual_seed(0)
     save_file(VisionTransformer(ViTSpec(**GEOMETRY)).state_dict(), tmp_path / "clip.safetensors")
-    (tmp_path / "run.yaml").write_text(json.dumps({
-        "model": {"method": "st_adapter", "backbone": GEOMETRY, "weights": str(tmp_path / "clip.safetensors")},
-        "data": {"train": str(data / "shards"), "val": str(data / "shards"), "device": "cpu", "threads": 1},
-        "train": {"epochs": 1, "batch_size": 5, "lr": 1e-3, "compile": False, "log_every": 1}, "out": str(tmp_path / "run"),
-    }))  # fmt: skip
+    (tmp_path / "run.yaml").write_text(
+        json.dumps(
+            {
+                "model": {"method": "st_adapter", "backbone": GEOMETRY, "weights": str(tmp_path / "clip.safetensors")},
+                "data": {"train": str(data / "shards"), "val": str(data / "shards"), "device": "cpu", "threads": 1},
+                "train": {"epochs": 1, "batch_size": 5, "lr": 1e-3, "compile": False, "log_every": 1},
+                "out": str(tmp_path / "run"),
+            }
+        )
+    )
     run(load_config(tmp_path / "run.yaml"), World(0, 1, torch.device("cpu")))
     records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records if "loss" in r] == [1, 2, 3]

@@ -26,7 +26,7 @@ CASES = [
     (Annotated[str, one_of("a", "b", "c")], ["a", "c"], ["d", 1, None], "a, b or c"),
     (Annotated[int, one_of(1, 3)], [1, 3], [2, True, 1.0], "1 or 3"),
     (object, [1, None, "x"], [], ""),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("hint, good, bad, words", CASES, ids=str)

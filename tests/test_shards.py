@@ -22,8 +22,10 @@ def decode(data, frames):
     def graph():
         encoded, index = fn.external_source(
             lambda: ([np.frombuffer(data, np.uint8)], [np.asarray(frames, np.int32)]),
-            num_outputs=2, dtype=[types.UINT8, types.INT32], ndim=[1, 1],
-        )  # fmt: skip
+            num_outputs=2,
+            dtype=[types.UINT8, types.INT32],
+            ndim=[1, 1],
+        )
         return fn.decoders.video(encoded, frames=index, pad_mode="none")
 
     pipeline = graph()
@@ -128,7 +130,9 @@ def test_a_shard_that_disappears_or_is_replaced_is_an_error_unless_it_is_open(co
     with pytest.raises(ShardError, match=f"{last.name} has .* bytes where the manifest says"):
         shards.read(len(shards) - 1, [0])
     last.write_bytes(bytes(len(content)))
-    with pytest.raises(ShardError, match=f"{last.name} is not the file this index was made for .no clip is where the index says"):
+    with pytest.raises(
+        ShardError, match=f"{last.name} is not the file this index was made for .no clip is where the index says"
+    ):
         shards.read(len(shards) - 1, [0])
 
 
@@ -182,10 +186,22 @@ def test_an_index_of_another_data_set_is_refused(copy, shapes):
         ShardSet(copy)
 
 
-@pytest.mark.parametrize("field, value", [
-    ("label", 999), ("label", -7), ("width", 60000), ("width", 0), ("shard", 77), ("frames", 0), ("frames", 9999),
-    ("first_fragment", 10**9), ("fps", float("nan")), ("offset", 2**63 + 5), ("header_size", 2**32 - 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("label", 999),
+        ("label", -7),
+        ("width", 60000),
+        ("width", 0),
+        ("shard", 77),
+        ("frames", 0),
+        ("frames", 9999),
+        ("first_fragment", 10**9),
+        ("fps", float("nan")),
+        ("offset", 2**63 + 5),
+        ("header_size", 2**32 - 1),
+    ],
+)
 def test_an_index_with_an_impossible_record_is_refused(copy, field, value):
     clips = np.load(copy / "clips.npy")
     clips[field][3] = value

@@ -68,8 +68,9 @@ def test_lists_with_names(tmp_path, text):
     assert videos[1].path == str(tmp_path / "b c.mp4")
 
 
-@pytest.mark.parametrize("text", ["a.mp4,2\nb c.mp4,0\n", "path label\na.mp4 2\nb c.mp4 0\n", "a.mp4 2\nb c.mp4 0\n",
-                                  "a.mp4\t2\nb c.mp4\t0\n"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text", ["a.mp4,2\nb c.mp4,0\n", "path label\na.mp4 2\nb c.mp4 0\n", "a.mp4 2\nb c.mp4 0\n", "a.mp4\t2\nb c.mp4\t0\n"]
+)
 def test_lists_with_integers(tmp_path, text):
     videos, classes = load_sources(write(tmp_path / "list.txt", text))
     assert classes == ["0", "1", "2"]
@@ -241,8 +242,11 @@ def test_segments_are_parts_of_videos(tmp_path):
     text = "path,start,end,label\na.mp4,0,12.5,x\na.mp4,12.5,0:20,y\nb.mp4,1:02:03.5,,x\nb.mp4,,,y\n"
     videos, _ = load_sources(write(tmp_path / "list.csv", text))
     assert [(video.source, video.start, video.end, video.class_name) for video in videos] == [
-        ("a.mp4", 0.0, 12.5, "x"), ("a.mp4", 12.5, 20.0, "y"), ("b.mp4", 3723.5, None, "x"), ("b.mp4", 0.0, None, "y"),
-    ]  # fmt: skip
+        ("a.mp4", 0.0, 12.5, "x"),
+        ("a.mp4", 12.5, 20.0, "y"),
+        ("b.mp4", 3723.5, None, "x"),
+        ("b.mp4", 0.0, None, "y"),
+    ]
     with pytest.raises(SourceError, match="no header with path, start and end"):
         load_sources(write(tmp_path / "plain.csv", "a.mp4,x\n"), layout="segments")
     frames = write(tmp_path / "frames.csv", "path,start_frame,end_frame,label\na.mp4,0,10,x\n")
@@ -260,14 +264,24 @@ def test_kinetics_clips_wherever_they_lie(tmp_path):
     source = write(tmp_path / "train.csv", KINETICS)
     names = ("--0edUL8zmA_000032_000042", "-4WsuPpbGYE_000000_000010", "a_b-c_00012_000121_000131")
     flat = touch(tmp_path / "flat", f"{names[0]}.mp4", f"{names[1]}.mkv", f"{names[2]}.webm")
-    folders = touch(tmp_path / "folders", f"train/petting animal (not cat)/{names[0]}.mp4",
-                    f"train/air_drumming/{names[1]}.mp4", f"train/skiing/{names[1]}.mp4",
-                    "train/air_drumming/a_b-c_00012_121_131.mp4")  # fmt: skip
+    folders = touch(
+        tmp_path / "folders",
+        f"train/petting animal (not cat)/{names[0]}.mp4",
+        f"train/air_drumming/{names[1]}.mp4",
+        f"train/skiing/{names[1]}.mp4",
+        "train/air_drumming/a_b-c_00012_121_131.mp4",
+    )
     for root, expected in (
         (flat, [f"{names[0]}.mp4", f"{names[1]}.mkv", f"{names[2]}.webm"]),
-        (folders, [f"train/petting animal (not cat)/{names[0]}.mp4", f"train/air_drumming/{names[1]}.mp4",
-                   "train/air_drumming/a_b-c_00012_121_131.mp4"]),
-    ):  # fmt: skip
+        (
+            folders,
+            [
+                f"train/petting animal (not cat)/{names[0]}.mp4",
+                f"train/air_drumming/{names[1]}.mp4",
+                "train/air_drumming/a_b-c_00012_121_131.mp4",
+            ],
+        ),
+    ):
         videos, classes, notes = read_sources(source, root)
         assert found(videos, root) == expected
         assert [video.source for video in videos] == list(names)
@@ -328,13 +342,24 @@ def test_a_split_column(tmp_path):
 
 
 SSV2 = [
-    {"id": "78687", "label": "holding potato next to vicks vaporub bottle",
-     "template": "Holding [something] next to [something]", "placeholders": ["potato", "vicks vaporub bottle"]},
-    {"id": "42326", "label": "approaching a chair with your camera",
-     "template": "Approaching [something] with your camera", "placeholders": ["a chair"]},
-]  # fmt: skip
-SSV2_LABELS = {"Holding something next to something": "0", "Approaching something with your camera": "1",
-               "Closing something": "2"}  # fmt: skip
+    {
+        "id": "78687",
+        "label": "holding potato next to vicks vaporub bottle",
+        "template": "Holding [something] next to [something]",
+        "placeholders": ["potato", "vicks vaporub bottle"],
+    },
+    {
+        "id": "42326",
+        "label": "approaching a chair with your camera",
+        "template": "Approaching [something] with your camera",
+        "placeholders": ["a chair"],
+    },
+]
+SSV2_LABELS = {
+    "Holding something next to something": "0",
+    "Approaching something with your camera": "1",
+    "Closing something": "2",
+}
 
 
 def test_something_something_v2(tmp_path):
@@ -344,8 +369,8 @@ def test_something_something_v2(tmp_path):
     videos, classes, notes = read_sources(source, root)
     assert classes == sorted(list(SSV2_LABELS)[:2]) and "the labels that occur in it, sorted" in notes[0]
     labels = write(tmp_path / "labels.json", SSV2_LABELS)
-    for given in (None, labels):
-        videos, classes, notes = read_sources(source, root, given)
+    for class_list in (None, labels):
+        videos, classes, notes = read_sources(source, root, class_list)
         assert classes == list(SSV2_LABELS) == read_classes(labels)
         assert found(videos, root) == ["78687.webm", "deep/42326.mp4"]
         assert listed(videos) == [("78687", 0, classes[0]), ("42326", 1, classes[1])]
@@ -366,8 +391,8 @@ def test_something_something_v1(tmp_path):
     _, classes, notes = read_sources(source, root)
     assert classes == ["Closing something", long] and "labels.csv is not beside" in notes[0]
     names = write(tmp_path / "something-something-v1-labels.csv", f"{long}\nClosing something\n")
-    for given in (None, names):  # beside the list, they are its classes
-        videos, classes, notes = read_sources(source, root, given)
+    for class_list in (None, names):  # beside the list, they are its classes
+        videos, classes, notes = read_sources(source, root, class_list)
         assert found(videos, root) == ["100218.webm", "24413.webm"]
         assert listed(videos) == [("100218", 0, long), ("24413", 1, "Closing something")]
         assert notes[0] == f"class names are those of {names}: 2 names, in the order of its lines."
@@ -438,16 +463,21 @@ def test_hmdb51(tmp_path):
 
 
 def test_diving48(tmp_path):
-    source = write(tmp_path / "Diving48_V2_train.json",
-                   [{"vid_name": "-mmq0PT-u8k_00155", "label": 2, "start_frame": 0, "end_frame": 48},
-                    {"vid_name": "2x00lRzlTVQ_00000", "label": 0, "start_frame": 0, "end_frame": 70}])  # fmt: skip
+    source = write(
+        tmp_path / "Diving48_V2_train.json",
+        [
+            {"vid_name": "-mmq0PT-u8k_00155", "label": 2, "start_frame": 0, "end_frame": 48},
+            {"vid_name": "2x00lRzlTVQ_00000", "label": 0, "start_frame": 0, "end_frame": 70},
+        ],
+    )
     touch(tmp_path / "rgb", "-mmq0PT-u8k_00155.mp4", "2x00lRzlTVQ_00000.mp4")
     videos, classes = load_sources(source, tmp_path / "rgb")
     assert classes == ["0", "1", "2"] and [video.label for video in videos] == [2, 0]
-    vocabulary = write(tmp_path / "Diving48_vocab.json",
-                       [["Back", "15som", f"{twist}Twis", "FREE"] for twist in ("05", "15", "25")])  # fmt: skip
-    for given in (None, vocabulary):
-        videos, classes = load_sources(source, tmp_path / "rgb", given)
+    vocabulary = write(
+        tmp_path / "Diving48_vocab.json", [["Back", "15som", f"{twist}Twis", "FREE"] for twist in ("05", "15", "25")]
+    )
+    for class_list in (None, vocabulary):
+        videos, classes = load_sources(source, tmp_path / "rgb", class_list)
         assert classes == [f"Back 15som {twist}Twis FREE" for twist in ("05", "15", "25")]
         assert found(videos, tmp_path / "rgb") == ["-mmq0PT-u8k_00155.mp4", "2x00lRzlTVQ_00000.mp4"]
         assert listed(videos) == [("-mmq0PT-u8k_00155", 2, classes[2]), ("2x00lRzlTVQ_00000", 0, classes[0])]
@@ -483,8 +513,9 @@ def test_a_webdataset(tmp_path, labels, format):
     path = write_tar(tmp_path / "a-000.tar", members, format)
     found, classes = load_sources(path)
     assert [(v.path, v.source, v.label) for v in found] == [
-        (str(path), f"a-000.tar/{deep}mp4", 1), (str(path), "a-000.tar/001.webm", 0),
-    ]  # fmt: skip
+        (str(path), f"a-000.tar/{deep}mp4", 1),
+        (str(path), "a-000.tar/001.webm", 0),
+    ]
     assert [path.read_bytes()[v.offset : v.offset + v.size] for v in found] == list(videos.values())
     assert classes in (["x", "y"], ["0", "1"])
 
@@ -531,17 +562,23 @@ def memory():
 
 
 def test_lists_and_videos_behind_urls(tmp_path, memory):
-    memory({
-        "lists/a.csv": b"a.mp4,x\nb/../c.mp4,y\n/local/d.mp4,x\ns3://other/e.mp4,x\n",
-        "lists/classes.txt": b"y\nx\n",
-        "lists/v2.json": json.dumps(SSV2).encode(), "lists/labels.json": json.dumps(SSV2_LABELS).encode(),
-        "videos/run/a.mp4": b"x", "videos/run/deep/b.mp4": b"x", "videos/climb/c.mp4": b"x", "videos/.x/d.mp4": b"x",
-        "ids/78687.webm": b"x", "ids/z/42326.mp4": b"x",
-    })  # fmt: skip
+    memory(
+        {
+            "lists/a.csv": b"a.mp4,x\nb/../c.mp4,y\n/local/d.mp4,x\ns3://other/e.mp4,x\n",
+            "lists/classes.txt": b"y\nx\n",
+            "lists/v2.json": json.dumps(SSV2).encode(),
+            "lists/labels.json": json.dumps(SSV2_LABELS).encode(),
+            "videos/run/a.mp4": b"x",
+            "videos/run/deep/b.mp4": b"x",
+            "videos/climb/c.mp4": b"x",
+            "videos/.x/d.mp4": b"x",
+            "ids/78687.webm": b"x",
+            "ids/z/42326.mp4": b"x",
+        }
+    )
     url = "memory://bucket"
     videos, classes = load_sources(f"{url}/lists/a.csv", classes=f"{url}/lists/classes.txt")
-    assert [video.path for video in videos] == [f"{url}/lists/a.mp4", f"{url}/lists/c.mp4", "/local/d.mp4",
-                                                "s3://other/e.mp4"]  # fmt: skip
+    assert [video.path for video in videos] == [f"{url}/lists/a.mp4", f"{url}/lists/c.mp4", "/local/d.mp4", "s3://other/e.mp4"]
     assert classes == ["y", "x"]
     assert load_sources(f"{url}/lists/a.csv", f"{url}/videos/")[0][0].path == f"{url}/videos/a.mp4"
     local = write(tmp_path / "a.csv", "a.mp4,x\n")
@@ -563,10 +600,11 @@ def test_a_webdataset_behind_a_url(tmp_path, memory):
     data = write_tar(tmp_path / "a.tar", {"0.mp4": b"zero", "0.cls": b"x", "1.mp4": b"one", "1.cls": b"y"}).read_bytes()
     memory({"tars/a.tar": data})
     for source in ("memory://bucket/tars", "memory://bucket/tars/a.tar"):
-        videos, classes = load_sources(source)
+        videos, _classes = load_sources(source)
         assert [(v.path, v.source, v.label) for v in videos] == [
-            ("memory://bucket/tars/a.tar", "a.tar/0.mp4", 0), ("memory://bucket/tars/a.tar", "a.tar/1.mp4", 1),
-        ]  # fmt: skip
+            ("memory://bucket/tars/a.tar", "a.tar/0.mp4", 0),
+            ("memory://bucket/tars/a.tar", "a.tar/1.mp4", 1),
+        ]
         assert data[videos[1].offset :][: videos[1].size] == b"one"
 
 
@@ -577,9 +615,7 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "run").symlink_to(tmp_path / "disk")
     (tmp_path / "disk" / "deep" / "back").symlink_to(tmp_path / "disk")
-    assert [video.source for video in load_sources(tmp_path / "videos")[0]] == [
-        "run/a.mp4", "run/deep/b.mp4", "run/more/c.mp4",
-    ]  # fmt: skip
+    assert [video.source for video in load_sources(tmp_path / "videos")[0]] == ["run/a.mp4", "run/deep/b.mp4", "run/more/c.mp4"]
 
 
 def test_a_map_renames_merges_and_leaves_out(tmp_path):

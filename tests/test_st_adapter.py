@@ -16,8 +16,12 @@ TINY = dict(image_size=16, patch_size=8, width=32, layers=3, heads=2, embed_dim=
 def golden_model(tensors, config, dtype):
     backbone = {k: config[k] for k in ("image_size", "patch_size", "width", "layers", "heads")}
     model = i2v.create_model(
-        "st_adapter", {**backbone, "embed_dim": 32}, config["num_frames"], config["num_classes"],
-        adapter_width=config["adapter_width"], kernel_size=config["adapter_kernel_size"],
+        "st_adapter",
+        {**backbone, "embed_dim": 32},
+        config["num_frames"],
+        config["num_classes"],
+        adapter_width=config["adapter_width"],
+        kernel_size=config["adapter_kernel_size"],
         positions=[p for p in ("pre_attn", "pre_mlp") if config[f"adapter_{p}"]],
         adapted_layers=config["adapter_layers"],
     )
@@ -108,15 +112,18 @@ def test_any_number_of_frames_and_either_memory_layout(num_frames):
     torch.testing.assert_close(model(clips), model(clips.contiguous()), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(kernel_size=(2, 1, 1)), "three odd positive integers"),
-    (dict(kernel_size=3), "three odd positive integers"),
-    (dict(positions=["post_mlp"]), "one or both of pre_attn, pre_mlp, got"),
-    (dict(positions=[]), "one or both of"),
-    (dict(adapted_layers=4), "from 1 to the backbone's 3 layers, got 4"),
-    (dict(adapted_layers=0), "from 1 to the backbone's 3 layers, got 0"),
-    (dict(adapter_width=0), "adapter_width must be a whole number, at least 1"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(kernel_size=(2, 1, 1)), "three odd positive integers"),
+        (dict(kernel_size=3), "three odd positive integers"),
+        (dict(positions=["post_mlp"]), "one or both of pre_attn, pre_mlp, got"),
+        (dict(positions=[]), "one or both of"),
+        (dict(adapted_layers=4), "from 1 to the backbone's 3 layers, got 4"),
+        (dict(adapted_layers=0), "from 1 to the backbone's 3 layers, got 0"),
+        (dict(adapter_width=0), "adapter_width must be a whole number, at least 1"),
+    ],
+)
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         i2v.create_model("st_adapter", TINY, 4, 5, **options)

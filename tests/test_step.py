@@ -94,10 +94,23 @@ def test_mixing_is_drawn_anew_for_every_step_and_pass_and_alike_on_all_ranks(mon
     assert drawn[:half] == drawn[half:] and len(set(drawn)) == half == 24
 
 
-@pytest.mark.parametrize("before, after, every, expected", [
-    (0, 7, 8, False), (0, 8, 8, True), (1, 8, 8, True), (7, 8, 8, True), (8, 15, 8, False), (8, 16, 8, True), (8, 9, 8, False),
-    (0, 24, 8, True), (23, 24, 24.0, True), (24, 47, 24.0, False), (0, 12, 12.5, False), (12, 13, 12.5, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "before, after, every, expected",
+    [
+        (0, 7, 8, False),
+        (0, 8, 8, True),
+        (1, 8, 8, True),
+        (7, 8, 8, True),
+        (8, 15, 8, False),
+        (8, 16, 8, True),
+        (8, 9, 8, False),
+        (0, 24, 8, True),
+        (23, 24, 24.0, True),
+        (24, 47, 24.0, False),
+        (0, 12, 12.5, False),
+        (12, 13, 12.5, True),
+    ],
+)
 def test_an_evaluation_is_due_when_its_border_is_reached_and_not_again_after_it(before, after, every, expected):
     assert program.crosses(before, after, every) == expected
 

@@ -284,7 +284,9 @@ def test_a_store_that_stalls_is_given_up(url, tmp_path, monkeypatch):
 def test_truncated_answers_are_not_taken(url, tmp_path, change):
     Store.answer = staticmethod(lambda name, data: change(data) if name.endswith("2.tar") else data)
     remote = ShardSet(url, tmp_path)
-    with pytest.raises(StoreError, match="shard-000002.tar cannot be read, tried 4 times .* bytes came where .* were asked for"):
+    with pytest.raises(
+        StoreError, match="shard-000002.tar cannot be read, tried 4 times .* bytes came where .* were asked for"
+    ):
         remote.read(7, [0])
     assert "shard-000002" not in staged_shards(tmp_path)
 
@@ -308,7 +310,9 @@ def test_a_store_that_misses_a_shard_is_found_out_at_the_start(url, tmp_path, si
     shard = Store.files.pop("data/shard-000001.tar")
     if size:
         Store.files["data/shard-000001.tar"] = shard[:size]
-    with pytest.raises(StoreError, match="store://data/shard-000001.tar (does not exist|has 100 bytes where the manifest says)"):
+    with pytest.raises(
+        StoreError, match="store://data/shard-000001.tar (does not exist|has 100 bytes where the manifest says)"
+    ):
         ShardSet(url, tmp_path)
 
 
@@ -336,7 +340,9 @@ def test_threads_that_wait_for_the_same_shard_fail_together(url, tmp_path, monke
     assert Store.requests.count("shard-000002.tar") == 4
 
 
-@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), OSError("no number"), MemoryError(), ValueError("odd"), KeyError(1)])
+@pytest.mark.parametrize(
+    "error", [OSError(5, "Input/output error"), OSError("no number"), MemoryError(), ValueError("odd"), KeyError(1)]
+)
 @pytest.mark.parametrize("where", ["_stage", "_open_staged"])
 def test_whatever_a_staging_thread_meets_staging_goes_on(url, tmp_path, monkeypatch, error, where):
     remote = ShardSet(url, tmp_path)

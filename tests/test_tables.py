@@ -14,11 +14,20 @@ def parts(path):
 @pytest.mark.parametrize(
     "start, end",
     [
-        ("start", "end"), ("start_sec", "end_sec"), ("begin", "stop"), ("t_start", "t_end"), ("startTime", "endTime"),
-        ("Start (s)", "End (s)"), ("start_timestamp", "stop_timestamp"), ("segment_start", "segment_end"),
-        ("begin-seconds", "finish-seconds"), ("start", "duration"), ("start_sec", "duration_sec"), ("begin", "length"),
+        ("start", "end"),
+        ("start_sec", "end_sec"),
+        ("begin", "stop"),
+        ("t_start", "t_end"),
+        ("startTime", "endTime"),
+        ("Start (s)", "End (s)"),
+        ("start_timestamp", "stop_timestamp"),
+        ("segment_start", "segment_end"),
+        ("begin-seconds", "finish-seconds"),
+        ("start", "duration"),
+        ("start_sec", "duration_sec"),
+        ("begin", "length"),
     ],
-)  # fmt: skip
+)
 def test_columns_of_parts(tmp_path, start, end):
     last = ("3.5", "0:00:20.5", "") if not end.startswith(("duration", "length")) else ("2.25", "0:10.5", "")
     text = f"videoPath,{start},{end},className\na.mp4,1.25,{last[0]},x\na.mp4,0:10,{last[1]},x\nb.mp4,,{last[2]},x\n"
@@ -76,13 +85,14 @@ def test_rows_have_as_many_cells_as_the_first(tmp_path, separator, header):
         assert len(load_sources(write(tmp_path / "list.csv", text))[0]) == 2
 
 
-@pytest.mark.parametrize("text", ["path,label\na.mp4,x\nb c.mp4,y\n", "a.mp4,x\nb c.mp4,y\n", "a.mp4 x\nb c.mp4 y\n",
-                                  "a.mp4\tx\nb c.mp4\ty\n"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text", ["path,label\na.mp4,x\nb c.mp4,y\n", "a.mp4,x\nb c.mp4,y\n", "a.mp4 x\nb c.mp4 y\n", "a.mp4\tx\nb c.mp4\ty\n"]
+)
 def test_comments_are_neither_header_nor_video(tmp_path, text):
     lines = text.splitlines()
     for comment in ("# a list, of videos; 2020", "#", "  # path,label", '# "quoted, and', "#\tpath 1"):
         source = write(tmp_path / "list.txt", "\n".join([comment, *lines[:-1], comment, lines[-1], comment]))
-        videos, classes, notes = read_sources(source)
+        videos, _classes, notes = read_sources(source)
         assert [(video.source, video.class_name) for video in videos] == [("a.mp4", "x"), ("b c.mp4", "y")] and not notes
     with pytest.raises(SourceError, match="row 4 of .*'nan'"):  # lines keep their numbers
         load_sources(write(tmp_path / "list.txt", "# x\na.mp4,x\n# y\nb.mp4,nan\n"))
@@ -108,7 +118,17 @@ def test_integers_may_be_written_as_floats(tmp_path, text):
 NOT_A_LABEL = {
     "stands for none": ["nan", "NaN", "None", "null", "NULL", "N/A", "<NA>"],
     "looks like several": [
-        "['a','b']", "['a']", "[1 2]", "{1, 2}", "('a', 'b')", "a|b", "a | b", "dog;cat", "1;2", "1,2", "1 2",
+        "['a','b']",
+        "['a']",
+        "[1 2]",
+        "{1, 2}",
+        "('a', 'b')",
+        "a|b",
+        "a | b",
+        "dog;cat",
+        "1;2",
+        "1,2",
+        "1 2",
     ],
 }
 
@@ -159,8 +179,9 @@ def test_files_of_class_folders_that_are_no_videos_are_said(tmp_path):
         load_sources(tmp_path)
 
 
-@pytest.mark.parametrize("names", ["train val", "training validation testing", "Test Train", "train", "train_256 val_256",
-                                   "videos_train videos_val"])  # fmt: skip
+@pytest.mark.parametrize(
+    "names", ["train val", "training validation testing", "Test Train", "train", "train_256 val_256", "videos_train videos_val"]
+)
 def test_splits_are_no_classes(tmp_path, names):
     names = names.split()
     touch(tmp_path, *(f"{name}/{label}/{name}.mp4" for name in names for label in ("run", "walk")), "lists/train.csv")

@@ -17,13 +17,27 @@ SSV2 = dict(temporal_enhance=True, double=True)
 
 
 def golden_model(tensors, config, dtype):
-    backbone = dict(image_size=config["INPUT_RES"], patch_size=config["PATCH_SIZE"], width=config["NUM_FEATURES"],
-                    layers=config["DEPTH"], heads=config["NUM_HEADS"], embed_dim=config["OUTPUT_DIM"] or 32)
+    backbone = dict(
+        image_size=config["INPUT_RES"],
+        patch_size=config["PATCH_SIZE"],
+        width=config["NUM_FEATURES"],
+        layers=config["DEPTH"],
+        heads=config["NUM_HEADS"],
+        embed_dim=config["OUTPUT_DIM"] or 32,
+    )
     model = i2v.create_model(
-        "tada", backbone, config["NUM_INPUT_FRAMES"], config["num_classes"],
-        reduction=config["REDUCTION"], route_ratio=config["ROUTE_FUNC_R"], route_kernels=config["ROUTE_FUNC_K"],
-        route_head_dim=config["routing_head_dim"], temporal_enhance=config["TEMP_ENHANCE"],
-        double=config["DOUBLE_TADA"], tubelet_size=config["TUBLET_SIZE"], tubelet_stride=config["TUBLET_STRIDE"],
+        "tada",
+        backbone,
+        config["NUM_INPUT_FRAMES"],
+        config["num_classes"],
+        reduction=config["REDUCTION"],
+        route_ratio=config["ROUTE_FUNC_R"],
+        route_kernels=config["ROUTE_FUNC_K"],
+        route_head_dim=config["routing_head_dim"],
+        temporal_enhance=config["TEMP_ENHANCE"],
+        double=config["DOUBLE_TADA"],
+        tubelet_size=config["TUBLET_SIZE"],
+        tubelet_stride=config["TUBLET_STRIDE"],
         project=config["REQUIRE_PROJ"],
     )
     weights = {k.removeprefix("weight/"): v for k, v in tensors.items() if k.startswith("weight/")}
@@ -78,8 +92,9 @@ def test_a_fresh_model_is_clip_on_the_middle_frames(options, training):
     torch.testing.assert_close(model.forward_features(still), clip(still), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("form", [
-    lambda state: {f"visual.{k}": v.half() for k, v in state.items()}, lambda state: {"state_dict": state}])
+@pytest.mark.parametrize(
+    "form", [lambda state: {f"visual.{k}": v.half() for k, v in state.items()}, lambda state: {"state_dict": state}]
+)
 def test_the_stem_is_clips_in_the_middle_frame_whatever_the_file(form):
     clip, model = i2v.create_model("clip", TINY, 4, 5).backbone, i2v.create_model("tada", TINY, 4, 5, **SMALL)
     i2v.load_weights(model, form(clip.state_dict()))  # layout="auto"
@@ -120,9 +135,16 @@ def test_the_last_tada2_reaches_no_logit_and_has_zero_gradients():
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 5, 9])
-@pytest.mark.parametrize("options", [
-    {}, SSV2, dict(reduction=1, route_ratio=2, route_head_dim=8, route_kernels=[5, 1]), dict(project=True),
-    dict(tubelet_size=5, tubelet_stride=3)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        SSV2,
+        dict(reduction=1, route_ratio=2, route_head_dim=8, route_kernels=[5, 1]),
+        dict(project=True),
+        dict(tubelet_size=5, tubelet_stride=3),
+    ],
+)
 def test_any_number_of_frames_and_either_memory_layout(options, num_frames):
     model = randomised(**options).eval()
     clips = torch.randn(2, num_frames, 16, 16, 3).permute(0, 4, 1, 2, 3)
@@ -170,8 +192,10 @@ def test_compiles_without_graph_breaks():
     torch.testing.assert_close(compiled(clips), model(clips), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("backbone, num_classes, options, millions", [
-    (B16, 400, {}, 104.196), (B16, 174, SSV2, 135.087), (L14, 400, {}, 364.827), (L14, 174, SSV2, 474.960)])
+@pytest.mark.parametrize(
+    "backbone, num_classes, options, millions",
+    [(B16, 400, {}, 104.196), (B16, 174, SSV2, 135.087), (L14, 400, {}, 364.827), (L14, 174, SSV2, 474.960)],
+)
 def test_parameters_at_the_real_sizes(backbone, num_classes, options, millions):
     with torch.device("meta"):
         model = i2v.create_model("tada", backbone, 16, num_classes, **options)
@@ -185,9 +209,15 @@ def lr_scale(name, layers, decay, tada=10.0, head=10.0):
     return scale * (tada if "tada" in name else 1.0) * (head if name.startswith("head.") else 1.0)
 
 
-@pytest.mark.parametrize("recipe, backbone, num_classes, options, decay", [
-    ("b16_k400", B16, 400, {}, 0.7), ("b16_ssv2", B16, 174, SSV2, 0.7),
-    ("l14_k400", L14, 400, {}, 0.85), ("l14_ssv2", L14, 174, SSV2, 0.85)])
+@pytest.mark.parametrize(
+    "recipe, backbone, num_classes, options, decay",
+    [
+        ("b16_k400", B16, 400, {}, 0.7),
+        ("b16_ssv2", B16, 174, SSV2, 0.7),
+        ("l14_k400", L14, 400, {}, 0.85),
+        ("l14_ssv2", L14, 174, SSV2, 0.85),
+    ],
+)
 def test_learning_rates_and_weight_decay_are_the_authors(recipe, backbone, num_classes, options, decay):
     expected = figures("param_groups_tada")[f"tadaformer/tadaformer_{recipe}_16f"]
     with torch.device("meta"):
@@ -199,19 +229,22 @@ def test_learning_rates_and_weight_decay_are_the_authors(recipe, backbone, num_c
         assert weight_decay == (0.05 if parameters[name].ndim > 1 and not name.endswith(".bias") else 0), name
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(reduction=0), "reduction must be a whole number, at least 1, got 0"),
-    (dict(reduction=33), "at least one of the backbone's 32 channels, got 33"),
-    (dict(route_ratio=17), "ratio must be from 1 to the number of channels, 16, got 17"),
-    (dict(route_head_dim=64), r"routing width 16 \(16 channels, ratio 1\) must be a multiple .* got 64"),
-    (dict(route_kernels=(3, 2)), "two odd positive integers"),
-    (dict(route_kernels=3), "two odd positive integers"),
-    (dict(tubelet_size=2), "tubelet_size must be a whole number, at least 1, odd"),
-    (dict(tubelet_stride=0), "tubelet_stride must be a whole number, at least 1"),
-    (dict(drop_path=1.0), "drop_path must be a finite number, at least 0 and below 1, got 1.0"),
-    (dict(double="yes"), "double must be true or false, got 'yes'"),
-    (dict(train="head"), "train must be all or adapters, got 'head'"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(reduction=0), "reduction must be a whole number, at least 1, got 0"),
+        (dict(reduction=33), "at least one of the backbone's 32 channels, got 33"),
+        (dict(route_ratio=17), "ratio must be from 1 to the number of channels, 16, got 17"),
+        (dict(route_head_dim=64), r"routing width 16 \(16 channels, ratio 1\) must be a multiple .* got 64"),
+        (dict(route_kernels=(3, 2)), "two odd positive integers"),
+        (dict(route_kernels=3), "two odd positive integers"),
+        (dict(tubelet_size=2), "tubelet_size must be a whole number, at least 1, odd"),
+        (dict(tubelet_stride=0), "tubelet_stride must be a whole number, at least 1"),
+        (dict(drop_path=1.0), "drop_path must be a finite number, at least 0 and below 1, got 1.0"),
+        (dict(double="yes"), "double must be true or false, got 'yes'"),
+        (dict(train="head"), "train must be all or adapters, got 'head'"),
+    ],
+)
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         i2v.create_model("tada", TINY, 4, 5, **{**SMALL, **options})

@@ -8,10 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from i2v.tadaconv import (RouteFuncMLP, RouteFuncwTransformer, TAdaConv2d, TAdaConv2dV2, conv_over_frames,
-                          mean_of_three_frames)
+from i2v.tadaconv import RouteFuncMLP, RouteFuncwTransformer, TAdaConv2d, TAdaConv2dV2, conv_over_frames, mean_of_three_frames
 from tests.references import tensors as golden
-
 
 
 def operator(config):
@@ -36,8 +34,7 @@ def test_golden(case, dtype, tolerance):
     def assert_equal(actual, key):
         # Gradients are sums over many elements: relative to the largest one
         scale = max(1.0, tensors[key].abs().max().item())
-        torch.testing.assert_close(actual.float(), tensors[key], atol=tolerance * scale, rtol=0,
-                                   msg=lambda m: f"{key}: {m}")
+        torch.testing.assert_close(actual.float(), tensors[key], atol=tolerance * scale, rtol=0, msg=lambda m: f"{key}: {m}")
 
     x = tensors["input"].to(dtype).requires_grad_()
     route = model["conv_rf"] if "conv_rf" in model else model["conv"].rf_func
@@ -58,7 +55,7 @@ def test_golden(case, dtype, tolerance):
 
 def naive_convolution(conv, x, alpha, alpha_bias):
     """A kernel and a bias for every frame of every clip, in one convolution with as many groups."""
-    b, _, t, h, w = x.shape
+    b, _, t, _h, _w = x.shape
     cout, frames = conv.weight.shape[2], rearrange(x, "b c t h w -> 1 (b t c) h w")
     factor = "b c t 1 1 -> b t 1 c 1 1" if conv.cal_dim == "cin" else "b c t 1 1 -> b t c 1 1 1"
     kernels = (rearrange(alpha, factor) * conv.weight).flatten(0, 2)
@@ -96,16 +93,37 @@ def randomise(module):
 
 
 @settings(max_examples=30, deadline=None)
-@given(data=st.data(), batch=st.integers(1, 3), num_frames=st.integers(1, 6), channels=st.sampled_from([4, 8, 12]),
-       cal_dim=st.sampled_from(["cin", "cout"]), bias=st.booleans(), aggregate=st.booleans())
+@given(
+    data=st.data(),
+    batch=st.integers(1, 3),
+    num_frames=st.integers(1, 6),
+    channels=st.sampled_from([4, 8, 12]),
+    cal_dim=st.sampled_from(["cin", "cout"]),
+    bias=st.booleans(),
+    aggregate=st.booleans(),
+)
 def test_v2_equals_a_kernel_per_frame(data, batch, num_frames, channels, cal_dim, bias, aggregate):
     groups = 1 if cal_dim == "cin" else data.draw(st.sampled_from([1, 2, channels]))
     ratio = data.draw(st.sampled_from([1, 2]))
     head_dim = data.draw(st.sampled_from([d for d in range(1, channels + 1) if channels // ratio % d == 0]))
     size, stride, padding, dilation = (data.draw(st.integers(*r)) for r in ((1, 3), (1, 2), (0, 1), (1, 2)))
-    conv = randomise(TAdaConv2dV2(
-        channels, channels, size, stride, padding, dilation, groups, bias, cal_dim, ratio,
-        [data.draw(st.sampled_from([1, 3, 5])) for _ in range(2)], head_dim, internal_temp_aggr=aggregate))
+    conv = randomise(
+        TAdaConv2dV2(
+            channels,
+            channels,
+            size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            cal_dim,
+            ratio,
+            [data.draw(st.sampled_from([1, 3, 5])) for _ in range(2)],
+            head_dim,
+            internal_temp_aggr=aggregate,
+        )
+    )
     x = torch.randn(batch, channels, num_frames, 5, 7, dtype=torch.float64)
     alpha, *alpha_bias = naive_route(conv.rf_func, x)
     y = naive_convolution(conv, x, alpha, alpha_bias[0] if bias else alpha)
@@ -118,8 +136,14 @@ def test_v2_equals_a_kernel_per_frame(data, batch, num_frames, channels, cal_dim
 
 
 @settings(max_examples=20, deadline=None)
-@given(cin=st.sampled_from([4, 6]), cout=st.sampled_from([4, 8]), cal_dim=st.sampled_from(["cin", "cout"]),
-       bias=st.booleans(), size=st.sampled_from([1, 3]), num_frames=st.integers(1, 5))
+@given(
+    cin=st.sampled_from([4, 6]),
+    cout=st.sampled_from([4, 8]),
+    cal_dim=st.sampled_from(["cin", "cout"]),
+    bias=st.booleans(),
+    size=st.sampled_from([1, 3]),
+    num_frames=st.integers(1, 5),
+)
 def test_v1_equals_a_kernel_per_frame(cin, cout, cal_dim, bias, size, num_frames):
     conv = randomise(TAdaConv2d(cin, cout, size, padding=size // 2, bias=bias, cal_dim=cal_dim))
     x = torch.randn(2, cin, num_frames, 4, 5, dtype=torch.float64)
@@ -175,8 +199,10 @@ def test_batch_norms_use_the_batch_in_training_and_their_statistics_in_evaluatio
     conv = randomise(TAdaConv2dV2(8, 8, 3, padding=1, rf_r=2, head_dim=2))
     x = torch.randn(3, 8, 4, 5, 5, dtype=torch.float64)
     y = conv.convolve(x, conv.rf_func(x)[0]) + conv.rf_func(x)[1] * conv.bias.view(-1, 1, 1, 1)
-    expected = sum(F.batch_norm(z, None, None, bn.weight, bn.bias, training=True)
-                   for z, bn in ((y, conv.bn_a), (mean_of_three_frames(y), conv.bn_b)))
+    expected = sum(
+        F.batch_norm(z, None, None, bn.weight, bn.bias, training=True)
+        for z, bn in ((y, conv.bn_a), (mean_of_three_frames(y), conv.bn_b))
+    )
     evaluated, mean = conv(x), conv.bn_a.running_mean.clone()
     torch.testing.assert_close(conv.train()(x), expected)
     torch.testing.assert_close(conv.bn_a.running_mean, 0.9 * mean + 0.1 * y.mean((0, 2, 3, 4)))
@@ -196,22 +222,27 @@ def test_bf16_autocast_stays_in_bf16():
         assert conv(torch.randn(2, 8, 4, 5, 5).bfloat16()).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: TAdaConv2d(4, 4, 3, cal_dim="in"), "must be 'cin' or 'cout', got 'in'"),
-    (lambda: TAdaConv2d(4, 4, 3, groups=4), "cannot be used with 4 groups: use cal_dim='cout'"),
-    (lambda: TAdaConv2d(4, 6, 3, groups=4, cal_dim="cout"), "must both be multiples of groups 4"),
-    (lambda: TAdaConv2d(4, 4, (3, 3, 3)), r"kernel_size must be an int or \(1, height, width\)"),
-    (lambda: TAdaConv2d(4, 4, 3, stride=(2, 2, 2)), r"stride must be an int or \(1, height, width\)"),
-    (lambda: TAdaConv2d(4, 4, 3, padding=(1, 1)), r"padding must be an int or \(0, height, width\)"),
-    (lambda: TAdaConv2dV2(4, 8, 3), "as many input as output channels, got 4 and 8"),
-    (lambda: TAdaConv2dV2(8, 8, 3, rf_r=2, head_dim=3), r"routing width 4 \(8 channels, ratio 2\) must be a multiple"),
-    (lambda: TAdaConv2dV2(8, 8, 3, rf_r=16, head_dim=1), "ratio must be from 1 to the number of channels, 8, got 16"),
-    (lambda: RouteFuncMLP(8, 4, (3, 2)), r"two odd positive integers .* got \(3, 2\)"),
-    (lambda: RouteFuncMLP(8, 4, 3), "two odd positive integers .* got 3"),
-    (lambda: TAdaConv2dV2(4, 4, 3, internal_rf_func=False)(torch.zeros(1, 4, 2, 5, 5)), "pass alpha"),
-    (lambda: TAdaConv2d(4, 6, 3, cal_dim="cout")(torch.zeros(1, 4, 2, 5, 5), torch.ones(1, 4, 2, 1, 1)),
-     r"shape \(1, 4, 2, 1, 1\) but cal_dim 'cout' takes \(1, 6, 2, 1, 1\)"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: TAdaConv2d(4, 4, 3, cal_dim="in"), "must be 'cin' or 'cout', got 'in'"),
+        (lambda: TAdaConv2d(4, 4, 3, groups=4), "cannot be used with 4 groups: use cal_dim='cout'"),
+        (lambda: TAdaConv2d(4, 6, 3, groups=4, cal_dim="cout"), "must both be multiples of groups 4"),
+        (lambda: TAdaConv2d(4, 4, (3, 3, 3)), r"kernel_size must be an int or \(1, height, width\)"),
+        (lambda: TAdaConv2d(4, 4, 3, stride=(2, 2, 2)), r"stride must be an int or \(1, height, width\)"),
+        (lambda: TAdaConv2d(4, 4, 3, padding=(1, 1)), r"padding must be an int or \(0, height, width\)"),
+        (lambda: TAdaConv2dV2(4, 8, 3), "as many input as output channels, got 4 and 8"),
+        (lambda: TAdaConv2dV2(8, 8, 3, rf_r=2, head_dim=3), r"routing width 4 \(8 channels, ratio 2\) must be a multiple"),
+        (lambda: TAdaConv2dV2(8, 8, 3, rf_r=16, head_dim=1), "ratio must be from 1 to the number of channels, 8, got 16"),
+        (lambda: RouteFuncMLP(8, 4, (3, 2)), r"two odd positive integers .* got \(3, 2\)"),
+        (lambda: RouteFuncMLP(8, 4, 3), "two odd positive integers .* got 3"),
+        (lambda: TAdaConv2dV2(4, 4, 3, internal_rf_func=False)(torch.zeros(1, 4, 2, 5, 5)), "pass alpha"),
+        (
+            lambda: TAdaConv2d(4, 6, 3, cal_dim="cout")(torch.zeros(1, 4, 2, 5, 5), torch.ones(1, 4, 2, 1, 1)),
+            r"shape \(1, 4, 2, 1, 1\) but cal_dim 'cout' takes \(1, 6, 2, 1, 1\)",
+        ),
+    ],
+)
 def test_impossible_options(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -83,13 +83,23 @@ def test_what_tars_leave_out_is_said_once(tmp_path):
     assert len(videos) == 3 and "1 videos in tars of" in notes[0] and "the first is 2.tar/twin.mp4" in notes[0]
 
 
-HIDDEN = ("._a.mp4", ".DS_Store", ".trash/a.mp4", "__MACOSX/run/._a.mp4", "__MACOSX/a.mp4", "PaxHeaders.12/a.mp4",
-          "run/PaxHeaders/b.mp4", "run/@eaDir/a.mp4")  # fmt: skip
+HIDDEN = (
+    "._a.mp4",
+    ".DS_Store",
+    ".trash/a.mp4",
+    "__MACOSX/run/._a.mp4",
+    "__MACOSX/a.mp4",
+    "PaxHeaders.12/a.mp4",
+    "run/PaxHeaders/b.mp4",
+    "run/@eaDir/a.mp4",
+)
 
 
 def test_what_is_hidden_is_no_video_in_tars_folders_lists_and_predict(tmp_path):
-    tar = write_tar(tmp_path / "a.tar", {"./run/a.mp4": b"x", "./run/a.cls": b"x", "run/._a.cls": b"\xff",
-                                         **{f"./{name}": b"x" for name in HIDDEN}})  # fmt: skip
+    tar = write_tar(
+        tmp_path / "a.tar",
+        {"./run/a.mp4": b"x", "./run/a.cls": b"x", "run/._a.cls": b"\xff", **{f"./{name}": b"x" for name in HIDDEN}},
+    )
     assert [video.source for video in load_sources(tar)[0]] == ["a.tar/./run/a.mp4"]
     root = touch(tmp_path / ".cache" / "videos", "run/a.mp4", *HIDDEN)  # where the folder itself lies is no matter
     videos, classes, notes = read_sources(root)

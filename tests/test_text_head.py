@@ -24,11 +24,18 @@ def write(shapes, tmp_path, clip):  # noqa: F811
 
     def write(method, options):
         values = {
-            "model": {"method": method, "backbone": GEOMETRY, "weights": str(tmp_path / "clip.safetensors"),
-                      "num_frames": 4, "head": {"type": "text"}, "options": options},
+            "model": {
+                "method": method,
+                "backbone": GEOMETRY,
+                "weights": str(tmp_path / "clip.safetensors"),
+                "num_frames": 4,
+                "head": {"type": "text"},
+                "options": options,
+            },
             "data": {"train": str(shapes / "vp9"), "val": str(shapes / "vp9-val"), "device": "cpu", "threads": 1},
-            "train": {"epochs": 1, "batch_size": 8, "lr": 1e-3, "compile": False}, "out": str(tmp_path / "run"),
-        }  # fmt: skip
+            "train": {"epochs": 1, "batch_size": 8, "lr": 1e-3, "compile": False},
+            "out": str(tmp_path / "run"),
+        }
         (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
         return tmp_path / "run.yaml"
 

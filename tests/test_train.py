@@ -22,7 +22,7 @@ from i2v.distributed import World
 from i2v.lock import only_writer
 from i2v.metrics import Scores
 from i2v.train import run, split_batch
-from i2v.vit import ViTSpec, VisionTransformer
+from i2v.vit import VisionTransformer, ViTSpec
 from pipelines import ShardError, build_loader
 from pipelines.loader import Loader
 from pipelines.shards import ShardSet
@@ -41,13 +41,27 @@ def config(shapes, tmp_path_factory):
     torch.manual_seed(0)
     save_file(VisionTransformer(ViTSpec(**GEOMETRY)).state_dict(), folder / "clip.safetensors")
     values = {
-        "model": {"method": "st_adapter", "backbone": GEOMETRY, "weights": str(folder / "clip.safetensors"),
-                  "num_frames": 4, "options": {"adapter_width": 16}},
+        "model": {
+            "method": "st_adapter",
+            "backbone": GEOMETRY,
+            "weights": str(folder / "clip.safetensors"),
+            "num_frames": 4,
+            "options": {"adapter_width": 16},
+        },
         "data": {"train": str(shapes / "vp9"), "val": str(shapes / "vp9-val"), "device": "cpu", "threads": 1},
         "clips": {"flip": 0},
-        "train": {"epochs": 4, "batch_size": 8, "lr": 3e-3, "warmup_epochs": 1, "weight_decay": 0.01, "compile": False,
-                  "log_every": 2, "save_every": 3, "eval_every": 2},
-    }  # fmt: skip
+        "train": {
+            "epochs": 4,
+            "batch_size": 8,
+            "lr": 3e-3,
+            "warmup_epochs": 1,
+            "weight_decay": 0.01,
+            "compile": False,
+            "log_every": 2,
+            "save_every": 3,
+            "eval_every": 2,
+        },
+    }
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
@@ -93,7 +107,7 @@ def uninterrupted(config, tmp_path_factory):
 
 
 def test_a_run_leaves_what_a_user_needs(config, tmp_path):
-    tensors, log = train(config, tmp_path, "train.max_steps=3")
+    _tensors, log = train(config, tmp_path, "train.max_steps=3")
     names = {path.name for path in tmp_path.iterdir()}
     assert {"config.yaml", "log.jsonl", "curves.png", "last.safetensors", "best.safetensors"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
@@ -188,8 +202,20 @@ def test_every_rank_scores_with_the_same_batchnorm_statistics(config, tmp_path):
     script = tmp_path / "scored.py"
     script.write_text(SCORED_BUFFERS)
     options = ["model.method=tada", "model.options={route_head_dim: 16, tubelet_stride: 1}", "train.no_decay=[1-d]"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script),
-               "--config", str(config), f"out={tmp_path}", "train.max_steps=2", *options]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(script),
+        "--config",
+        str(config),
+        f"out={tmp_path}",
+        "train.max_steps=2",
+        *options,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     assert subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, timeout=LIMIT).returncode == 0
     first, second = (Path(f"{script}{rank}").read_text() for rank in (0, 1))
@@ -199,8 +225,13 @@ def test_every_rank_scores_with_the_same_batchnorm_statistics(config, tmp_path):
 def test_a_run_whose_checkpoint_holds_every_weight_continues_without_the_backbones_file(config, tmp_path):
     clip = tmp_path / "clip.safetensors"
     shutil.copy(load_config(config).model.weights, clip)
-    whole = ["model.method=tada", "model.options={route_head_dim: 16, tubelet_stride: 1}", "train.no_decay=[1-d]",
-             f"model.weights={clip}", "data.val=null"]  # fmt: skip
+    whole = [
+        "model.method=tada",
+        "model.options={route_head_dim: 16, tubelet_stride: 1}",
+        "train.no_decay=[1-d]",
+        f"model.weights={clip}",
+        "data.val=null",
+    ]
     train(config, tmp_path / "run", *whole, "train.max_steps=1")
     clip.unlink()
     train(config, tmp_path / "run", *whole, "train.max_steps=2")
@@ -223,10 +254,26 @@ def test_options_of_the_order_are_not_options_of_clips(config, tmp_path, name):
         train(config, tmp_path, f"clips.{name}=2", "data.val=null")
 
 
-@pytest.mark.parametrize("option", [
-    "fps=1e12", "fps=.inf", "fps=0.001", "window=1e-9", "hop=1e-9", "num_frames=100000000", "stride=1000000000000000000",
-    "clips=1000000", "size=1000000", "test_short_side=1000000", "flip=2", "crops=2", "clips=0", "clips=abc", "fps=yes",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "option",
+    [
+        "fps=1e12",
+        "fps=.inf",
+        "fps=0.001",
+        "window=1e-9",
+        "hop=1e-9",
+        "num_frames=100000000",
+        "stride=1000000000000000000",
+        "clips=1000000",
+        "size=1000000",
+        "test_short_side=1000000",
+        "flip=2",
+        "crops=2",
+        "clips=0",
+        "clips=abc",
+        "fps=yes",
+    ],
+)
 def test_no_option_of_clips_can_ask_for_too_much(shapes, option):
     from i2v.config import parse_option
     from pipelines import build_loader
@@ -281,15 +328,30 @@ def failing_from(position):
 @pytest.mark.process
 def test_a_store_that_fails_on_one_of_two_ranks_stops_both_with_the_state_saved(config, tmp_path):
     """And the run continues as if nothing had happened, BatchNorm's statistics included."""
-    options = ["model.method=tada", "model.options={route_head_dim: 16, tubelet_stride: 1}", "train.no_decay=[1-d]",
-               "train.micro_batch=2", "data.val=null", "train.max_steps=3"]  # fmt: skip
+    options = [
+        "model.method=tada",
+        "model.options={route_head_dim: 16, tubelet_stride: 1}",
+        "train.no_decay=[1-d]",
+        "train.micro_batch=2",
+        "data.val=null",
+        "train.max_steps=3",
+    ]
     script = tmp_path / "failing.py"
     script.write_text(FAILING)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
     def run_two(out, failing=0, position=10**6):
-        command = [*launch, str(script), str(failing), str(position), "--config", str(config), f"out={tmp_path / out}", *options]
+        command = [
+            *launch,
+            str(script),
+            str(failing),
+            str(position),
+            "--config",
+            str(config),
+            f"out={tmp_path / out}",
+            *options,
+        ]
         return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
 
     assert run_two("whole").returncode == 0
@@ -305,7 +367,7 @@ def test_a_store_that_fails_on_one_of_two_ranks_stops_both_with_the_state_saved(
 @pytest.mark.process
 @pytest.mark.parametrize("step, saved", [(0, 0), (8, 7), (11, 10)])  # the graph works one batch ahead
 def test_data_that_fails_stops_the_run_with_its_state_saved(config, tmp_path, monkeypatch, step, saved):
-    """In the step whose clips cannot be read, however many were read ahead by then. And the run continues as if nothing had happened."""
+    """In the step whose clips cannot be read, however many were read ahead by then. The run continues as if nothing was."""
     import i2v.train as program
 
     whole = train(config, tmp_path / "whole", "data.val=null")
@@ -352,11 +414,14 @@ def test_a_mixture_of_data_sets_trains_and_continues(config, shapes, tmp_path):
         train(config, tmp_path / "stopped", f"data.train={shapes}/vp9-val", order, "data.val=null")
 
 
-@pytest.mark.parametrize("change, text", [
-    ("train.lr=1e-3", "belongs to a run with train.lr = 0.003"),
-    ("model.options.adapter_width=8", "belongs to a run with model.options.adapter_width = 16"),
-    ("clips.stride=3", "belongs to a run with clips.stride = 16"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        ("train.lr=1e-3", "belongs to a run with train.lr = 0.003"),
+        ("model.options.adapter_width=8", "belongs to a run with model.options.adapter_width = 16"),
+        ("clips.stride=3", "belongs to a run with clips.stride = 16"),
+    ],
+)
 def test_a_run_is_not_continued_with_another_experiment(config, tmp_path, change, text):
     train(config, tmp_path, "train.max_steps=1", "data.val=null")
     with pytest.raises(ValueError, match=text):
@@ -369,11 +434,19 @@ def edit_meta(path, change):
     save_checkpoint(path, tensors, meta)
 
 
-@pytest.mark.parametrize("section, key, default, other", [
-    ("train", "label_smoothing", 0.0, 0.1), ("train", "betas", [0.9, 0.999], [0.9, 0.99]), ("data", "order", {}, {"repeats": 2}),
-    ("clips", "stride", 16, 8), ("clips", "area", [0.08, 1.0], [0.5, 1.0]), ("clips", "antialias", True, False),
-    ("options", "kernel_size", [3, 1, 1], [1, 1, 1]), ("head", "init_std", 0.02, 0.1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "section, key, default, other",
+    [
+        ("train", "label_smoothing", 0.0, 0.1),
+        ("train", "betas", [0.9, 0.999], [0.9, 0.99]),
+        ("data", "order", {}, {"repeats": 2}),
+        ("clips", "stride", 16, 8),
+        ("clips", "area", [0.08, 1.0], [0.5, 1.0]),
+        ("clips", "antialias", True, False),
+        ("options", "kernel_size", [3, 1, 1], [1, 1, 1]),
+        ("head", "init_std", 0.02, 0.1),
+    ],
+)
 def test_a_run_from_before_a_key_existed_is_continued_at_its_default(config, tmp_path, section, key, default, other):
     """And refused at any other value, by name."""
     train(config, tmp_path, "train.max_steps=1", "data.val=null")
@@ -533,9 +606,10 @@ def test_the_remedy_for_divergence_works(config, tmp_path):
     assert load_checkpoint(tmp_path / "a-2" / "last.safetensors")[1]["progress"]["step"] == 4
 
 
-@pytest.mark.parametrize("batch, micro, devices, expected", [
-    (256, None, 8, (32, 1)), (256, 64, 1, (64, 4)), (192, 50, 1, (48, 4)), (6, 4, 1, (3, 2)), (7, 2, 1, (1, 7)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "batch, micro, devices, expected",
+    [(256, None, 8, (32, 1)), (256, 64, 1, (64, 4)), (192, 50, 1, (48, 4)), (6, 4, 1, (3, 2)), (7, 2, 1, (1, 7))],
+)
 def test_the_batch_is_shared_exactly(batch, micro, devices, expected):
     assert split_batch(batch, micro, devices) == expected
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from pipelines.index import manifest_crc32
 from pipelines.shards import ShardSet
+from pipelines.storage import ShardError
 from shard_tools import verify as command
 from shard_tools.encode import EncodeSettings
 from shard_tools.sources import load_sources
-from pipelines.storage import ShardError
 from shard_tools.verify import decode, main, verify
 from shard_tools.writer import make_shards
 from tests.videos import moving, write_video
@@ -103,8 +103,8 @@ def test_a_damaged_frame_is_named(data, capsys):
 
 
 def test_a_damaged_header_and_json_and_tar_header_are_named(data):
-    start, _, json_at, end = place(data, CLIP)
-    for clip, at in ((4, place(data, 4)[0] + 8), (5, start - 512), (6, place(data, 6)[2]), (7, place(data, 7)[2] + 512)):
+    start, _, _json_at, _end = place(data, CLIP)
+    for _clip, at in ((4, place(data, 4)[0] + 8), (5, start - 512), (6, place(data, 6)[2]), (7, place(data, 7)[2] + 512)):
         flip(data / SHARD, at)
     problems = found(data)
     assert set(problems) == {4, 5, 6, 7}
@@ -112,8 +112,10 @@ def test_a_damaged_header_and_json_and_tar_header_are_named(data):
     assert "tar header of 000001-000002.json" in problems[6] and problems[7] == "its json is damaged"
 
 
-@pytest.mark.parametrize("old, new, what", [(b'"frames": 12', b'"frames": 13', "says frames 13, the index 12"),
-                                            (b'"class": "', b'"class": "x', "class")])  # fmt: skip
+@pytest.mark.parametrize(
+    "old, new, what",
+    [(b'"frames": 12', b'"frames": 13', "says frames 13, the index 12"), (b'"class": "', b'"class": "x', "class")],
+)
 def test_a_json_that_disagrees_is_named(data, old, new, what):
     _, _, json_at, _ = place(data, CLIP)
     content = bytearray((data / SHARD).read_bytes())
@@ -138,7 +140,7 @@ def test_a_member_of_another_name_or_size_is_named(data):
 
 
 def test_a_truncated_shard_loses_its_last_clips_only(data):
-    start, fragments, _, _ = place(data, 6)
+    _start, fragments, _, _ = place(data, 6)
     with open(data / SHARD, "r+b") as file:
         file.truncate(fragments[3])
     problems = found(data)
@@ -174,11 +176,23 @@ def test_bytes_that_no_clip_needs_are_told_apart(data):
     assert "every clip in it is as it was written" in problem.what and "training can use it" in problem.remedy
 
 
-@pytest.mark.parametrize("field, value, what", [
-    ("label", 99, "its label"), ("label", -5, "its label"), ("offset", 1000, "its offset"), ("offset", 1 << 60, "its offset"),
-    ("width", 0, "its size"), ("fps", np.nan, "its fps"), ("frames", 0, "its number"), ("frames", 1 << 30, "its number"),
-    ("shard", 7, "its shard"), ("header_crc", 1, "header"), ("header_size", 1 << 31, "its header size"), ("height", 64, "height"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "field, value, what",
+    [
+        ("label", 99, "its label"),
+        ("label", -5, "its label"),
+        ("offset", 1000, "its offset"),
+        ("offset", 1 << 60, "its offset"),
+        ("width", 0, "its size"),
+        ("fps", np.nan, "its fps"),
+        ("frames", 0, "its number"),
+        ("frames", 1 << 30, "its number"),
+        ("shard", 7, "its shard"),
+        ("header_crc", 1, "header"),
+        ("header_size", 1 << 31, "its header size"),
+        ("height", 64, "height"),
+    ],
+)
 def test_a_damaged_index_is_named_and_the_shard_is_not_blamed(data, field, value, what):
     edit_index(data / "clips.npy", CLIP, field, value)
     problems = verify(data, 0)["problems"]
@@ -247,8 +261,12 @@ def test_damage_from_before_the_checksums_is_found_by_decoding(data):
     shards = ShardSet(data)
     manifest = shards.manifest
     manifest["shards"][1]["crc32"] = zlib.crc32(content)
-    edit_index(data / "fragments.npy", int(shards.clips["first_fragment"][CLIP]), "crc",
-               zlib.crc32(content[fragments[0] : fragments[1]]))  # fmt: skip
+    edit_index(
+        data / "fragments.npy",
+        int(shards.clips["first_fragment"][CLIP]),
+        "crc",
+        zlib.crc32(content[fragments[0] : fragments[1]]),
+    )
     manifest["index_crc32"]["fragments"] = zlib.crc32((data / "fragments.npy").read_bytes())
     edit_manifest(data, **manifest)
     assert found(data, 0) == {}
@@ -256,8 +274,12 @@ def test_damage_from_before_the_checksums_is_found_by_decoding(data):
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(name=st.sampled_from(["shard-000000.tar", SHARD, "shard-000002.tar", "clips.npy", "fragments.npy", "manifest.json"]),
-       where=st.floats(0, 1, exclude_max=True), value=st.integers(1, 255), cut=st.booleans())  # fmt: skip
+@given(
+    name=st.sampled_from(["shard-000000.tar", SHARD, "shard-000002.tar", "clips.npy", "fragments.npy", "manifest.json"]),
+    where=st.floats(0, 1, exclude_max=True),
+    value=st.integers(1, 255),
+    cut=st.booleans(),
+)
 def test_no_byte_can_change_unnoticed(data, name, where, value, cut):
     content = (data / name).read_bytes()
     at = int(where * len(content))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from einops import rearrange
 
-from i2v.vit import Block, ViTSpec, VisionTransformer
+from i2v.vit import Block, VisionTransformer, ViTSpec
 
 GEOMETRY = dict(image_size=32, patch_size=8, width=64, layers=3, heads=4, embed_dim=48)
 
@@ -73,13 +73,16 @@ def test_channels_last_clips_reach_conv1_as_a_view():
     torch.testing.assert_close(model(frames), model(frames.contiguous()), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(width=0), "width must be a whole number, at least 1"),
-    (dict(layers=2.0), "layers must be a whole number, at least 1"),
-    (dict(patch_size=7), "not a multiple of patch_size 7"),
-    (dict(heads=5), "not a multiple of heads 5"),
-    (dict(activation="relu"), "must be quick_gelu or gelu"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(width=0), "width must be a whole number, at least 1"),
+        (dict(layers=2.0), "layers must be a whole number, at least 1"),
+        (dict(patch_size=7), "not a multiple of patch_size 7"),
+        (dict(heads=5), "not a multiple of heads 5"),
+        (dict(activation="relu"), "must be quick_gelu or gelu"),
+    ],
+)
 def test_bad_geometry(change, message):
     with pytest.raises(ValueError, match=message):
         ViTSpec(**{**GEOMETRY, **change})

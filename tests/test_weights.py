@@ -48,11 +48,17 @@ def assert_trunk_is(model, state):
 
 
 @pytest.mark.parametrize("layout", ["clip", "auto"])
-@pytest.mark.parametrize("form", [
-    lambda s: s, visual, lambda s: {k: v for k, v in s.items() if k.startswith("visual.")},
-    lambda s: {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in s.items()}},
-    lambda s: {k: v.half() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in s.items()},
-], ids=["full", "visual only", "visual prefix", "DDP", "fp16"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda s: s,
+        visual,
+        lambda s: {k: v for k, v in s.items() if k.startswith("visual.")},
+        lambda s: {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in s.items()}},
+        lambda s: {k: v.half() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in s.items()},
+    ],
+    ids=["full", "visual only", "visual prefix", "DDP", "fp16"],
+)
 def test_clip_layout(form, layout):
     state, model = form(full_clip()), make()
     before = copy.deepcopy(model.state_dict())
@@ -132,19 +138,22 @@ def test_file_forms(name, tmp_path):
 def test_truncated_files(name, kept, tmp_path):
     path = tmp_path / name
     WRITERS[name](full_clip(), path)
-    path.write_bytes(path.read_bytes()[:int(path.stat().st_size * kept)])
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
     with pytest.raises(ValueError, match="is damaged or"):
         read_state_dict(path)
 
 
-@pytest.mark.parametrize("content, message", [
-    (b"", "is empty"),
-    (b"version https://git-lfs.github.com/spec/v1\n", "damaged or not a checkpoint"),
-    (b"PK\x03\x04 not really", "damaged or not a checkpoint"),
-    ({"epoch": 3}, "holds no tensors by name"),
-    ([torch.zeros(2)], "holds no tensors by name"),
-    ({"a": torch.zeros(2), "args": Namespace(x=1)}, "Python objects besides tensors"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "damaged or not a checkpoint"),
+        (b"PK\x03\x04 not really", "damaged or not a checkpoint"),
+        ({"epoch": 3}, "holds no tensors by name"),
+        ([torch.zeros(2)], "holds no tensors by name"),
+        ({"a": torch.zeros(2), "args": Namespace(x=1)}, "Python objects besides tensors"),
+    ],
+)
 def test_not_a_checkpoint(content, message, tmp_path):
     path = tmp_path / "file.pt"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
@@ -161,23 +170,29 @@ def without(state, *names):
     return {k: v for k, v in state.items() if k not in names}
 
 
-@pytest.mark.parametrize("layout, make_state, message", [
-    ("clip", lambda m: without(full_clip(), "visual.ln_pre.bias"), r"1 missing \(backbone.ln_pre.bias\)"),
-    ("clip", lambda m: {**full_clip(), "visual.extra": torch.zeros(1)}, r"1 unexpected \(visual.extra\)"),
-    ("clip", lambda m: {**full_clip(), "extra": torch.zeros(1)}, r"1 unexpected \(extra\)"),
-    ("clip", lambda m: {**full_clip(), "visual.conv1.weight": torch.zeros(32, 3, 4, 4)},
-     r"of another shape \(visual.conv1.weight \(32, 3, 4, 4\) for the model's \(32, 3, 8, 8\)\)"),
-    ("clip", lambda m: {**full_clip(), "visual.conv1.weight": 3}, "visual.conv1.weight int for"),
-    ("clip", lambda m: m.state_dict(), "missing .* unexpected"),
-    ("authors", lambda m: without(authors(m), "conv1.weight"), r"1 missing \(backbone.conv1.weight\)"),
-    ("authors", lambda m: without(authors(m), "fc.bias"), r"1 missing \(head.fc.bias\)"),
-    ("authors", lambda m: {**authors(m), "fc.bias": torch.zeros(400)}, r"fc.bias \(400,\) for the model's \(5,\)"),
-    ("i2v", lambda m: without(m.trainable_parameters(), "head.fc.bias"), r"1 missing \(head.fc.bias\)"),
-    ("i2v", lambda m: without(m.state_dict(), "backbone.conv1.weight"), r"1 missing \(backbone.conv1.weight\)"),
-    ("auto", lambda m: without(full_clip(), "visual.ln_pre.bias"), "layout 'clip': 1 missing"),
-    ("auto", lambda m: {"something": torch.zeros(2)}, "cannot tell which layout .*something.* clip, authors, i2v"),
-    ("ours", lambda m: m.state_dict(), "layout 'ours' is unknown: use one of clip, authors, i2v, auto"),
-])
+@pytest.mark.parametrize(
+    "layout, make_state, message",
+    [
+        ("clip", lambda m: without(full_clip(), "visual.ln_pre.bias"), r"1 missing \(backbone.ln_pre.bias\)"),
+        ("clip", lambda m: {**full_clip(), "visual.extra": torch.zeros(1)}, r"1 unexpected \(visual.extra\)"),
+        ("clip", lambda m: {**full_clip(), "extra": torch.zeros(1)}, r"1 unexpected \(extra\)"),
+        (
+            "clip",
+            lambda m: {**full_clip(), "visual.conv1.weight": torch.zeros(32, 3, 4, 4)},
+            r"of another shape \(visual.conv1.weight \(32, 3, 4, 4\) for the model's \(32, 3, 8, 8\)\)",
+        ),
+        ("clip", lambda m: {**full_clip(), "visual.conv1.weight": 3}, "visual.conv1.weight int for"),
+        ("clip", lambda m: m.state_dict(), "missing .* unexpected"),
+        ("authors", lambda m: without(authors(m), "conv1.weight"), r"1 missing \(backbone.conv1.weight\)"),
+        ("authors", lambda m: without(authors(m), "fc.bias"), r"1 missing \(head.fc.bias\)"),
+        ("authors", lambda m: {**authors(m), "fc.bias": torch.zeros(400)}, r"fc.bias \(400,\) for the model's \(5,\)"),
+        ("i2v", lambda m: without(m.trainable_parameters(), "head.fc.bias"), r"1 missing \(head.fc.bias\)"),
+        ("i2v", lambda m: without(m.state_dict(), "backbone.conv1.weight"), r"1 missing \(backbone.conv1.weight\)"),
+        ("auto", lambda m: without(full_clip(), "visual.ln_pre.bias"), "layout 'clip': 1 missing"),
+        ("auto", lambda m: {"something": torch.zeros(2)}, "cannot tell which layout .*something.* clip, authors, i2v"),
+        ("ours", lambda m: m.state_dict(), "layout 'ours' is unknown: use one of clip, authors, i2v, auto"),
+    ],
+)
 def test_refused_states_change_nothing(layout, make_state, message):
     model = make()
     before = copy.deepcopy(model.state_dict())
@@ -205,12 +220,15 @@ def test_backbone_file(monkeypatch):
     assert backbone_file("ViT-B-16", "laion2b_s34b_b88k", activation="gelu")
 
 
-@pytest.mark.parametrize("name, tag, error, message", [
-    ("ViT-B-16", "opnai", ValueError, "no weights 'opnai' for 'ViT-B-16': use one of openai, "),
-    ("ViT-B-61", "openai", ValueError, "or give the path"),
-    ("ViT-B-16", "laion2b_s34b_b88k", ValueError, "trained with gelu but the model uses quick_gelu"),
-    ("ViT-B-16", "openai", OSError, "give the path of a checkpoint file instead"),
-])
+@pytest.mark.parametrize(
+    "name, tag, error, message",
+    [
+        ("ViT-B-16", "opnai", ValueError, "no weights 'opnai' for 'ViT-B-16': use one of openai, "),
+        ("ViT-B-61", "openai", ValueError, "or give the path"),
+        ("ViT-B-16", "laion2b_s34b_b88k", ValueError, "trained with gelu but the model uses quick_gelu"),
+        ("ViT-B-16", "openai", OSError, "give the path of a checkpoint file instead"),
+    ],
+)
 def test_backbone_file_errors(name, tag, error, message, monkeypatch):
     def offline(config):
         raise RuntimeError("no network")

@@ -28,9 +28,15 @@ def golden_model(tensors, config, dtype, prefix="weight/", **options):
     backbone = {k: config[k] for k in ("image_size", "patch_size", "width", "layers", "heads")}
     shifts = {k: v for k, v in config["stdha_cfg"].items() if k not in ("divide_head", "ops_type")}
     model = i2v.create_model(
-        "zeroi2v", {**backbone, "embed_dim": 32}, config["num_frames"], config["num_classes"],
-        mlp_adapters=config["num_tadapter"], adapter_scale=config["adapter_scale"],
-        bottleneck_ratio=config["mlp_ratio"], **shifts, **options,
+        "zeroi2v",
+        {**backbone, "embed_dim": 32},
+        config["num_frames"],
+        config["num_classes"],
+        mlp_adapters=config["num_tadapter"],
+        adapter_scale=config["adapter_scale"],
+        bottleneck_ratio=config["mlp_ratio"],
+        **shifts,
+        **options,
     )
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     report = i2v.load_weights(model, weights, layout="authors")
@@ -103,12 +109,18 @@ def test_shift_equals_the_rule(num_frames, div, stride, long_div, long_right):
     assert torch.equal(shift(keys, shifts, num_frames), expected)
 
 
-OPTIONS = st.fixed_dictionaries(dict(
-    mlp_adapters=st.sampled_from([1, 2]), adapter_scale=st.sampled_from([0.0, 0.5, 1, 1.7]),
-    bottleneck_ratio=st.sampled_from([0.05, 0.25, 1.5]), adapter_dropout=st.sampled_from([0, 0.5]),
-    shift_div=st.integers(4, 24), shift_stride=st.integers(1, 4),
-    long_shift_div=st.none() | st.integers(4, 24), long_shift_right=st.booleans(),
-))
+OPTIONS = st.fixed_dictionaries(
+    dict(
+        mlp_adapters=st.sampled_from([1, 2]),
+        adapter_scale=st.sampled_from([0.0, 0.5, 1, 1.7]),
+        bottleneck_ratio=st.sampled_from([0.05, 0.25, 1.5]),
+        adapter_dropout=st.sampled_from([0, 0.5]),
+        shift_div=st.integers(4, 24),
+        shift_stride=st.integers(1, 4),
+        long_shift_div=st.none() | st.integers(4, 24),
+        long_shift_right=st.booleans(),
+    )
+)
 
 
 @settings(max_examples=20, deadline=None)
@@ -139,8 +151,9 @@ def test_a_merged_model_is_plain_clip_and_rebuilt_from_its_config(dtype):
     assert not shared
 
     rebuilt = i2v.create_model(**merged.config).to(dtype).eval()
-    assert {n: p.requires_grad for n, p in rebuilt.named_parameters()} == \
-        {n: p.requires_grad for n, p in merged.named_parameters()}
+    assert {n: p.requires_grad for n, p in rebuilt.named_parameters()} == {
+        n: p.requires_grad for n, p in merged.named_parameters()
+    }
     report = i2v.load_weights(rebuilt, merged.state_dict())  # told apart from the authors' by itself
     assert not report.missing and not report.ignored
     clips = torch.randn(2, 3, 4, 16, 16, dtype=dtype)
@@ -190,12 +203,18 @@ def test_a_block_compiles_without_graph_breaks(merged):
     torch.testing.assert_close(compiled(tokens, 4), block(tokens, 4))
 
 
-@pytest.mark.parametrize("backbone, num_frames, classes, options, total, trained", [
-    (BASE, 8, 400, dict(mlp_adapters=1), 96.765, 10.967), (BASE, 32, 174, dict(mlp_adapters=2), 100.160, 14.362),
-    (BASE, 8, 400, dict(merged=True), 86.113, None), (BASE, 32, 174, dict(merged=True), 85.958, None),
-    (LARGE, 8, 174, dict(mlp_adapters=1), 341.207, 38.029), (LARGE, 32, 400, dict(mlp_adapters=2), 354.077, 50.899),
-    (LARGE, 32, 400, dict(merged=True), 303.623, None),
-])
+@pytest.mark.parametrize(
+    "backbone, num_frames, classes, options, total, trained",
+    [
+        (BASE, 8, 400, dict(mlp_adapters=1), 96.765, 10.967),
+        (BASE, 32, 174, dict(mlp_adapters=2), 100.160, 14.362),
+        (BASE, 8, 400, dict(merged=True), 86.113, None),
+        (BASE, 32, 174, dict(merged=True), 85.958, None),
+        (LARGE, 8, 174, dict(mlp_adapters=1), 341.207, 38.029),
+        (LARGE, 32, 400, dict(mlp_adapters=2), 354.077, 50.899),
+        (LARGE, 32, 400, dict(merged=True), 303.623, None),
+    ],
+)
 def test_parameter_counts(backbone, num_frames, classes, options, total, trained):
     with torch.device("meta"):
         model = i2v.create_model("zeroi2v", backbone, num_frames, classes, **options)
@@ -204,21 +223,24 @@ def test_parameter_counts(backbone, num_frames, classes, options, total, trained
         assert round(sum(p.numel() for p in model.trainable_parameters().values()) / 1e6, 3) == trained
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(mlp_adapters=0), "mlp_adapters must be 1 or 2, got 0"),
-    (dict(adapter_scale=float("inf")), "adapter_scale must be a finite number, got inf"),
-    (dict(bottleneck_ratio=-1), "bottleneck_ratio must leave at least one of the backbone's 32 channels, got -1"),
-    (dict(adapter_dropout=1), "adapter_dropout must be a finite number, at least 0 and below 1"),
-    (dict(adapter_dropout="0.1"), "adapter_dropout must be a finite number"),
-    (dict(shift_div=0), "shift_div must be an integer from 1 to the backbone's width 32, got 0"),
-    (dict(shift_div=33), "shift_div must be an integer from 1 to the backbone's width 32, got 33"),
-    (dict(shift_div=1), "the shifts take 64 channels but the backbone has 32: raise shift_div"),
-    (dict(shift_stride=0), "shift_stride must be a whole number, at least 1, got 0"),
-    (dict(long_shift_div=-1), "long_shift_div .null: no long shift. must be an integer from 1"),
-    (dict(shift_div=3, long_shift_div=3, long_shift_right=True), "the shifts take 40 channels"),
-    (dict(long_shift_right=1), "long_shift_right must be true or false, got 1"),
-    (dict(merged="yes"), "merged must be true or false"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(mlp_adapters=0), "mlp_adapters must be 1 or 2, got 0"),
+        (dict(adapter_scale=float("inf")), "adapter_scale must be a finite number, got inf"),
+        (dict(bottleneck_ratio=-1), "bottleneck_ratio must leave at least one of the backbone's 32 channels, got -1"),
+        (dict(adapter_dropout=1), "adapter_dropout must be a finite number, at least 0 and below 1"),
+        (dict(adapter_dropout="0.1"), "adapter_dropout must be a finite number"),
+        (dict(shift_div=0), "shift_div must be an integer from 1 to the backbone's width 32, got 0"),
+        (dict(shift_div=33), "shift_div must be an integer from 1 to the backbone's width 32, got 33"),
+        (dict(shift_div=1), "the shifts take 64 channels but the backbone has 32: raise shift_div"),
+        (dict(shift_stride=0), "shift_stride must be a whole number, at least 1, got 0"),
+        (dict(long_shift_div=-1), "long_shift_div .null: no long shift. must be an integer from 1"),
+        (dict(shift_div=3, long_shift_div=3, long_shift_right=True), "the shifts take 40 channels"),
+        (dict(long_shift_right=1), "long_shift_right must be true or false, got 1"),
+        (dict(merged="yes"), "merged must be true or false"),
+    ],
+)
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         i2v.create_model("zeroi2v", TINY, 4, 5, **options)

@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import nn
 
 from i2v.rules import between, one_of
-from i2v.video import FrameTransformer, from_mmaction as from_authors  # noqa: F401 (read by i2v/weights.py)
+from i2v.video import FrameTransformer
 from i2v.vit import Block, DropPath
 
 
@@ -70,8 +70,15 @@ class AIMBlock(Block):
         return x if self.drop_path is None else self.drop_path(x, num_frames)
 
 
-def build(spec, num_frames, *, temporal_adapters: Annotated[int, one_of(1, 2)] = 1, adapter_scale: float = 0.5,
-          bottleneck_ratio: float = 0.25, drop_path: Annotated[float, between(0, 1, below=True)] = 0.0):
+def build(
+    spec,
+    num_frames,
+    *,
+    temporal_adapters: Annotated[int, one_of(1, 2)] = 1,
+    adapter_scale: float = 0.5,
+    bottleneck_ratio: float = 0.25,
+    drop_path: Annotated[float, between(0, 1, below=True)] = 0.0,
+):
     """The backbone for clips of num_frames frames; the adapters, the temporal embedding and ln_post train.
 
     temporal_adapters: 1, or 2 to add T_in. adapter_scale: factor of the joint adapter. bottleneck_ratio: an adapter's
@@ -80,8 +87,9 @@ def build(spec, num_frames, *, temporal_adapters: Annotated[int, one_of(1, 2)] =
     """
     hidden = int(spec.width * bottleneck_ratio)
     if hidden < 1:
-        raise ValueError(f"bottleneck_ratio must leave at least one of the backbone's {spec.width} channels, "
-                         f"got {bottleneck_ratio!r}")
+        raise ValueError(
+            f"bottleneck_ratio must leave at least one of the backbone's {spec.width} channels, got {bottleneck_ratio!r}"
+        )
 
     def block(spec, layer):
         probability = drop_path * layer / max(spec.layers - 1, 1) if drop_path else None

@@ -30,10 +30,12 @@ from i2v.vit import Attention, QuickGELU, VisionTransformer
 TEMPLATES = ("{}",)  # the authors' prompt for a text head: the class name alone
 TEXT_TOWER = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
 OLD_NAMES = {  # of the first released checkpoints
-    "input_map_feat_nets": "input_linears", "s2t_fuse_nets": "integration2temporal_nets",
-    "t2s_fuse_nets": "temporal2integration_nets", "spatial_nets": "integration_nets",
+    "input_map_feat_nets": "input_linears",
+    "s2t_fuse_nets": "integration2temporal_nets",
+    "t2s_fuse_nets": "temporal2integration_nets",
+    "spatial_nets": "integration_nets",
     "final_temporal_nets": "adapooling_nets",
-}  # fmt: skip
+}
 
 
 def conv_frames(x, conv):
@@ -59,10 +61,9 @@ class TemporalNet(nn.Module):
         super().__init__()
         self.grid, self.gelu = grid, QuickGELU()
         self.ln = nn.LayerNorm(dim)
-        self.temporal_net = nn.ModuleDict({
-            "c_fc1": time_conv(dim, int(dim * ratio), kernel),
-            "c_fc2": nn.Conv3d(int(dim * ratio), dim, (1, 3, 3)),
-        })
+        self.temporal_net = nn.ModuleDict(
+            {"c_fc1": time_conv(dim, int(dim * ratio), kernel), "c_fc2": nn.Conv3d(int(dim * ratio), dim, (1, 3, 3))}
+        )
 
     def forward(self, x):
         net = self.temporal_net
@@ -80,10 +81,9 @@ class IntegrationNet(nn.Module):
         hidden = int(dim * temporal_ratio)
         self.ln, self.ln_temporal, self.gelu = nn.LayerNorm(dim), nn.LayerNorm(dim), QuickGELU()
         self.ffn = mlp(dim, ratio)
-        self.temporal_ffn = nn.ModuleDict({
-            "c_fc1": time_conv(dim, hidden), "c_fc2": time_conv(hidden, hidden, kernel),
-            "c_proj": time_conv(hidden, dim),
-        })
+        self.temporal_ffn = nn.ModuleDict(
+            {"c_fc1": time_conv(dim, hidden), "c_fc2": time_conv(hidden, hidden, kernel), "c_proj": time_conv(hidden, dim)}
+        )
 
     def forward(self, u):
         net = self.temporal_ffn
@@ -155,9 +155,21 @@ class AdaPooling(nn.Module):
 class SideNetwork(nn.Module):
     """All that DiST trains: clips (B, 3, T, H, W) and CLIP's tokens per layer (B, t, L, C) -> (B, embed_dim)."""
 
-    def __init__(self, spec, num_frames, layers, alpha, integration_dim, temporal_dim, temporal_patch_size,
-                 temporal_kernel_size, temporal_mlp_ratio, integration_mlp_ratio, integration_temporal_mlp_ratio,
-                 pooling_layers):  # fmt: skip
+    def __init__(
+        self,
+        spec,
+        num_frames,
+        layers,
+        alpha,
+        integration_dim,
+        temporal_dim,
+        temporal_patch_size,
+        temporal_kernel_size,
+        temporal_mlp_ratio,
+        integration_mlp_ratio,
+        integration_temporal_mlp_ratio,
+        pooling_layers,
+    ):
         super().__init__()
         dim, frames, patch = integration_dim, num_frames // alpha, spec.patch_size
         pool = replace(spec, width=dim, heads=dim // 64)
@@ -167,10 +179,10 @@ class SideNetwork(nn.Module):
 
         self.temporal_stem = nn.Conv3d(3, temporal_dim, (temporal_patch_size, patch, patch))
         self.input_linears = per_layer(lambda: nn.Linear(spec.width, dim))
-        self.temporal_nets = per_layer(
-            lambda: TemporalNet(spec.grid, temporal_dim, temporal_kernel_size, temporal_mlp_ratio))
+        self.temporal_nets = per_layer(lambda: TemporalNet(spec.grid, temporal_dim, temporal_kernel_size, temporal_mlp_ratio))
         self.integration_nets = per_layer(
-            lambda: IntegrationNet(dim, temporal_kernel_size, integration_mlp_ratio, integration_temporal_mlp_ratio))
+            lambda: IntegrationNet(dim, temporal_kernel_size, integration_mlp_ratio, integration_temporal_mlp_ratio)
+        )
         self.temporal2integration_nets = per_layer(lambda: TemporalToIntegration(temporal_dim, dim, alpha, frames))
         self.integration2temporal_nets = per_layer(lambda: IntegrationToTemporal(dim, temporal_dim, alpha))
         self.adapooling_nets = nn.ModuleList(AdaPooling(pool, frames) for _ in range(pooling_layers))
@@ -239,41 +251,65 @@ class DiST(nn.Module):
 
     def forward(self, clips):
         if clips.shape[2] != self.num_frames:
-            raise ValueError(f"the clips have {clips.shape[2]} frames but this DiST model has learned embeddings for "
-                             f"{self.num_frames}: sample that many, or create the model with another num_frames")
+            raise ValueError(
+                f"the clips have {clips.shape[2]} frames but this DiST model has learned embeddings for "
+                f"{self.num_frames}: sample that many, or create the model with another num_frames"
+            )
         return self.dist_net(clips, self.clip_features(clips))
 
     @torch.no_grad()
     def clip_features(self, clips):
         """CLIP's tokens (B, t, L, C) of frames 0, alpha, 2 alpha, ... after each selected layer."""
-        tokens, features = self.visual.embed(rearrange(clips[:, :, ::self.alpha], "b c t h w -> (b t) c h w")), []
-        for i, block in enumerate(self.visual.transformer.resblocks[:self.selected_layers[-1] + 1]):
+        tokens, features = self.visual.embed(rearrange(clips[:, :, :: self.alpha], "b c t h w -> (b t) c h w")), []
+        for i, block in enumerate(self.visual.transformer.resblocks[: self.selected_layers[-1] + 1]):
             tokens = block(tokens, clips.shape[2] // self.alpha)
             if i in self.selected_layers:
                 features.append(tokens.unflatten(0, (len(clips), -1)))
         return features
 
 
-def build(spec, num_frames, *, alpha: Count = 2, selected_layers=None, integration_dim: Count = 384, temporal_dim: Count = 96,
-          temporal_patch_size: Annotated[int, at_least(1), ODD] = 5, temporal_kernel_size: Annotated[int, at_least(1), ODD] = 3,
-          temporal_mlp_ratio: float = 1.0, integration_mlp_ratio: float = 1.0, integration_temporal_mlp_ratio: float = 0.25,
-          pooling_layers: Count = 2):  # fmt: skip
+def build(
+    spec,
+    num_frames,
+    *,
+    alpha: Count = 2,
+    selected_layers=None,
+    integration_dim: Count = 384,
+    temporal_dim: Count = 96,
+    temporal_patch_size: Annotated[int, at_least(1), ODD] = 5,
+    temporal_kernel_size: Annotated[int, at_least(1), ODD] = 3,
+    temporal_mlp_ratio: float = 1.0,
+    integration_mlp_ratio: float = 1.0,
+    integration_temporal_mlp_ratio: float = 0.25,
+    pooling_layers: Count = 2,
+):
     """The backbone: CLIP frozen, the whole side network trained.
 
     `num_frames` counts the frames of a clip, of which CLIP sees every `alpha`-th; `selected_layers` are the CLIP layers
     whose tokens are used, counted from 0 and ascending (None: all). Raises ValueError on a value that does not fit.
     """
-    sizes = dict(integration_dim=integration_dim, temporal_dim=temporal_dim, temporal_patch_size=temporal_patch_size,
-                 temporal_kernel_size=temporal_kernel_size, pooling_layers=pooling_layers)  # fmt: skip
+    sizes = dict(
+        integration_dim=integration_dim,
+        temporal_dim=temporal_dim,
+        temporal_patch_size=temporal_patch_size,
+        temporal_kernel_size=temporal_kernel_size,
+        pooling_layers=pooling_layers,
+    )
     if num_frames % alpha:
-        raise ValueError(f"num_frames {num_frames} is not a multiple of alpha {alpha}: num_frames counts all frames of "
-                         "a clip, of which CLIP sees every alpha-th")
+        raise ValueError(
+            f"num_frames {num_frames} is not a multiple of alpha {alpha}: num_frames counts all frames of "
+            "a clip, of which CLIP sees every alpha-th"
+        )
     if integration_dim < 64 or integration_dim % (integration_dim // 64):
-        raise ValueError(f"integration_dim {integration_dim} does not divide into heads of about 64 channels "
-                         "(integration_dim // 64 of them): use a multiple of 64")
-    ratios = {"temporal_mlp_ratio": (temporal_mlp_ratio, temporal_dim),
-              "integration_mlp_ratio": (integration_mlp_ratio, integration_dim),
-              "integration_temporal_mlp_ratio": (integration_temporal_mlp_ratio, integration_dim)}  # fmt: skip
+        raise ValueError(
+            f"integration_dim {integration_dim} does not divide into heads of about 64 channels "
+            "(integration_dim // 64 of them): use a multiple of 64"
+        )
+    ratios = {
+        "temporal_mlp_ratio": (temporal_mlp_ratio, temporal_dim),
+        "integration_mlp_ratio": (integration_mlp_ratio, integration_dim),
+        "integration_temporal_mlp_ratio": (integration_temporal_mlp_ratio, integration_dim),
+    }
     for name, (ratio, dim) in ratios.items():
         if dim * ratio < 1:
             raise ValueError(f"{name} must be a number that leaves at least one of {dim} channels, got {ratio!r}")
@@ -281,8 +317,10 @@ def build(spec, num_frames, *, alpha: Count = 2, selected_layers=None, integrati
     if selected_layers is not None:
         layers = [i for i in layers if isinstance(selected_layers, (list, tuple)) and i in selected_layers]
         if not layers or layers != list(selected_layers):
-            raise ValueError("selected_layers must be None (all) or ascending layer numbers from 0 to "
-                             f"{spec.layers - 1}, got {selected_layers!r}")
+            raise ValueError(
+                "selected_layers must be None (all) or ascending layer numbers from 0 to "
+                f"{spec.layers - 1}, got {selected_layers!r}"
+            )
     return DiST(spec, num_frames, alpha, layers, **sizes, **{name: ratio for name, (ratio, _) in ratios.items()})
 
 

@@ -48,7 +48,7 @@ class Adapter(nn.Module):
         padded = F.pad(x, (0, 0, 0, 0, len(taps) // 2, len(taps) // 2))  # zeros before and after the clip
         mixed = self.conv.bias.to(x.dtype)
         for i, tap in enumerate(taps):
-            mixed = mixed + tap * padded[:, i:i + num_frames]
+            mixed = mixed + tap * padded[:, i : i + num_frames]
         return rearrange(mixed, "b t l c -> (b t) l c")
 
     def over_space_time(self, x, num_frames):
@@ -93,15 +93,19 @@ def build(spec, num_frames, *, adapter_width: Count = 384, kernel_size=(3, 1, 1)
     """
     kernel = tuple(kernel_size) if isinstance(kernel_size, (list, tuple)) else ()
     if len(kernel) != 3 or any(type(k) is not int or k < 1 or k % 2 == 0 for k in kernel):
-        raise ValueError(f"kernel_size must be three odd positive integers [frames, height, width] (an even kernel "
-                         f"would change the clip's shape), got {kernel_size!r}")
+        raise ValueError(
+            f"kernel_size must be three odd positive integers [frames, height, width] (an even kernel "
+            f"would change the clip's shape), got {kernel_size!r}"
+        )
     if isinstance(positions, str) or not positions or set(positions) - set(POSITIONS):
         raise ValueError(f"positions must be a list with one or both of {', '.join(POSITIONS)}, got {positions!r}")
     if adapted_layers is None:
         adapted_layers = spec.layers
     if type(adapted_layers) is not int or not 1 <= adapted_layers <= spec.layers:
-        raise ValueError(f"adapted_layers must be None (all) or an integer from 1 to the backbone's {spec.layers} "
-                         f"layers, got {adapted_layers!r}")
+        raise ValueError(
+            f"adapted_layers must be None (all) or an integer from 1 to the backbone's {spec.layers} "
+            f"layers, got {adapted_layers!r}"
+        )
 
     def block(spec, layer):
         if layer < spec.layers - adapted_layers:

@@ -89,16 +89,19 @@ class TAdaFormer(VisionTransformer):
     def __init__(self, spec, block, project, tubelet_size, tubelet_stride):
         super().__init__(spec, block, project)
         image_kernel, p = self.conv1.weight, spec.patch_size
-        self.conv1 = nn.Conv3d(3, spec.width, (tubelet_size, p, p), stride=(tubelet_stride, p, p),
-                               padding=(tubelet_size // 2, 0, 0), bias=False)
+        self.conv1 = nn.Conv3d(
+            3, spec.width, (tubelet_size, p, p), stride=(tubelet_stride, p, p), padding=(tubelet_size // 2, 0, 0), bias=False
+        )
         self.conv1.weight = nn.Parameter(inflate(image_kernel.detach(), tubelet_size))
 
     def tokenize(self, clips):
         """(B, 3, T, H, W) -> tokens (B*T', L, C): class token and patches, with their positions."""
         size = self.spec.image_size
         if clips.shape[1] != 3 or clips.shape[3:] != (size, size):
-            raise ValueError(f"clips are {tuple(clips.shape[1:])} (C, T, H, W) but the backbone takes (3, T, {size}, "
-                             f"{size}): resize or crop the clips, or create the model with their image_size")
+            raise ValueError(
+                f"clips are {tuple(clips.shape[1:])} (C, T, H, W) but the backbone takes (3, T, {size}, "
+                f"{size}): resize or crop the clips, or create the model with their image_size"
+            )
         patches = rearrange(self.conv1(clips), "b c t h w -> (b t) (h w) c")
         class_token = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         return torch.cat((class_token, patches), dim=1) + self.positional_embedding
@@ -115,10 +118,22 @@ def inflate(kernel, frames):
     return F.pad(kernel[:, :, None], (0, 0, 0, 0, frames // 2, frames // 2))
 
 
-def build(spec, num_frames, *, reduction: Count = 2, route_ratio: Count = 2, route_kernels=(3, 3), route_head_dim: Count = 64,
-          temporal_enhance: bool = False, double: bool = False, tubelet_size: Annotated[int, at_least(1), ODD] = 3,
-          tubelet_stride: Count = 2, drop_path: Annotated[float, between(0, 1, below=True)] = 0.0, project: bool = False,
-          train: Annotated[str, one_of("all", "adapters")] = "all"):
+def build(
+    spec,
+    num_frames,
+    *,
+    reduction: Count = 2,
+    route_ratio: Count = 2,
+    route_kernels=(3, 3),
+    route_head_dim: Count = 64,
+    temporal_enhance: bool = False,
+    double: bool = False,
+    tubelet_size: Annotated[int, at_least(1), ODD] = 3,
+    tubelet_stride: Count = 2,
+    drop_path: Annotated[float, between(0, 1, below=True)] = 0.0,
+    project: bool = False,
+    train: Annotated[str, one_of("all", "adapters")] = "all",
+):
     """The backbone; everything trains, or with train="adapters" the TAdaBlocks alone, CLIP and its stem being frozen.
 
     reduction: width over TAdaConv's width. route_ratio: TAdaConv's width over the routing's, which is a multiple of
@@ -136,8 +151,7 @@ def build(spec, num_frames, *, reduction: Count = 2, route_ratio: Count = 2, rou
 
     def block(spec, layer):
         probability = drop_path * layer / max(spec.layers - 1, 1) if drop_path else None
-        return TAdaFormerBlock(spec, layer, double, probability, hidden=hidden, route=route,
-                               temporal_enhance=temporal_enhance)
+        return TAdaFormerBlock(spec, layer, double, probability, hidden=hidden, route=route, temporal_enhance=temporal_enhance)
 
     model = TAdaFormer(spec, block, project, tubelet_size, tubelet_stride).requires_grad_(train == "all")
     for module in model.modules():

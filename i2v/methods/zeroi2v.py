@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import nn
 
 from i2v.rules import Count, between, one_of
-from i2v.video import FrameTransformer, from_mmaction as from_authors  # noqa: F401 (read by i2v/weights.py)
+from i2v.video import FrameTransformer
 from i2v.vit import Block
 
 ADAPTERS = ("T_Adapter_in", "S_Adapter", "MLP_Adapter", "MLP_Adapter_out")  # the authors' names, in order of use
@@ -109,9 +109,20 @@ def _fold_after(adapter, weight, bias):
     weight.copy_(w @ weight.double())
 
 
-def build(spec, num_frames, *, mlp_adapters: Annotated[int, one_of(1, 2)] = 2, adapter_scale: float = 0.5,
-          bottleneck_ratio: float = 0.25, adapter_dropout: Annotated[float, between(0, 1, below=True)] = 0.1,
-          shift_div=12, shift_stride: Count = 1, long_shift_div=None, long_shift_right: bool = False, merged: bool = False):
+def build(
+    spec,
+    num_frames,
+    *,
+    mlp_adapters: Annotated[int, one_of(1, 2)] = 2,
+    adapter_scale: float = 0.5,
+    bottleneck_ratio: float = 0.25,
+    adapter_dropout: Annotated[float, between(0, 1, below=True)] = 0.1,
+    shift_div=12,
+    shift_stride: Count = 1,
+    long_shift_div=None,
+    long_shift_right: bool = False,
+    merged: bool = False,
+):
     """The backbone for clips of num_frames frames; the adapters, the temporal embedding and ln_post train.
 
     mlp_adapters: 1 before the MLP, 2 to add the one after it. adapter_scale: factor of every adapter. bottleneck_ratio:
@@ -122,14 +133,16 @@ def build(spec, num_frames, *, mlp_adapters: Annotated[int, one_of(1, 2)] = 2, a
     """
     hidden = int(spec.width * bottleneck_ratio)
     if hidden < 1:
-        raise ValueError(f"bottleneck_ratio must leave at least one of the backbone's {spec.width} channels, "
-                         f"got {bottleneck_ratio!r}")
+        raise ValueError(
+            f"bottleneck_ratio must leave at least one of the backbone's {spec.width} channels, got {bottleneck_ratio!r}"
+        )
     shifts = channel_shifts(spec.width, shift_div, shift_stride, long_shift_div, long_shift_right)
-    adapters = () if merged else ADAPTERS[:2 + mlp_adapters]
+    adapters = () if merged else ADAPTERS[: 2 + mlp_adapters]
 
     def block(spec, layer):
-        return ShiftBlock(spec, layer, shifts, adapters,
-                          lambda: LinearAdapter(spec.width, hidden, adapter_scale, adapter_dropout))
+        return ShiftBlock(
+            spec, layer, shifts, adapters, lambda: LinearAdapter(spec.width, hidden, adapter_scale, adapter_dropout)
+        )
 
     model = FrameTransformer(spec, block, num_frames)
     return model.requires_grad_(False) if merged else model.train_only(LinearAdapter)
@@ -144,8 +157,10 @@ def channel_shifts(width, shift_div, shift_stride, long_shift_div, long_shift_ri
         shifts += [(far, -LONG), (far, LONG)] if long_shift_right else [(far, -LONG)]
     rest = width - sum(channels for channels, _ in shifts)
     if rest < 0:
-        raise ValueError(f"the shifts take {width - rest} channels but the backbone has {width}: raise shift_div "
-                         f"({shift_div}) or long_shift_div ({long_shift_div})")
+        raise ValueError(
+            f"the shifts take {width - rest} channels but the backbone has {width}: raise shift_div "
+            f"({shift_div}) or long_shift_div ({long_shift_div})"
+        )
     return [*shifts, (rest, 0)]
 
 
