@@ -56,7 +56,7 @@ def main() -> None:
     seconds["videos"] = call(
         "write videos of moving shapes",
         "-m",
-        "shard_tools.moving_shapes",
+        "benchmarks.moving_shapes",
         videos,
         "--train",
         120,

@@ -28,8 +28,8 @@ import torch
 
 from benchmarks.machine import write_result
 from benchmarks.videos import make_videos, shard_videos
-from pipelines import build_loader
-from shard_tools.encode import EncodeSettings
+from i2v.pipelines import build_loader
+from i2v.shard_tools.encode import EncodeSettings
 
 CONFIGS = (
     "st_adapter/k400_vit-b16_8f",

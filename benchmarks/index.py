@@ -27,12 +27,12 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 import numpy as np
 
 from benchmarks.measure import in_fresh_process, peak_resident_mb, resident_mb, shown_command, spread, use_one_core
-from pipelines.index import BLOCK, CLIP, FRAGMENT, clip_key, clip_size
-from pipelines.shards import ShardSet
-from shard_tools.encode import EncodeSettings
-from shard_tools.moving_shapes import CLASSES, render_clip, write_video
-from shard_tools.sources import Video
-from shard_tools.writer import make_shards
+from benchmarks.moving_shapes import CLASSES, render_clip, write_video
+from i2v.pipelines.index import BLOCK, CLIP, FRAGMENT, clip_key, clip_size
+from i2v.pipelines.shards import ShardSet
+from i2v.shard_tools.dataset import make_shards
+from i2v.shard_tools.encode import EncodeSettings
+from i2v.shard_tools.sources import Video
 
 FRAMES = 300  # of every clip
 OPTIONS = {
@@ -102,7 +102,7 @@ def measure_shard_set(data: Path) -> dict:
 
 def measure_loader(data: Path) -> dict:
     """Seconds and memory until the loader is built and knows its first clip; importing torch is not in the seconds."""
-    from pipelines import build_loader
+    from i2v.pipelines import build_loader
 
     before, begin = resident_mb(), time.perf_counter()
     loader = build_loader(data, "train", OPTIONS["8x16"], 64, "cpu")
@@ -119,7 +119,7 @@ def measure_loader(data: Path) -> dict:
 
 def measure_plans(data: Path, count: int, rounds: int) -> dict:
     """Plans per second of one core, and how long the first one of an epoch takes, which draws the epoch's order."""
-    from pipelines import build_loader
+    from i2v.pipelines import build_loader
 
     use_one_core()
     plans, borders = {}, []

@@ -53,10 +53,10 @@ from benchmarks.measure import (
     use_one_core,
 )
 from benchmarks.videos import make_videos, shard_videos
-from pipelines import ShardError, build_loader
-from pipelines.graph import MEAN, STD
-from shard_tools.encode import EncodeSettings
-from shard_tools.writer import OutputError
+from i2v.pipelines import ShardError, build_loader
+from i2v.pipelines.graph import MEAN, STD
+from i2v.shard_tools.dataset import OutputError
+from i2v.shard_tools.encode import EncodeSettings
 
 BATCH = 8
 SIZE = 224
@@ -163,7 +163,7 @@ class Contender:
     def __init__(self, name: str, batches, data: Path, plan_of: Path):
         self.name, self.data = name, data
         fork_server = multiprocessing.get_context("forkserver")
-        fork_server.set_forkserver_preload(["torch", "nvidia.dali", "webdataset", "pipelines.loader"])
+        fork_server.set_forkserver_preload(["torch", "nvidia.dali", "webdataset", "i2v.pipelines.loader"])
         self.connection, theirs = fork_server.Pipe()
         self.process = fork_server.Process(target=_contend, args=(theirs, partial(batches, data, plan_of)), daemon=True)
         self.process.start()

@@ -16,7 +16,7 @@ from matplotlib.patches import FancyBboxPatch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a file: import from the repository
 
-from shard_tools.moving_shapes import CLASSES, render_clip
+from benchmarks.moving_shapes import CLASSES, render_clip
 
 RESULT = ROOT / "benchmarks" / "results" / "demo_st_adapter.json"
 BLUE, GREY = "#1f5fa8", "#8a8f98"

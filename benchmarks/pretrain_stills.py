@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
+from benchmarks.moving_shapes import KINDS, STILL_POSES, render_stills
 from i2v.vit import VisionTransformer, ViTSpec
-from shard_tools.moving_shapes import KINDS, STILL_POSES, render_stills
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])  # CLIP's, for RGB in 0..1
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])

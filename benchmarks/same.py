@@ -123,7 +123,7 @@ def workload(tree: Path) -> None:
 def batches(split: str) -> dict[str, str]:
     try:
         from i2v.pipelines import build_loader
-    except ImportError:
+    except ImportError:  # a commit in which pipelines was a package of its own
         from pipelines import build_loader
     import itertools
 

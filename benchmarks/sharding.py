@@ -30,11 +30,11 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 import av
 
 from benchmarks.measure import in_fresh_process, median_ratio, resident_mb, shown_command, spread, use_one_core
+from benchmarks.moving_shapes import CLASSES, render_clip, write_video
 from benchmarks.videos import make_videos
-from shard_tools.encode import LIBRARY, EncodeSettings
-from shard_tools.moving_shapes import CLASSES, render_clip, write_video
-from shard_tools.sources import Video, load_sources
-from shard_tools.writer import OutputError, make_shards
+from i2v.shard_tools.dataset import OutputError, make_shards
+from i2v.shard_tools.encode import LIBRARY, EncodeSettings
+from i2v.shard_tools.sources import Video, load_sources
 
 CODECS = ("vp9", "mjpeg", "h264")
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import av
 
-from shard_tools.encode import EncodeSettings
-from shard_tools.moving_shapes import CLASSES, render_clip
-from shard_tools.sources import load_sources
-from shard_tools.writer import make_shards
+from benchmarks.moving_shapes import CLASSES, render_clip
+from i2v.shard_tools.dataset import make_shards
+from i2v.shard_tools.encode import EncodeSettings
+from i2v.shard_tools.sources import load_sources
 
 WIDTH, HEIGHT, FPS = 340, 256, 30
 LEAST_FRAMES, LEAST_SIDE = 32, 224  # of a real video that is used

@@ -6,6 +6,11 @@ logits = model(clips)  # (B, 3, T, H, W) normalised -> (B, num_classes)
 """
 
 import importlib
+import os
+
+# Installed, the rooms `pipelines` and `shard_tools` are inside this package; in a checkout they lie beside it.
+if not os.path.isdir(os.path.join(__path__[0], "pipelines")):
+    __path__.append(os.path.dirname(__path__[0]))
 
 EXPORTS = {"create_model": "i2v.model", "merge_adapters": "i2v.model", "load_weights": "i2v.weights"}
 

@@ -42,7 +42,7 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     try:
         with safe_open(path, "pt") as file:
             meta = json.loads((file.metadata() or {}).get("i2v", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: give a checkpoint that i2v.train wrote.") from None
     except (SafetensorError, OSError, ValueError) as error:

@@ -24,8 +24,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from i2v.config import Config, load_config
+from i2v.console import print_any_name
 from i2v.model import VideoClassifier, create_model, method_module
-from shard_tools.console import print_any_name
 
 CLASSES = {"k400": 400, "k700": 700, "ssv2": 174, "ucf101": 101, "hmdb51": 51, "diving48": 48}
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from i2v.config import with_defaults
 from i2v.model import OWN, complete_config
-from pipelines.augment import AugmentOptions
-from pipelines.graph import GraphOptions
-from pipelines.options import ClipOptions, OrderOptions
+from i2v.pipelines.augment import AugmentOptions
+from i2v.pipelines.graph import GraphOptions
+from i2v.pipelines.options import ClipOptions, OrderOptions
 
 # What may differ between a run and its continuation; everything else decides what is computed. (The videos of data.train
 # must be the same; where they are may change.)

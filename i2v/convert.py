@@ -27,13 +27,13 @@ from safetensors.torch import save_file
 from i2v.atomic import replacing
 from i2v.checkpoint import load_checkpoint, not_finite, save_checkpoint
 from i2v.config import load_config, to_dict
+from i2v.console import print_any_name
 from i2v.metrics import evaluate
 from i2v.model import merge_adapters
+from i2v.pipelines import ShardError, build_loader
 from i2v.runtime import INCLUDED, autocast_for, build_model, describe_backbone, own_tensors, restore_model
+from i2v.shard_tools.classes import FORMS, read_class_list
 from i2v.weights import fingerprint, load_weights
-from pipelines import ShardError, build_loader
-from shard_tools.classes import FORMS, read_class_list
-from shard_tools.console import print_any_name
 
 MERGE_TOLERANCE = 1e-4  # of the largest logit, in float32
 

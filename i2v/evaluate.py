@@ -18,12 +18,12 @@ from pathlib import Path
 
 from i2v.checkpoint import load_checkpoint
 from i2v.config import load_config, parse_option
+from i2v.console import print_any_name
 from i2v.distributed import World, close_world, init_world
 from i2v.metrics import VIEWS_AT_ONCE, Scores, evaluate, videos_at_once
+from i2v.pipelines import ShardError, build_loader
+from i2v.pipelines.shards import ShardSet
 from i2v.runtime import autocast_for, build_model, choose_precision, place, restore_model
-from pipelines import ShardError, build_loader
-from pipelines.shards import ShardSet
-from shard_tools.console import print_any_name
 
 
 def score(args, world: World) -> tuple[Scores, list[str], dict]:

@@ -34,14 +34,14 @@ from tqdm import tqdm
 from i2v.atomic import replacing
 from i2v.checkpoint import load_checkpoint
 from i2v.config import load_config, parse_option
+from i2v.console import print_any_name
 from i2v.distributed import World, close_world, init_world, sum_over_ranks, wait_for_all
 from i2v.lock import held
 from i2v.metrics import VIEWS_AT_ONCE, videos_at_once
+from i2v.pipelines import ShardError, build_loader
+from i2v.pipelines.shards import ClipError
 from i2v.runtime import autocast_for, build_model, choose_precision, place, restore_model
 from i2v.weights import fingerprint
-from pipelines import ShardError, build_loader
-from pipelines.shards import ClipError
-from shard_tools.console import print_any_name
 
 PART = 16  # videos that are written together, and that an interruption costs at most
 MEMORY = 4.0  # GB for clips

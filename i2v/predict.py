@@ -21,16 +21,16 @@ from pathlib import Path
 import torch
 
 from i2v.checkpoint import load_checkpoint
+from i2v.console import print_any_name
 from i2v.distributed import init_world
 from i2v.metrics import videos_at_once, view_probabilities
+from i2v.pipelines import ShardError, build_loader
+from i2v.pipelines.graph import CPU_CODECS
 from i2v.runtime import autocast_for, choose_precision, place, restore_model
-from pipelines import ShardError, build_loader
-from pipelines.graph import CPU_CODECS
-from shard_tools.console import print_any_name
-from shard_tools.encode import EncodeSettings
-from shard_tools.paths import videos_below
-from shard_tools.sources import Video
-from shard_tools.writer import OutputError, make_shards
+from i2v.shard_tools.dataset import OutputError, make_shards
+from i2v.shard_tools.encode import EncodeSettings
+from i2v.shard_tools.paths import videos_below
+from i2v.shard_tools.sources import Video
 
 MEMORY = 4.0  # GB for clips
 AT_ONCE = 64  # videos per round: results come soon, and little disk is needed

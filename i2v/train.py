@@ -35,11 +35,11 @@ from i2v.metrics import evaluate
 from i2v.mixing import mix
 from i2v.model import backbone_spec, method_module
 from i2v.optim import build_optimizer, learning_rate
+from i2v.pipelines import ShardError, build_loader
+from i2v.pipelines.options import OrderOptions
 from i2v.runlog import RunLog
 from i2v.runtime import autocast_for, build_model, choose_precision, compile_blocks, describe_backbone, own_tensors, place
 from i2v.weights import load_weights
-from pipelines import ShardError, build_loader
-from pipelines.options import OrderOptions
 
 SAVED = "The state of the run is saved: the same command continues from it."
 

@@ -1,6 +1,10 @@
 """Sharded videos in, torch batches out, with NVIDIA DALI in between."""
 
-from pipelines.shards import ShardError
+import importlib
+import pkgutil
+import sys
+
+from i2v.pipelines.shards import ShardError
 
 __all__ = ["Batch", "ShardError", "build_loader"]
 
@@ -8,7 +12,14 @@ __all__ = ["Batch", "ShardError", "build_loader"]
 def __getattr__(name: str):
     # The loader brings torch, which takes seconds to import and which make_shards does not need.
     if name in ("Batch", "build_loader"):
-        from pipelines import loader
+        return getattr(importlib.import_module("i2v.pipelines.loader"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-        return getattr(loader, name)
-    raise AttributeError(f"module 'pipelines' has no attribute {name!r}")
+
+if __name__ == "pipelines":  # imported from a checkout by its short name: the same modules, not a second copy of each
+    sys.modules.update(
+        {
+            f"pipelines.{found.name}": importlib.import_module(f"i2v.pipelines.{found.name}")
+            for found in pkgutil.iter_modules(__path__)
+        }
+    )

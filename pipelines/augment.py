@@ -23,9 +23,9 @@ from typing import Annotated
 
 import numpy as np
 
+from i2v.pipelines.options import SENTENCE, Share, interval, require
+from i2v.pipelines.philox import AUGMENT, COLOR, ERASE
 from i2v.rules import Rule, between, check, is_finite, is_whole, one_of
-from pipelines.options import SENTENCE, Share, interval, require
-from pipelines.philox import AUGMENT, COLOR, ERASE
 
 # Primitives of the graph, and what is in their row of `values`
 NOTHING = 0

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from pipelines.options import ClipOptions
-from pipelines.philox import CROP
+from i2v.pipelines.options import ClipOptions
+from i2v.pipelines.philox import CROP
 
 RESIZED_CROP_TRIES = 10  # as torchvision
 

@@ -20,7 +20,7 @@ import math
 
 import numpy as np
 
-from pipelines.options import ClipOptions
+from i2v.pipelines.options import ClipOptions
 
 
 def train_frames(count: int, fps: float, options: ClipOptions, u: np.ndarray) -> np.ndarray:

@@ -14,8 +14,7 @@ from typing import Annotated
 
 import numpy as np
 
-from i2v.rules import check, one_of
-from pipelines.augment import (
+from i2v.pipelines.augment import (
     AUTOCONTRAST,
     BLUR,
     BRIGHTNESS,
@@ -34,8 +33,9 @@ from pipelines.augment import (
     WARP_NEAREST,
     AugmentOptions,
 )
-from pipelines.options import SENTENCE
-from pipelines.resize import crop_and_resize
+from i2v.pipelines.options import SENTENCE
+from i2v.pipelines.resize import crop_and_resize
+from i2v.rules import check, one_of
 
 # OpenAI CLIP's, in units of 0..255
 MEAN = [255 * m for m in (0.48145466, 0.4578275, 0.40821073)]

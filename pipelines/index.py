@@ -18,7 +18,7 @@ import zlib
 
 import numpy as np
 
-from pipelines.storage import ShardError
+from i2v.pipelines.storage import ShardError
 
 FORMAT = "i2v-shards"
 VERSION = 2

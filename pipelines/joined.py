@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipelines.shards import ShardError, ShardSet
+from i2v.pipelines.shards import ShardError, ShardSet
 
 FIELDS = ("frames", "width", "height", "fps", "label")
 

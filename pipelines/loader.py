@@ -18,14 +18,14 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 
-from pipelines.augment import AugmentOptions
-from pipelines.graph import MEAN, STD, GraphOptions, build_pipeline, choose_decoder
-from pipelines.joined import JoinedShards
-from pipelines.options import ClipOptions, OrderOptions
-from pipelines.plan import ClipSpec, Plan
-from pipelines.quarantine import Quarantine
-from pipelines.shards import ClipError, ShardError, ShardSet
-from pipelines.stream import fingerprint, parse_manifests, training_order
+from i2v.pipelines.augment import AugmentOptions
+from i2v.pipelines.graph import MEAN, STD, GraphOptions, build_pipeline, choose_decoder
+from i2v.pipelines.joined import JoinedShards
+from i2v.pipelines.options import ClipOptions, OrderOptions
+from i2v.pipelines.plan import ClipSpec, Plan
+from i2v.pipelines.quarantine import Quarantine
+from i2v.pipelines.shards import ClipError, ShardError, ShardSet
+from i2v.pipelines.stream import fingerprint, parse_manifests, training_order
 
 READ_THREADS = 4
 READ_AHEAD = 8  # at most so many batches are being read while DALI works, and no more bytes than `prefetch_bytes`

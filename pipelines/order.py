@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.options import OrderOptions
-from pipelines.philox import ORDER, permutation, uniforms
+from i2v.pipelines.options import OrderOptions
+from i2v.pipelines.philox import ORDER, permutation, uniforms
 
 VIDEOS, SHARDS, POINTS, DRAWN, BLOCKS = (kind << 20 for kind in range(5))  # what of a data set a random order is of
 BLOCK = 10_000  # positions of a mixture in which every data set has exactly its share

@@ -14,12 +14,12 @@ from functools import partial
 
 import numpy as np
 
-from pipelines.augment import Augmentation, AugmentOptions, draw_augmentation, no_augmentation
-from pipelines.boxes import test_boxes, train_box
-from pipelines.frames import test_frames, timeline, train_frames, window_frames
-from pipelines.options import ClipOptions, OrderOptions
-from pipelines.order import Mixture, Order
-from pipelines.philox import FLIP, FRAMES, SHUFFLE, uniforms
+from i2v.pipelines.augment import Augmentation, AugmentOptions, draw_augmentation, no_augmentation
+from i2v.pipelines.boxes import test_boxes, train_box
+from i2v.pipelines.frames import test_frames, timeline, train_frames, window_frames
+from i2v.pipelines.options import ClipOptions, OrderOptions
+from i2v.pipelines.order import Mixture, Order
+from i2v.pipelines.philox import FLIP, FRAMES, SHUFFLE, uniforms
 
 SPLITS = ("train", "val", "test", "windows")
 

@@ -7,7 +7,7 @@ import os
 import threading
 from pathlib import Path
 
-from pipelines.shards import ShardError, ShardSet
+from i2v.pipelines.shards import ShardError, ShardSet
 
 BAD_FRACTION, BAD_CLIPS = 0.001, 5  # a run stops when more than the larger of the two are in quarantine
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pipelines.index import (
+from i2v.pipelines.index import (
     BLOCK,
     CLIP,
     FRAGMENT,
@@ -35,7 +35,7 @@ from pipelines.index import (
     shard_number,
     times_are_possible,
 )
-from pipelines.storage import File, ShardError, open_files
+from i2v.pipelines.storage import File, ShardError, open_files
 
 SOUND_AMONG = 1000  # clips in which one that can be read must be found
 

@@ -9,10 +9,10 @@ import zlib
 
 import numpy as np
 
-from pipelines.joined import JoinedShards
-from pipelines.options import OrderOptions
-from pipelines.order import Mixture, Order, balancing_weights
-from pipelines.shards import ShardSet
+from i2v.pipelines.joined import JoinedShards
+from i2v.pipelines.options import OrderOptions
+from i2v.pipelines.order import Mixture, Order, balancing_weights
+from i2v.pipelines.shards import ShardSet
 
 
 def parse_manifests(manifest, split: str) -> tuple[list, list[float] | None]:

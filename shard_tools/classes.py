@@ -9,7 +9,7 @@ import re
 from itertools import takewhile
 from typing import NamedTuple
 
-from shard_tools.paths import SourceError, exists, is_folder, is_video, join, read_text
+from i2v.shard_tools.paths import SourceError, exists, is_folder, is_video, join, read_text
 
 FORMS = (
     "one name per line, numbered lines as classInd.txt has, a CSV file with a header as index,name, shards or their "

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import av
 from av.video.frame import PictureType
 
-from shard_tools.files import RejectedVideo, describe
+from i2v.shard_tools.source_video import RejectedVideo, describe
 
 HOLD_BACK = {"h264", "hevc", "mpeg1video", "mpeg2video"}  # decoders that show no picture without its references
 TINY = 20  # bytes: such a packet may hold no picture (MPEG-4's mark of a frame left out, parameters, delimiters)

@@ -18,9 +18,9 @@ import av
 from av.codec.context import Flags, ThreadType
 from av.stream import Discard, Disposition
 
-from shard_tools.damage import Tally
-from shard_tools.files import LARGEST_PICTURE, RejectedVideo, describe
-from shard_tools.orientation import Orientation, orientation
+from i2v.shard_tools.damage import Tally
+from i2v.shard_tools.orientation import Orientation, orientation
+from i2v.shard_tools.source_video import LARGEST_PICTURE, RejectedVideo, describe
 
 LARGEST_SIDE = 16384  # pixels, of a source
 MOST_FRAMES = 1 << 20  # of a clip; nearly ten hours at 30 frames per second

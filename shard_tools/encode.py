@@ -21,11 +21,11 @@ from av.codec.context import Flags
 from av.filter import Graph
 from av.video.reformatter import ColorRange, Colorspace
 
-from pipelines.index import FRAGMENT, LARGEST_SIDE, fragment_sizes
-from shard_tools.decode import CUT_IT, MOST_FRAMES, TimedPicture, best_stream, chosen_frames, frame_rate
-from shard_tools.files import RejectedVideo, open_video
-from shard_tools.orientation import TURNS, Orientation
-from shard_tools.sources import Video
+from i2v.pipelines.index import FRAGMENT, LARGEST_SIDE, fragment_sizes
+from i2v.shard_tools.decode import CUT_IT, MOST_FRAMES, TimedPicture, best_stream, chosen_frames, frame_rate
+from i2v.shard_tools.orientation import TURNS, Orientation
+from i2v.shard_tools.source_video import RejectedVideo, open_video
+from i2v.shard_tools.sources import Video
 
 LIBRARY = {"vp9": "libvpx-vp9", "h264": "libx264", "hevc": "libx265", "mjpeg": "mjpeg"}
 CRF = {  # by quality; a row has about the same PSNR

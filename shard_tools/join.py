@@ -16,18 +16,18 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.index import CLIP, FORMAT, FRAGMENT, VERSION, clip_key, index_names, manifest_crc32
-from shard_tools.encode import EncodeSettings
-from shard_tools.output import Output, OutputError
-from shard_tools.shard_writer import Part, part_name, read_part
-from shard_tools.sources import Video
+from i2v.pipelines.index import CLIP, FORMAT, FRAGMENT, VERSION, clip_key, index_names, manifest_crc32
+from i2v.shard_tools.encode import EncodeSettings
+from i2v.shard_tools.output import Output, OutputError
+from i2v.shard_tools.sources import Video
+from i2v.shard_tools.writer import Part, part_name, read_part
 
 CLIP_COLUMNS = ["key", "path", "start", "end", "class", "frames", "seconds", "width", "height"]
 REJECTED_COLUMNS = ["path", "start", "end", "label", "reason"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class ShardPlan:
     """Which video goes into which shard: a pure function of the listing and the seed, whoever makes the shards."""
 
     videos: list[Video]  # as listed
@@ -53,7 +53,9 @@ def identity(path: str, start: float | str, end: float | str | None) -> tuple:
     return path, float(start or 0), None if end in (None, "") else float(end)
 
 
-def join(output: Output, plan: Plan, classes: list[str], settings: EncodeSettings, made_with: dict, old: dict | None) -> dict:
+def join(
+    output: Output, plan: ShardPlan, classes: list[str], settings: EncodeSettings, made_with: dict, old: dict | None
+) -> dict:
     """Write the index, clips.csv, rejected.csv and, last, the manifest, which is returned.
 
     old: the manifest of the data set to which the shards of `plan` are appended, as its generation made_with["generation"].
@@ -123,7 +125,7 @@ def join(output: Output, plan: Plan, classes: list[str], settings: EncodeSetting
     return manifest
 
 
-def _parts(output: Output, plan: Plan, made_with: dict) -> Iterator[tuple[int, Part]]:
+def _parts(output: Output, plan: ShardPlan, made_with: dict) -> Iterator[tuple[int, Part]]:
     sizes = output.sizes()
     for number in plan.numbers:
         part = read_part(output, number, made_with)
@@ -192,7 +194,7 @@ def known_videos(output: Output, manifest: dict) -> tuple[set, set]:
     return clips, {identity(*row[:3]) for row in _old_rows(output, "rejected.csv", manifest["rejected"])}
 
 
-def _still_rejected(output: Output, plan: Plan) -> list[list[str]]:
+def _still_rejected(output: Output, plan: ShardPlan) -> list[list[str]]:
     """The rows of rejected.csv that are not about the plan's videos."""
     rows = [(identity(*row[:3]), row) for row in _old_rows(output, "rejected.csv")]
     rejected = {video for video, _ in rows}

@@ -20,8 +20,8 @@ import posixpath
 import re
 from collections import Counter, defaultdict
 
-from shard_tools.classes import read_class_list
-from shard_tools.paths import (
+from i2v.shard_tools.classes import read_class_list
+from i2v.shard_tools.paths import (
     SourceError,
     by_suffix,
     entries,
@@ -35,9 +35,9 @@ from shard_tools.paths import (
     read_text,
     videos_below,
 )
-from shard_tools.rows import Row, Table
-from shard_tools.tables import Columns, Line, about_unused, cell, is_integer, is_unicode, part, read_header, read_lines
-from shard_tools.tars import expand, read_tars
+from i2v.shard_tools.rows import Row, Table
+from i2v.shard_tools.tables import Columns, Line, about_unused, cell, is_integer, is_unicode, part, read_header, read_lines
+from i2v.shard_tools.tars import expand, read_tars
 
 FILE_LAYOUTS = ("list", "segments", "kinetics", "ssv2", "ucf101", "diving48", "webdataset")
 FOLDER_LAYOUTS = ("folder", "ucf101", "hmdb51", "webdataset")

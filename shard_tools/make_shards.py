@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-if not __package__:  # run as a file: import from the repository; inspect.py here must not stand in for Python's
-    HERE = os.path.dirname(os.path.realpath(__file__))
-    sys.path[:] = [os.path.dirname(HERE), *(p for p in sys.path if os.path.realpath(p) not in (HERE, os.path.dirname(HERE)))]
+if not __package__:  # run as a file: import from this checkout
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
 import argparse
 import csv
@@ -19,14 +18,14 @@ from collections import Counter
 
 from tqdm import tqdm
 
-from shard_tools.classes import FORMS
-from shard_tools.console import print_any_name
-from shard_tools.encode import CRF, LIBRARY, EncodeSettings
-from shard_tools.join import identity, known_videos
-from shard_tools.output import Output, OutputError
-from shard_tools.paths import is_url
-from shard_tools.sources import LAYOUTS, Listing, Video, read_sources
-from shard_tools.writer import make_shards
+from i2v.console import print_any_name
+from i2v.shard_tools.classes import FORMS
+from i2v.shard_tools.dataset import make_shards
+from i2v.shard_tools.encode import CRF, LIBRARY, EncodeSettings
+from i2v.shard_tools.join import identity, known_videos
+from i2v.shard_tools.output import Output, OutputError
+from i2v.shard_tools.paths import is_url
+from i2v.shard_tools.sources import LAYOUTS, Listing, Video, read_sources
 
 EPILOG = """\
 what comes out, in DIR
@@ -50,7 +49,6 @@ examples
   make_shards.py train.csv --out shards/k400 --codec mjpeg                    # 3 x the bytes, 1/5 of the decoding
   sbatch --array=0-63 --wrap 'python shard_tools/make_shards.py train.csv --out /shared/k400 \\
       --task-index $SLURM_ARRAY_TASK_ID --num-tasks 64'                       # submit again what failed; any order
-  make_shards.py train.csv --out /shared/k400 --executor ray                  # on a Ray cluster
   make_shards.py more.csv --out shards/train --append                         # the videos that it does not have yet
   make_shards.py videos/train --out shards/train --retry                      # those of rejected.csv, once repaired
 
@@ -113,12 +111,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, metavar="N", help="of the order in the shards (default: 0)")
     add("--staging", metavar="DIR", help="local folder for what is on its way to a URL (default: a temporary one)")
     add = parser.add_argument_group("scale").add_argument
-    add("--workers", type=int, metavar="N", help="processes (default: all cores; with ray: 4 for each shard)")
+    add("--workers", type=int, metavar="N", help="processes (default: all cores)")
     add("--timeout", type=float, default=600, metavar="S", help="seconds until a video is given up (default: 600)")
     add("--task-index", type=int, metavar="I", help="of a job array: make shards I, I + N, ...; the last task joins all")
     add("--num-tasks", type=int, metavar="N", help="how many tasks the job array has, numbered from 0")
-    add("--executor", default="local", choices=("local", "ray"), help="local (default): this machine")
-    add("--ray-address", metavar="ADDRESS", help="default: RAY_ADDRESS, or this machine's cluster, or a new Ray here")
     arguments = parser.parse_args(argv)
     for name in ("workers", "shard_clips", "timeout"):
         value = getattr(arguments, name)
@@ -131,8 +127,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--task-index and --num-tasks are given both or neither.")
     if count is not None and not 0 <= index < count:
         parser.error(f"--task-index must be from 0 to --num-tasks - 1, not {index} of {count}.")
-    if count is not None and (arguments.retry or arguments.executor != "local"):
-        parser.error("--task-index goes neither with --retry, which is over before a late task starts, nor with ray.")
+    if count is not None and arguments.retry:
+        parser.error("--task-index does not go with --retry, which is over before a late task starts.")
     return arguments
 
 
@@ -178,7 +174,6 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"note: {note}", file=sys.stderr)
     if arguments.append:
         print(_known(arguments, output, videos), end="")
-    cores = 4 if arguments.executor == "ray" else len(os.sched_getaffinity(0))
     with Progress() as progress:
         manifest = make_shards(
             videos,
@@ -189,16 +184,12 @@ def _run(arguments: argparse.Namespace) -> int:
             shard_clips=arguments.shard_clips,
             append=arguments.append,
             retry=arguments.retry,
-            executor=arguments.executor,
             task=(arguments.task_index or 0, arguments.num_tasks or 1),
-            workers=min(arguments.workers or cores, len(videos)),
+            workers=min(arguments.workers or len(os.sched_getaffinity(0)), len(videos)),
             timeout=arguments.timeout,
             staging=arguments.staging,
-            ray_address=arguments.ray_address,
             on_progress=progress,
         )
-    if manifest is None and arguments.num_tasks is None:
-        return _fail(1, f"shards are missing in {out}: with ray it must be a URL or a folder that all machines share.")
     if manifest is None:
         print(f"the shards of task {arguments.task_index} are made; the task that ends last joins those of all in {out}.")
         return 0

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from shard_tools.files import StoreError, describe
+from i2v.shard_tools.source_video import StoreError, describe
 
 MAKING = "making.json"  # what is being made in an output; gone when it is finished
 BACKOFF = (1, 5)  # seconds between the tries to reach a store

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 
-from shard_tools.encode import EncodedClip, EncodeSettings, encode_video
-from shard_tools.files import RejectedVideo, StoreError, describe
-from shard_tools.sources import Video
+from i2v.shard_tools.encode import EncodedClip, EncodeSettings, encode_video
+from i2v.shard_tools.source_video import RejectedVideo, StoreError, describe
+from i2v.shard_tools.sources import Video
 
 WINDOW = 4  # videos in flight or waiting for their turn, per worker
 START_SECONDS = 120  # a process may take this long to import what it needs

@@ -10,11 +10,11 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
-from shard_tools.classes import read_class_list, read_classes, read_map
-from shard_tools.layouts import LAYOUTS, read_layout
-from shard_tools.paths import VIDEO_SUFFIXES, SourceError, is_url, join
-from shard_tools.rows import Row
-from shard_tools.tables import is_integer
+from i2v.shard_tools.classes import read_class_list, read_classes, read_map
+from i2v.shard_tools.layouts import LAYOUTS, read_layout
+from i2v.shard_tools.paths import VIDEO_SUFFIXES, SourceError, is_url, join
+from i2v.shard_tools.rows import Row
+from i2v.shard_tools.tables import is_integer
 
 __all__ = [
     "LAYOUTS",

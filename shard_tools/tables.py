@@ -9,7 +9,7 @@ import os
 import re
 from typing import NamedTuple
 
-from shard_tools.paths import VIDEO_SUFFIXES, SourceError, is_video, join
+from i2v.shard_tools.paths import VIDEO_SUFFIXES, SourceError, is_video, join
 
 PATH_COLUMNS = ("path", "video", "video_path", "filepath", "file_path", "filename", "file_name", "file")
 ID_COLUMNS = ("id", "video_id", "youtube_id", "vid_name", "vid")

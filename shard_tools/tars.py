@@ -14,8 +14,8 @@ import tarfile
 from collections import defaultdict
 from typing import NamedTuple
 
-from shard_tools.paths import SourceError, by_suffix, is_hidden, is_video, join, open_binary, reading
-from shard_tools.rows import Row
+from i2v.shard_tools.paths import SourceError, by_suffix, is_hidden, is_video, join, open_binary, reading
+from i2v.shard_tools.rows import Row
 
 LABEL_FORMS = ("cls", "class", "label", "target", "json", "jsn", "txt", "text")  # of several, the first counts
 LABEL_FIELDS = ("class", "class_name", "label", "cls")  # of JSON

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-if not __package__:  # run as a file: this folder's inspect.py must not stand in for Python's
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if not __package__:  # run as a file: import from this checkout
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
 import argparse
 import csv
@@ -29,7 +29,8 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from pipelines.index import (
+from i2v.console import print_any_name
+from i2v.pipelines.index import (
     BLOCK,
     CLIP,
     FRAGMENT,
@@ -44,8 +45,7 @@ from pipelines.index import (
     shard_number,
     times_are_possible,
 )
-from pipelines.storage import ShardError
-from shard_tools.console import print_any_name
+from i2v.pipelines.storage import ShardError
 
 CHUNK = 1 << 26  # bytes read at once where no clip is
 JSON_ROOM = 1 << 16  # bytes, more than any clip's json takes

@@ -1,243 +1,279 @@
-"""Videos -> shards, index and manifest: what is made, by whom, and what is made already.
+"""One shard: a fixed list of videos -> shard-000003.tar and its part of the index, whatever interrupts it.
 
-The unit of work is the shard: a fixed slice of the shuffled list, so that it does not matter who makes it. While a data
-set is being made, the output holds `making.json`: what it is made with. A finished shard is a tar and a part of the index;
-whoever finds all parts joins them. The manifest is written last: a data set with a manifest is complete.
+While a shard is being written there are two files: `shard-000003.tar.partial`, and `shard-000003.journal.jsonl`, which
+holds what is being made and then one line per video, written after the video's bytes. On restart the lines are checked
+against the tar, both are cut after the last line that holds, and work goes on from there. The part of the index,
+`shard-000003.part`, is published last: if it is there, the shard is made. Whoever writes holds a lock on the journal.
 """
 
 from __future__ import annotations
 
-import functools
+import base64
+import fcntl
 import io
 import json
 import os
-import re
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
-from pathlib import Path
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-import av
 import numpy as np
 
-from pipelines.index import index_names, shard_number
-from shard_tools.encode import EncodeSettings
-from shard_tools.executors import Job, run_local, run_ray
-from shard_tools.join import Plan, identity, join, known_videos
-from shard_tools.output import MAKING, Output, OutputError, unique
-from shard_tools.shard_writer import part_name
-from shard_tools.sources import Video, source_hash
+from i2v.pipelines.index import BLOCK, CLIP, FRAGMENT, clip_key, padded, shard_name
+from i2v.shard_tools.encode import EncodedClip
+from i2v.shard_tools.output import Output, OutputError
+from i2v.shard_tools.source_video import RejectedVideo
+from i2v.shard_tools.sources import Video
 
-CHOSEN = "making.npy"  # of an append: which of the listed videos are new
-LEFTOVER = re.compile(
-    r"shard-.*\.(partial|part|journal\.jsonl|tmp|upload)|making\.npy|(clips|fragments)(-\d+)?\.npy"
-    r"|(making|manifest|clips|fragments|rejected).*\.(tmp|copy|upload)"
-)
+END_OF_TAR = bytes(2 * BLOCK)
 
 
-def make_shards(
-    videos: list[Video],
-    classes: list[str],
-    out: str | os.PathLike,
-    settings: EncodeSettings = EncodeSettings(),
-    *,
-    seed: int = 0,
-    shard_clips: int = 1000,
-    append: bool = False,
-    retry: bool = False,
-    executor: str = "local",
-    task: tuple[int, int] = (0, 1),
-    workers: int = 0,
-    timeout: float = 600,
-    staging: str | os.PathLike | None = None,
-    ray_address: str | None = None,
-    on_progress: Callable[[int, int, int], None] | None = None,
-) -> dict | None:
-    """Encode `videos` into the folder or URL `out`, or go on where an interrupted call stopped. Returns the manifest.
+def part_name(number: int) -> str:
+    return f"shard-{number:06d}.part"
 
-    shard_clips: videos of a shard; those that are rejected leave it smaller.
-    append: add the videos that the finished data set in `out` does not know yet; retry: those that it rejected.
-    executor: "local" or "ray". task: (i, n) makes the shards i, i + n, ... of an array of n tasks; returns None while
-    other tasks' shards are missing. workers, timeout (seconds): see encode_videos; for ray: of one shard.
-    staging: local folder for what is on its way to a URL. ray_address: see ray.init.
-    on_progress: called with (videos done, videos in all, rejected by this call) at the start and as it goes on.
-    The bytes depend on videos, classes, settings, seed and shard_clips only (hevc: nearly, x265 is not exact).
-    Raises OutputError, StoreError, and OSError (disk full, no permission); after the last two the same call continues.
+
+class ShardWriter:
+    """Writes the outcomes of `videos`, in order. Opening it takes the lock; `resume` goes on where a call before stopped.
+
+    done: outcomes recorded so far; rejected: those of them that were rejections.
     """
-    output = Output(out, staging)
-    made_with = asdict(settings) | {
-        "seed": seed,
-        "shard_clips": shard_clips,
-        "sources": source_hash(videos, classes),
-        "av": av.__version__,
-    }
-    made_with = json.loads(json.dumps(made_with))  # as it is when it has been read back
-    # In this order: what another task finishes meanwhile is then seen as unfinished or as finished, never as neither.
-    names, making, manifest = output.sizes(), output.read_json(MAKING), _read_manifest(output)
-    if making and manifest and _generation(making) <= _generation(manifest):
-        output.create()
-        with output.lock(MAKING) as there:
-            if there and output.read_json(MAKING) == making:
-                _clean_up(output, manifest)  # killed after the manifest was written
-        if making == made_with | {"append": append, "retry": retry, "generation": _generation(manifest)}:
-            return manifest
-        names, making = output.sizes(), output.read_json(MAKING)
-    if append or retry:
-        classes = _require_appendable(output, manifest, settings, videos, classes)
-        made_with |= {"append": append, "retry": retry, "generation": _generation(manifest) + 1}
-        chosen = _begin_append(output, making, manifest, videos, made_with)
-        first = 1 + max((shard_number(shard["name"]) for shard in manifest["shards"]), default=-1)
-    elif manifest is not None:
-        _require_same(manifest["made_with"], made_with, f"{out} was made", "choose a new folder, or delete that one")
-        return manifest
-    else:
-        if making is None and any(name.startswith("shard-") for name in names):
-            raise OutputError(f"{out} holds shards but no {MAKING} that says how they were made: choose a new folder.")
-        _begin(output, making, made_with)
-        chosen, first = np.arange(len(videos)), 0
-    if len(chosen) == 0:
-        return _read_manifest(output)
-    shuffled = np.argsort(np.random.Philox(key=seed).random_raw(len(chosen)), kind="stable")
-    plan = Plan(videos, chosen[shuffled], shard_clips, first)
 
-    job = Job(os.fspath(out), None if staging is None else os.path.abspath(staging), made_with, settings, workers, timeout)
-    run = run_local if executor == "local" else functools.partial(run_ray, address=ray_address)
-    _make_missing(run, job, plan, [number for number in plan.numbers if number % task[1] == task[0]], names, on_progress)
-    return _join_if_complete(output, plan, classes, settings, made_with, manifest)
+    def __init__(self, output: Output, number: int, videos: list[Video]):
+        self.output, self.number, self.videos = output, number, videos
+        self.done = self.rejected = self.clips = 0
+        self.size = self.crc = 0  # of the tar so far
+        self._tar = self._made_with = None
+        self._partial = output.folder / f"{shard_name(number)}.partial"
+        self._journal_path = output.folder / f"shard-{number:06d}.journal.jsonl"
+        self._journal = self._open_journal()
 
+    @property
+    def complete(self) -> bool:
+        return self.done == len(self.videos)
 
-def _make_missing(run: Callable, job: Job, plan: Plan, numbers: list[int], names: Iterable[str], on_progress) -> None:
-    """Make those of the shards `numbers` whose parts are not among the output's files."""
-    missing = [number for number in numbers if part_name(number) not in names]
-    total = sum(len(plan.listed_at(number)) for number in numbers)
-    done, rejected = total - sum(len(plan.listed_at(number)) for number in missing), 0
+    def resume(self, made_with: dict) -> None:
+        """Read the journal as far as it and the tar agree, and cut both there.
 
-    def report(more: int, more_rejected: int) -> None:
-        nonlocal done, rejected
-        done, rejected = done + more, rejected + more_rejected
-        if on_progress:
-            on_progress(done, total, rejected)
+        made_with: everything that decides what is written, as JSON. A journal of something else is begun again.
+        """
+        self._made_with = made_with
+        lines = self._lines()
+        if next(lines, None) == {"made_with": made_with}:
+            good = self._line_end
+            for line in lines:
+                if not self._confirm(line):
+                    break
+                good = self._line_end
+            os.ftruncate(self._journal, good)
+        else:
+            os.ftruncate(self._journal, 0)
+            self._note({"made_with": made_with})
+        if self._tar is not None:
+            os.ftruncate(self._tar, self.size)
+            os.lseek(self._tar, self.size, os.SEEK_SET)
 
-    if missing:
-        run(job, ((number, plan.shard(number)) for number in missing), report)
-    else:
-        report(0, 0)
+    def add(self, outcome: EncodedClip | RejectedVideo) -> None:
+        """Record the next video: its bytes into the tar, then its line into the journal."""
+        video = self.videos[self.done]
+        if isinstance(outcome, RejectedVideo):
+            self._note({"video": self.done, "rejected": outcome.reason})
+            self.rejected += 1
+        else:
+            if self._tar is None:
+                self._tar = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            members = _members(clip_key(self.number, self.clips), video, outcome)
+            _write(self._tar, members)
+            clip = {
+                "offset": self.size + BLOCK,
+                "header_size": outcome.header_size,
+                "header_crc": outcome.header_crc,
+                "frames": outcome.frames,
+                "width": outcome.width,
+                "height": outcome.height,
+                "fps": outcome.fps,
+                "label": video.label,
+            }
+            self.size, self.crc = self.size + len(members), zlib.crc32(members, self.crc)
+            line = {"video": self.done, "end": self.size, "crc": zlib.crc32(members), "clip": clip}
+            line["source_bytes"] = outcome.source_bytes
+            line["fragments"] = base64.b64encode(outcome.fragments.tobytes()).decode()
+            self._note(line)
+            self.clips += 1
+        self.done += 1
 
+    def publish(self) -> None:
+        """All videos are recorded: the tar and then the part of the index become what others see. A tar needs a clip."""
+        os.fsync(self._journal)
+        if self.clips:
+            _write(self._tar, END_OF_TAR)
+            self.output.publish(self._partial, keep=True)
+        part = self.output.folder / f"{part_name(self.number)}.tmp"
+        part.write_bytes(self._part().to_bytes())
+        self.output.publish(part)
+        self.discard()
 
-def _read_manifest(output: Output) -> dict | None:
-    manifest = output.read_json("manifest.json")
-    if manifest is not None and "made_with" not in manifest:
-        raise OutputError(f"{output.name} holds a manifest.json that is not ours: choose a new folder.")
-    return manifest
+    def discard(self) -> None:
+        """Remove what only continuing needs, and let go of the lock."""
+        self._partial.unlink(missing_ok=True)
+        self._journal_path.unlink(missing_ok=True)
+        self.close()
 
+    def close(self) -> None:
+        for descriptor in (self._tar, self._journal):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._tar = self._journal = None
 
-def _generation(content: dict) -> int:
-    """Of a manifest, or of what is being made: how many times something was appended before it."""
-    return content.get("generation", 0)
-
-
-def _begin(output: Output, making: dict | None, made_with: dict) -> None:
-    """Say in the output what is being made there, or check that it is this."""
-    if making is not None:
-        _require_same(making, made_with, f"{output.name} was made", "choose a new folder, or delete that one")
-    output.create()
-    if making is None:
-        output.write_json(MAKING, made_with)
-        _require_ours(output, made_with)
-
-
-def _require_appendable(
-    output: Output, manifest: dict | None, settings: EncodeSettings, videos: list[Video], classes: list[str]
-) -> list[str]:
-    """The class names of the data set after an append. Raises OutputError if there cannot be one."""
-    if manifest is None:
-        raise OutputError(f"{output.name} holds no finished data set: make it first, without --append and --retry.")
-    now = json.loads(json.dumps(asdict(settings)))
-    before = {key: manifest["made_with"].get(key) for key in now}
-    _require_same(before, now, f"{output.name} was made", "what is appended must be like what is there")
-    old = manifest["classes"]
-    if any((video.label >= 0) != bool(old) for video in videos):
-        there, here = ("labels", "no labels") if old else ("no labels", "labels")
-        raise OutputError(f"the videos of {output.name} have {there} and those of this list {here}: choose a new folder.")
-    if classes and classes[: len(old)] != old:
-        at = next((i for i, (one, other) in enumerate(zip(old, classes)) if one != other), len(classes))
-        here = f"{classes[at]!r} here" if at < len(classes) else "missing here"
-        raise OutputError(
-            f"class {at} is {old[at]!r} in {output.name} and {here}: give the classes of {output.name}/manifest.json, "
-            "with new ones after them if there are any."
-        )
-    return classes or old
-
-
-def _begin_append(output: Output, making: dict | None, manifest: dict, videos: list[Video], made_with: dict) -> np.ndarray:
-    """Indices of the videos that are to be appended, chosen once: later, some of them will be known."""
-    if making is not None:
-        _require_same(making, made_with, f"{output.name} holds an append that is not finished,", "give its command first")
-        output.create()
-        return np.load(io.BytesIO(output.read(CHOSEN)))
-    unfinished = [name for name in output.sizes() if name.startswith("shard-") and not name.endswith(".tar")]
-    if unfinished and not output.has(MAKING):
-        raise OutputError(f"{output.name} holds parts of shards but no {MAKING} that says how they were made: delete them.")
-    clips, rejected = known_videos(output, manifest)
-    retry, append = made_with["retry"], made_with["append"]
-    wanted = []
-    for i, video in enumerate(videos):
-        known = identity(video.source, video.start, video.end)
-        if known not in clips and (retry if known in rejected else append):
-            wanted.append(i)
-    if not wanted or _read_manifest(output) != manifest:  # another task was faster
-        return np.zeros(0, np.int64)
-    output.create()
-    chosen = np.array(wanted, np.int64)
-    with open(output.folder / f"{CHOSEN}.{unique()}.tmp", "wb") as file:
-        np.save(file, chosen)
-    output.publish(Path(file.name), CHOSEN)
-    if not output.has(MAKING):
-        output.write_json(MAKING, made_with)
-    _require_ours(output, made_with)
-    return chosen
-
-
-def _require_ours(output: Output, made_with: dict) -> None:
-    """Another command may have begun at the same time. Nothing there: others have finished this one already."""
-    making = output.read_json(MAKING) or made_with
-    _require_same(making, made_with, f"another command makes something in {output.name},", "choose a new folder")
-
-
-def _require_same(before: dict, now: dict, what: str, remedy: str) -> None:
-    if before == now:
-        return
-    key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
-    how = f"with {key} {before.get(key)}, this command says {now.get(key)}"
-    how = "from another source list or other class names" if key == "sources" else how
-    raise OutputError(f"{what} {how}: {remedy}.")
-
-
-def _join_if_complete(
-    output: Output, plan: Plan, classes: list[str], settings: EncodeSettings, made_with: dict, old: dict | None
-) -> dict | None:
-    """The manifest, made by whoever comes first when all parts are there; None: some are missing."""
-    with output.lock(MAKING) as there:
-        if there and output.read_json(MAKING) == made_with:
-            names = output.sizes()
-            if not all(part_name(number) in names for number in plan.numbers):
-                return None
+    def _open_journal(self) -> int:
+        while True:
+            journal = os.open(self._journal_path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             try:
-                manifest = join(output, plan, classes, settings, made_with, old)
-                _clean_up(output, manifest)
-                return manifest
-            except FileNotFoundError:  # in a store, where there is no lock, another task may have been faster
-                if output.read_json(MAKING) == made_with:
-                    raise
-    manifest = _read_manifest(output)
-    if manifest is None or _generation(manifest) < _generation(made_with):
-        raise OutputError(f"another command took {output.name} while this one was making shards there: choose a new folder.")
-    return manifest
+                fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(journal).st_nlink:  # else whoever had the lock has just finished and removed it
+                    return journal
+            except BlockingIOError:
+                os.close(journal)
+                raise OutputError(
+                    f"another make_shards is writing to {self.output.name}: wait for it, or choose a new folder."
+                ) from None
+            except BaseException:
+                os.close(journal)
+                raise
+            os.close(journal)
+
+    def _confirm(self, line: dict) -> bool:
+        """Count the video of a journal's line as done, if the tar holds it."""
+        if "clip" in line:
+            if self._tar is None and not self._reopen():
+                return False
+            members = os.pread(self._tar, line["end"] - self.size, self.size)
+            if len(members) != line["end"] - self.size or zlib.crc32(members) != line["crc"]:
+                return False
+            self.size, self.crc = line["end"], zlib.crc32(members, self.crc)
+            self.clips += 1
+        else:
+            self.rejected += 1
+        self.done += 1
+        return True
+
+    def _reopen(self) -> bool:
+        # Killed after the tar was finished and before its part of the index was: it is an open one again.
+        final = self._partial.with_suffix("")
+        if not self._partial.exists() and final.exists():
+            os.rename(final, self._partial)
+        if self._partial.exists():
+            self._tar = os.open(self._partial, os.O_RDWR)
+        return self._tar is not None
+
+    def _part(self) -> Part:
+        clips, fragments, videos, rejected, source_bytes = [], [], [], {}, 0
+        for line in self._lines():
+            if "clip" in line:
+                clips.append(line["clip"])
+                fragments.append(np.frombuffer(base64.b64decode(line["fragments"]), FRAGMENT))
+                videos.append(line["video"])
+                source_bytes += line["source_bytes"]
+            elif "rejected" in line:
+                rejected[line["video"]] = line["rejected"]
+        index = np.zeros(len(clips), CLIP)
+        for name in clips[0] if clips else ():
+            index[name] = [clip[name] for clip in clips]
+        shard = {
+            "name": shard_name(self.number),
+            "bytes": self.size + len(END_OF_TAR),
+            "clips": self.clips,
+            "crc32": zlib.crc32(END_OF_TAR, self.crc),
+        }
+        fragments = np.concatenate([np.zeros(0, FRAGMENT), *fragments])
+        return Part(shard, index, fragments, np.array(videos, np.int64), rejected, source_bytes, _crc32(self._made_with))
+
+    def _note(self, line: dict) -> None:
+        _write(self._journal, json.dumps(line, separators=(",", ":")).encode() + b"\n")
+
+    def _lines(self) -> Iterator[dict]:
+        """The journal's lines, up to the first that is not whole. `_line_end` is where the last one ends, in bytes."""
+        self._line_end = 0
+        with open(self._journal_path, "rb") as file:
+            for text in file:
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    return
+                if not text.endswith(b"\n"):
+                    return
+                self._line_end += len(text)
+                yield line
 
 
-def _clean_up(output: Output, manifest: dict) -> None:
-    """Remove what only making takes, and the index that only readers of the data set before the last append had."""
-    generation = _generation(manifest)
-    kept = {name for g in (generation, generation - 1) for name in index_names(g).values()}
-    names = {*output.sizes(), *os.listdir(output.folder)} - kept
-    output.remove(sorted(name for name in names if LEFTOVER.fullmatch(name)))
-    output.remove([MAKING])
+@dataclass(frozen=True)
+class Part:
+    """A finished shard's part of the index. Videos are numbered within the shard."""
+
+    shard: dict  # its entry in the manifest
+    clips: np.ndarray  # (clips,) CLIP; shard and first_fragment are not known yet
+    fragments: np.ndarray  # (frames,) FRAGMENT
+    videos: np.ndarray  # (clips,) of which video each clip is
+    rejected: dict[int, str]  # video -> reason
+    source_bytes: int
+    made_with: int  # checksum of what it was made with
+
+    def to_bytes(self) -> bytes:
+        facts = {"shard": self.shard, "rejected": self.rejected, "source_bytes": self.source_bytes}
+        facts["made_with"] = self.made_with
+        body = io.BytesIO()
+        body.write(json.dumps(facts).encode() + b"\n")
+        for array in (self.clips, self.fragments, self.videos):
+            np.save(body, array)
+        return b"%08x\n" % zlib.crc32(body.getbuffer()) + body.getvalue()
+
+
+def read_part(output: Output, number: int, made_with: dict) -> Part:
+    """The part of shard `number`. Raises FileNotFoundError, or OutputError if it is damaged or of something else."""
+    crc, _, body = output.read(part_name(number)).partition(b"\n")
+    if crc != b"%08x" % zlib.crc32(body):
+        raise OutputError(
+            f"{output.name}/{part_name(number)} is damaged: delete it, and the same command makes that shard again."
+        )
+    body = io.BytesIO(body)
+    facts = json.loads(body.readline())
+    if facts.get("made_with") != _crc32(made_with):
+        raise OutputError(
+            f"{output.name}/{part_name(number)} is of a shard made with other options or videos: delete it, and the same "
+            "command makes that shard again."
+        )
+    rejected = {int(video): reason for video, reason in facts["rejected"].items()}
+    return Part(facts["shard"], *(np.load(body) for _ in range(3)), rejected, facts["source_bytes"], facts["made_with"])
+
+
+def _crc32(made_with: dict) -> int:
+    return zlib.crc32(json.dumps(made_with, sort_keys=True).encode())
+
+
+def _members(key: str, video: Video, clip: EncodedClip) -> bytes:
+    """The clip as it stands in the tar: the mp4 and its json, each with a header and padding."""
+    facts = {
+        "label": video.label,
+        "class": video.class_name,
+        "source": video.source,
+        "start": video.start,  # seconds of the source, on its players' clock: the part that the clip shows
+        "end": video.end,  # null: to its end
+        "frames": clip.frames,
+        "fps": clip.fps,
+        "width": clip.width,
+        "height": clip.height,
+    }
+    if clip.begin != video.start:
+        facts["begin"] = round(clip.begin, 6)  # when the first frame is shown
+    parts = []
+    for suffix, data in (("mp4", clip.data), ("json", json.dumps(facts).encode())):
+        info = tarfile.TarInfo(f"{key}.{suffix}")
+        info.size = len(data)
+        parts += [info.tobuf(tarfile.USTAR_FORMAT), data.ljust(padded(len(data)), b"\0")]
+    return b"".join(parts)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -11,11 +12,15 @@ import pytest
 import torch
 from hypothesis import settings
 
-from shard_tools.encode import EncodeSettings
-from shard_tools.moving_shapes import write_videos
-from shard_tools.sources import load_sources
-from shard_tools.writer import make_shards
+from benchmarks.moving_shapes import write_videos
+from i2v.shard_tools.dataset import make_shards
+from i2v.shard_tools.encode import EncodeSettings
+from i2v.shard_tools.sources import load_sources
 
+# A suite started in the background inherits that these are ignored, and so would the programs that it sends them to.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 torch.set_num_threads(1)  # small models on a shared machine: two threads would wait for each other
 settings.register_profile("suite", derandomize=True, deadline=None)  # the same examples in every run, however slow
 settings.load_profile("suite")

@@ -12,9 +12,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from shard_tools import shard_writer
+from i2v.shard_tools import writer
 
-write = shard_writer._write
+write = writer._write
 calls = 0
 
 
@@ -29,6 +29,6 @@ def write_or_death(descriptor, data):
 
 if __name__ == "__main__":  # the workers import this file, too
     number, at = getattr(signal, sys.argv[1]), int(sys.argv[2])
-    shard_writer._write = write_or_death
+    writer._write = write_or_death
     sys.argv[1:] = sys.argv[3:]
     runpy.run_path(str(ROOT / "shard_tools" / "make_shards.py"), run_name="__main__")

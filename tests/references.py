@@ -20,7 +20,7 @@ def find(name: str) -> Path:
 def tensors(name: str) -> tuple[dict, dict]:
     """(tensors, config) of a golden vector."""
     with safe_open(find(name), "pt") as file:
-        return {key: file.get_tensor(key) for key in file}, json.loads(file.metadata()["config"])
+        return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["config"])
 
 
 def figures(name: str):

@@ -11,7 +11,7 @@ import fsspec
 import numpy as np
 from fsspec.spec import AbstractFileSystem
 
-from pipelines.index import CLIP, FORMAT, FRAGMENT, VERSION, clip_key, manifest_crc32
+from i2v.pipelines.index import CLIP, FORMAT, FRAGMENT, VERSION, clip_key, manifest_crc32
 
 
 class Store(AbstractFileSystem):

@@ -10,12 +10,12 @@ import pytest
 import webdataset
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipelines.shards import ShardSet
-from shard_tools.encode import EncodeSettings
-from shard_tools.make_shards import main
-from shard_tools.output import Output, OutputError
-from shard_tools.sources import Video, load_sources
-from shard_tools.writer import make_shards
+from i2v.pipelines.shards import ShardSet
+from i2v.shard_tools.dataset import make_shards
+from i2v.shard_tools.encode import EncodeSettings
+from i2v.shard_tools.make_shards import main
+from i2v.shard_tools.output import Output, OutputError
+from i2v.shard_tools.sources import Video, load_sources
 from tests.videos import noise, write_video
 
 OPTIONS = ["--short-side", "48", "--shard-clips", "3", "--workers", "1"]

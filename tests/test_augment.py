@@ -13,10 +13,10 @@ from PIL import Image, ImageFilter
 from timm.data import auto_augment as timm_augment
 from timm.data.random_erasing import RandomErasing
 
-from pipelines import augment as a
-from pipelines.augment import AugmentOptions, draw_augmentation, no_augmentation, parse_randaugment
-from pipelines.graph import GraphOptions, _colour
-from pipelines.philox import uniforms
+from i2v.pipelines import augment as a
+from i2v.pipelines.augment import AugmentOptions, draw_augmentation, no_augmentation, parse_randaugment
+from i2v.pipelines.graph import GraphOptions, _colour
+from i2v.pipelines.philox import uniforms
 from tests.test_graph import EVERYTHING, clip_of, render, videos  # noqa: F401 (a fixture)
 from tests.videos import moving, noise
 

@@ -15,8 +15,8 @@ import pytest
 
 from benchmarks import floor_plan, index, loader, report, sharding, videos
 from benchmarks.measure import shown_command
-from pipelines.shards import ClipError, ShardSet
-from shard_tools.encode import EncodeSettings
+from i2v.pipelines.shards import ClipError, ShardSet
+from i2v.shard_tools.encode import EncodeSettings
 from tests.videos import moving, write_video
 
 ROOT = Path(__file__).parent.parent

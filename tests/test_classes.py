@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from shard_tools.classes import read_class_list, read_classes
-from shard_tools.paths import SourceError
+from i2v.shard_tools.classes import read_class_list, read_classes
+from i2v.shard_tools.paths import SourceError
 
 NAMES = ["air drumming", "archery", "Tipping something, so it falls"]
 NUMBERED = {

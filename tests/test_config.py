@@ -13,11 +13,11 @@ from i2v.complexity import classes_of
 from i2v.config import ConfigError, load_config, to_dict
 from i2v.model import backbone_spec, create_model
 from i2v.optim import learning_rate, parameter_groups
+from i2v.pipelines.augment import AugmentOptions
+from i2v.pipelines.graph import GraphOptions
+from i2v.pipelines.options import ClipOptions
+from i2v.pipelines.plan import Plan
 from i2v.train import layers_of
-from pipelines.augment import AugmentOptions
-from pipelines.graph import GraphOptions
-from pipelines.options import ClipOptions
-from pipelines.plan import Plan
 from tests.references import figures, find
 
 ROOT = Path(__file__).parent.parent

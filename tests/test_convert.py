@@ -28,7 +28,7 @@ def convert(monkeypatch, *arguments):
 def test_released_weights_become_a_checkpoint_with_the_same_logits(tmp_path, monkeypatch, capsys):
     """The golden file's weights, without its trunk: what the ST-Adapter authors released."""
     with safe_open(ROOT / "tests" / "golden" / "st_adapter-1.safetensors", "pt") as file:
-        golden = {name: file.get_tensor(name) for name in file}
+        golden = {name: file.get_tensor(name) for name in file.keys()}
         facts = json.loads(file.metadata()["config"])
     weights = {name.removeprefix("weight/"): t for name, t in golden.items() if name.startswith("weight/")}
     released = {name: t for name, t in weights.items() if ".adapter_" in name or name.startswith("fc.")}

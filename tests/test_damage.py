@@ -8,10 +8,10 @@ import av
 import numpy as np
 import pytest
 
-from shard_tools.completeness import what_is_missing
-from shard_tools.encode import EncodeSettings, encode_video
-from shard_tools.files import RejectedVideo
-from shard_tools.sources import Video
+from i2v.shard_tools.completeness import what_is_missing
+from i2v.shard_tools.encode import EncodeSettings, encode_video
+from i2v.shard_tools.source_video import RejectedVideo
+from i2v.shard_tools.sources import Video
 from tests.videos import decode, ffmpeg, noise, panned, solid, write_audio
 
 SETTINGS = EncodeSettings("mjpeg", short_side=96, crf=2)

@@ -6,9 +6,9 @@ import struct
 import numpy as np
 import pytest
 
-from shard_tools.encode import EncodeSettings, encode_video
-from shard_tools.files import open_video
-from shard_tools.sources import Video
+from i2v.shard_tools.encode import EncodeSettings, encode_video
+from i2v.shard_tools.source_video import open_video
+from i2v.shard_tools.sources import Video
 from tests.reference import ffmpeg, pictures
 from tests.test_encode import SMALL, grey, reason, which, write_timed
 from tests.videos import moving, solid, write_video

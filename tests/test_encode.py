@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.index import needed_fragments
-from shard_tools import decode as decoding
-from shard_tools import encode as encoding
-from shard_tools import files, pool
-from shard_tools.encode import LIBRARY, EncodedClip, EncodeSettings, encode_video, stored_size
-from shard_tools.files import RejectedVideo, StoreError, open_video
-from shard_tools.pool import encode_videos
-from shard_tools.sources import Video
+from i2v.pipelines.index import needed_fragments
+from i2v.shard_tools import decode as decoding
+from i2v.shard_tools import encode as encoding
+from i2v.shard_tools import pool, source_video
+from i2v.shard_tools.encode import LIBRARY, EncodedClip, EncodeSettings, encode_video, stored_size
+from i2v.shard_tools.pool import encode_videos
+from i2v.shard_tools.source_video import RejectedVideo, StoreError, open_video
+from i2v.shard_tools.sources import Video
 from tests.processes import LIMIT, gone
 from tests.videos import decode, moving, noise, solid, write_audio, write_video
 
@@ -372,10 +372,10 @@ class _UnreliableFile(io.BytesIO):
 
 def test_a_store_that_fails_is_tried_again_and_then_ends_the_run(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mp4", noise(60, 96, 128))
-    monkeypatch.setattr(files, "FIRST_PAUSE", 0.0)
-    monkeypatch.setattr(files, "BUFFER", 4096)
+    monkeypatch.setattr(source_video, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(source_video, "BUFFER", 4096)
     store = Unreliable(path.read_bytes(), 3, ConnectionResetError(104, "Connection reset by peer"))
-    monkeypatch.setattr(files, "_open_file", store.open)
+    monkeypatch.setattr(source_video, "_open_file", store.open)
     assert encode_video(Video("s3://store/a.mp4"), SMALL).data == encode_video(path, SMALL).data
     assert store.opened == 4
     store.failures = 99
@@ -394,7 +394,7 @@ def test_a_mount_that_is_gone_ends_the_run_and_a_file_that_cannot_be_read_does_n
     def gone(_):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(files.os.path, "getsize", gone)
+    monkeypatch.setattr(source_video.os.path, "getsize", gone)
     code = errno.ESTALE
     with pytest.raises(StoreError, match=r"a.mp4 cannot be read \(Stale file handle\)$"):
         encode_video(path, SMALL)

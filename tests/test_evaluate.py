@@ -14,12 +14,12 @@ from i2v import metrics
 from i2v.checkpoint import load_checkpoint, save_checkpoint
 from i2v.metrics import evaluate
 from i2v.model import create_model
+from i2v.pipelines import Batch
+from i2v.pipelines.shards import ShardSet
 from i2v.predict import find_videos
 from i2v.runtime import restore_model
 from i2v.vit import VisionTransformer, ViTSpec
 from i2v.weights import fingerprint, load_weights
-from pipelines import Batch
-from pipelines.shards import ShardSet
 from tests.processes import LIMIT
 
 ROOT = Path(__file__).parent.parent

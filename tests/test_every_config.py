@@ -17,10 +17,10 @@ from i2v.distributed import World
 from i2v.features import extract
 from i2v.predict import predict
 from i2v.runtime import describe_backbone, own_tensors, restore_model
+from i2v.shard_tools.dataset import make_shards
+from i2v.shard_tools.encode import EncodeSettings
+from i2v.shard_tools.sources import Video
 from i2v.train import open_loader
-from shard_tools.encode import EncodeSettings
-from shard_tools.sources import Video
-from shard_tools.writer import make_shards
 from tests.videos import moving, write_video
 
 ROOT = Path(__file__).parent.parent

@@ -10,12 +10,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pipelines import ShardError, build_loader, storage
-from pipelines.shards import ClipError, ShardSet
-from pipelines.storage import Retry, StoreError
-from shard_tools.encode import EncodeSettings
-from shard_tools.sources import load_sources
-from shard_tools.writer import make_shards
+from i2v.pipelines import ShardError, build_loader, storage
+from i2v.pipelines.shards import ClipError, ShardSet
+from i2v.pipelines.storage import Retry, StoreError
+from i2v.shard_tools.dataset import make_shards
+from i2v.shard_tools.encode import EncodeSettings
+from i2v.shard_tools.sources import load_sources
 from tests.processes import LIMIT
 from tests.stores import Store, write_manifest
 

@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from i2v import features
 from i2v.config import load_config
 from i2v.distributed import World
+from i2v.pipelines import build_loader
+from i2v.pipelines.loader import Loader
 from i2v.runtime import build_model
 from i2v.vit import VisionTransformer, ViTSpec
-from pipelines import build_loader
-from pipelines.loader import Loader
 from tests.processes import LIMIT
 
 ROOT = Path(__file__).parent.parent
@@ -153,7 +153,7 @@ def test_ranks_share_the_parts_that_are_missing(tmp_path, monkeypatch, ranks):
 def test_unreadable_videos_are_named_and_left_out(config, shapes, tmp_path):
     import shutil
 
-    from pipelines.shards import ShardSet
+    from i2v.pipelines.shards import ShardSet
 
     shutil.copytree(shapes / "vp9-val", tmp_path / "data")
     shards = ShardSet(shapes / "vp9-val")

@@ -11,13 +11,13 @@ import av
 import numpy as np
 import pytest
 
-from pipelines import ShardError, build_loader
-from pipelines.index import FRAGMENT
-from pipelines.shards import ShardSet
-from shard_tools.encode import EncodeSettings, encode_video
-from shard_tools.files import RejectedVideo
-from shard_tools.sources import Video
-from shard_tools.writer import make_shards
+from i2v.pipelines import ShardError, build_loader
+from i2v.pipelines.index import FRAGMENT
+from i2v.pipelines.shards import ShardSet
+from i2v.shard_tools.dataset import make_shards
+from i2v.shard_tools.encode import EncodeSettings, encode_video
+from i2v.shard_tools.source_video import RejectedVideo
+from i2v.shard_tools.sources import Video
 from tests.fuzz import REAL, damaged_sets, damaged_streams, damaged_videos
 from tests.processes import LIMIT
 from tests.videos import decode, ffmpeg, moving, panned, write_video

@@ -8,9 +8,9 @@ import yaml
 
 from i2v.config import load_config
 from i2v.distributed import World
+from i2v.pipelines import build_loader
+from i2v.pipelines.graph import _nvdec_is_here
 from i2v.train import run
-from pipelines import build_loader
-from pipelines.graph import _nvdec_is_here
 from tests.conftest import shard
 from tests.test_train import config, result  # noqa: F401
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.augment import AugmentOptions, draw_augmentation, no_augmentation
-from pipelines.boxes import test_boxes as spatial_views
-from pipelines.boxes import train_box
-from pipelines.graph import MEAN, STD, GraphOptions, build_pipeline
-from pipelines.options import ClipOptions
-from pipelines.philox import uniforms
+from i2v.pipelines.augment import AugmentOptions, draw_augmentation, no_augmentation
+from i2v.pipelines.boxes import test_boxes as spatial_views
+from i2v.pipelines.boxes import train_box
+from i2v.pipelines.graph import MEAN, STD, GraphOptions, build_pipeline
+from i2v.pipelines.options import ClipOptions
+from i2v.pipelines.philox import uniforms
 from tests.videos import REAL_VIDEOS, decode, moving, write_video
 
 SIZE = 112

@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("i2v", "pipelines", "shard_tools")
 FILES = sorted(p.relative_to(ROOT) for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
+GROUND = ("i2v.console", "i2v.rules")  # what every room may stand on
 ENTRY_POINTS = {
     "i2v.train",
     "i2v.evaluate",
@@ -16,10 +17,10 @@ ENTRY_POINTS = {
     "i2v.features",
     "i2v.convert",
     "i2v.complexity",
-    "shard_tools.make_shards",
-    "shard_tools.verify",
-    "shard_tools.inspect",
-    "shard_tools.preview",
+    "i2v.shard_tools.make_shards",
+    "i2v.shard_tools.verify",
+    "i2v.shard_tools.describe",
+    "i2v.pipelines.preview",
 }
 
 
@@ -37,15 +38,17 @@ def imports(path, top_level_only=False):
 
 
 def ours(names):
-    return {name for name in names if name.split(".")[0] in PACKAGES}
+    return {name for name in names if name.split(".")[0] == "i2v"}
 
 
 def others(names):
-    return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - set(PACKAGES)
+    return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"i2v"}
 
 
 def module(path):
-    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+    """The dotted name by which a file is imported: pipelines and shard_tools live under i2v."""
+    name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+    return name if name.startswith("i2v") else f"i2v.{name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -55,7 +58,7 @@ def test_nobody_imports_an_entry_point(path):
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parts[0] == "pipelines"], ids=str)
 def test_pipelines_know_nothing_of_models_or_tools(path):
-    assert all(name.split(".")[0] == "pipelines" or name.startswith("i2v.rules") for name in ours(imports(path)))
+    assert all(name.startswith(("i2v.pipelines", *GROUND)) for name in ours(imports(path)))
     if path.name != "graph.py":
         assert "nvidia" not in others(imports(path))  # the only file that builds DALI nodes
     assert "nvidia" not in others(imports(path, top_level_only=True))  # and lazily
@@ -68,21 +71,22 @@ PLAN = {"plan", "options", "order", "frames", "boxes", "augment", "philox"}
 def test_the_plan_needs_numpy_only(name):
     path = Path(f"pipelines/{name}.py")
     assert others(imports(path)) <= {"numpy"}
-    assert {module.split(".")[1] for module in ours(imports(path))} <= {*PLAN, "rules"}
+    allowed = ("i2v.rules", *(f"i2v.pipelines.{name}" for name in PLAN))
+    assert all(name.startswith(allowed) for name in ours(imports(path)))
 
 
 def test_reading_shards_needs_numpy_only():
     shards, index, storage = (Path(f"pipelines/{name}.py") for name in ("shards", "index", "storage"))
     assert others(imports(shards)) == others(imports(index)) == {"numpy"}
     assert others(imports(storage)) == {"fsspec"} and not others(imports(storage, top_level_only=True))  # for URLs only
-    assert all(name.startswith(("pipelines.index", "pipelines.storage")) for name in ours(imports(shards)))
-    assert all(name.startswith("pipelines.storage") for name in ours(imports(index))) and not ours(imports(storage))
+    assert all(name.startswith(("i2v.pipelines.index", "i2v.pipelines.storage")) for name in ours(imports(shards)))
+    assert all(name.startswith("i2v.pipelines.storage") for name in ours(imports(index))) and not ours(imports(storage))
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parts[0] == "i2v"], ids=str)
 def test_inside_i2v_only_entry_points_import_the_data_side(path):
     if module(path) not in {*ENTRY_POINTS, "i2v.continuation"}:
-        assert not {name for name in ours(imports(path)) if not name.startswith("i2v")}
+        assert not {name for name in ours(imports(path)) if name.startswith(("i2v.pipelines", "i2v.shard_tools"))}
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parts[:2] == ("i2v", "methods") and p.name != "__init__.py"], ids=str)
@@ -97,14 +101,14 @@ def test_the_vit_needs_torch_only():
     assert others(imports(path)) == {"torch"} and all(name.startswith("i2v.rules") for name in ours(imports(path)))
 
 
-def test_the_rules_are_the_ground_floor():
-    path = Path("i2v/rules.py")
+@pytest.mark.parametrize("name", GROUND)
+def test_the_ground_floor_stands_on_nothing(name):
+    path = Path(*name.split(".")).with_suffix(".py")
     assert not others(imports(path)) and not ours(imports(path))
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parts[0] == "shard_tools"], ids=str)
 def test_shard_tools_know_the_format_only(path):
-    names = {name for name in ours(imports(path)) if not name.startswith("shard_tools")}
-    # A preview shows what the loader delivers.
-    allowed = "pipelines" if path.name == "preview.py" else ("pipelines.index", "pipelines.shards", "pipelines.storage")
+    names = {name for name in ours(imports(path)) if not name.startswith("i2v.shard_tools")}
+    allowed = ("i2v.console", "i2v.pipelines.index", "i2v.pipelines.shards", "i2v.pipelines.storage")
     assert all(name.startswith(allowed) for name in names)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import ShardError, build_loader
-from pipelines.loader import Loader
-from pipelines.shards import ShardSet
+from i2v.pipelines import ShardError, build_loader
+from i2v.pipelines.loader import Loader
+from i2v.pipelines.shards import ShardSet
 from tests.stores import Store
 
 OPTIONS = {"num_frames": 4, "size": 32, "threads": 1, "device": "cpu"}

@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 import webdataset
 
-from pipelines.shards import ShardSet
-from shard_tools import files, shard_writer
-from shard_tools import make_shards as make_shards_module
-from shard_tools.encode import EncodeSettings, encode_video
-from shard_tools.files import RejectedVideo, StoreError
-from shard_tools.make_shards import main
-from shard_tools.output import Output, OutputError
-from shard_tools.sources import Video, load_sources
-from shard_tools.writer import make_shards
+from i2v.pipelines.shards import ShardSet
+from i2v.shard_tools import make_shards as make_shards_module
+from i2v.shard_tools import source_video, writer
+from i2v.shard_tools.dataset import make_shards
+from i2v.shard_tools.encode import EncodeSettings, encode_video
+from i2v.shard_tools.make_shards import main
+from i2v.shard_tools.output import Output, OutputError
+from i2v.shard_tools.source_video import RejectedVideo, StoreError
+from i2v.shard_tools.sources import Video, load_sources
 from tests.videos import REAL_VIDEOS, decode, moving, noise, write_audio, write_video
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -200,7 +200,7 @@ def test_a_full_disk_is_one_sentence_and_the_state_is_kept(room, source, whole, 
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         room -= len(data)
 
-    monkeypatch.setattr(shard_writer, "_write", full)
+    monkeypatch.setattr(writer, "_write", full)
     if room:
         with pytest.raises(OSError):
             build(source, tmp_path / "out")
@@ -234,10 +234,10 @@ def test_a_disk_that_fails_is_not_a_damaged_video(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise av.error.OSError(errno.EIO, "Input/output error", str(video))
 
-    monkeypatch.setattr(files.av, "open", fail)
+    monkeypatch.setattr(source_video.av, "open", fail)
     with pytest.raises(RejectedVideo, match="cannot be opened as a video"):
         encode_video(video, EncodeSettings(short_side=48))
-    monkeypatch.setattr(files, "_is_readable", lambda path: False)
+    monkeypatch.setattr(source_video, "_is_readable", lambda path: False)
     with pytest.raises(StoreError, match="a.mp4 cannot be read"):
         encode_video(video, EncodeSettings(short_side=48))
 
@@ -379,7 +379,7 @@ def test_help_teaches_and_starts_quickly():
 
 @pytest.mark.process
 def test_torch_and_dali_are_not_imported():
-    program = "import sys, shard_tools.make_shards; sys.exit('torch' in sys.modules or 'nvidia.dali' in sys.modules)"
+    program = "import sys, i2v.shard_tools.make_shards; sys.exit('torch' in sys.modules or 'nvidia.dali' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY).returncode == 0
 
 

@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from shard_tools.moving_shapes import CLASSES, STILL_POSES, draw_poses, render_clip, render_stills, write_videos
+from benchmarks.moving_shapes import CLASSES, STILL_POSES, draw_poses, render_clip, render_stills, write_videos
 
 PAIRS = list(zip(CLASSES[::2], CLASSES[1::2], strict=True))
 CLIPS, FRAMES = 400, 16

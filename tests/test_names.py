@@ -16,12 +16,13 @@ from i2v import complexity, convert, evaluate, features, predict
 from i2v.checkpoint import save_checkpoint
 from i2v.config import load_config
 from i2v.model import create_model
+from i2v.pipelines import preview
+from i2v.pipelines.quarantine import Quarantine
+from i2v.pipelines.shards import ShardSet
 from i2v.runtime import describe_backbone
+from i2v.shard_tools import describe, make_shards, verify
 from i2v.vit import VisionTransformer, ViTSpec
 from i2v.weights import load_weights
-from pipelines.quarantine import Quarantine
-from pipelines.shards import ShardSet
-from shard_tools import inspect, make_shards, preview, verify
 from tests.videos import moving, write_video
 
 GEOMETRY = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "heads": 2, "embed_dim": 16}
@@ -66,7 +67,7 @@ def place(tmp_path_factory):
 SHARDS, CHECKPOINT = os.fsdecode(b"shards\xfe"), "best.safetensors"
 COMMANDS = {  # {}: the place; (the command, its arguments, what it prints, how it ends)
     "append": (make_shards, ["{}/videos", "--out", "{}/" + SHARDS, "--append", "--short-side", "48"], "p\\xf4t/videos", 0),
-    "inspect": (inspect, ["{}/" + SHARDS, "--json", "{}/inspect.json", "--png", "{}/inspect.png"], "caf\\udce9", 0),
+    "describe": (describe, ["{}/" + SHARDS, "--json", "{}/describe.json", "--png", "{}/describe.png"], "caf\\udce9", 0),
     "verify": (verify, ["{}/" + SHARDS, "--json", "{}/verify.json", "--workers", "1"], "shards\\udcfe", 0),
     "preview": (preview, ["{}/" + SHARDS, "--out", "{}/é.png", "num_frames=2", "size=32", "--clips", "2"], "\\xe9.png", 0),
     "evaluate": (

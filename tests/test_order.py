@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.options import OrderOptions
-from pipelines.order import BLOCK, Mixture, Order, balancing_weights
-from pipelines.philox import uniforms
+from i2v.pipelines.options import OrderOptions
+from i2v.pipelines.order import BLOCK, Mixture, Order, balancing_weights
+from i2v.pipelines.philox import uniforms
 
 SHARDS = st.lists(st.integers(1, 9), min_size=1, max_size=12).map(lambda sizes: np.repeat(np.arange(len(sizes)), sizes))
 

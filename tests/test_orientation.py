@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shard_tools.encode import EncodeSettings, encode_video
-from shard_tools.sources import Video
+from i2v.shard_tools.encode import EncodeSettings, encode_video
+from i2v.shard_tools.sources import Video
 from tests.reference import ffmpeg, pictures
 from tests.videos import decode, moving, write_video
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.boxes import random_resized_box, test_boxes
-from pipelines.frames import test_frames, train_frames
-from pipelines.options import VARIANTS, ClipOptions
-from pipelines.philox import FRAMES, permutation, uniforms
-from pipelines.plan import Plan
+from i2v.pipelines.boxes import random_resized_box, test_boxes
+from i2v.pipelines.frames import test_frames, train_frames
+from i2v.pipelines.options import VARIANTS, ClipOptions
+from i2v.pipelines.philox import FRAMES, permutation, uniforms
+from i2v.pipelines.plan import Plan
 from tests.references import figures
 
 test_boxes.__test__ = test_frames.__test__ = False  # pytest: these are not tests

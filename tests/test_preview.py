@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import build_loader
-from shard_tools import preview as command
-from shard_tools.encode import EncodeSettings
-from shard_tools.preview import MARGIN, TITLE, read_options, read_rows
-from shard_tools.sources import Video
-from shard_tools.writer import make_shards
+from i2v.pipelines import build_loader
+from i2v.pipelines import preview as command
+from i2v.pipelines.preview import MARGIN, TITLE, read_options, read_rows
+from i2v.shard_tools.dataset import make_shards
+from i2v.shard_tools.encode import EncodeSettings
+from i2v.shard_tools.sources import Video
 from tests.videos import moving, solid, write_video
 
 COLOURS = {"red": (220, 30, 40), "green": (20, 180, 60), "blue": (40, 50, 210)}

@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 
 from i2v.config import load_config
 from i2v.distributed import World
+from i2v.pipelines import build_loader
+from i2v.pipelines.shards import ShardSet
+from i2v.shard_tools import decode
+from i2v.shard_tools.dataset import make_shards
+from i2v.shard_tools.encode import EncodeSettings, encode_video
+from i2v.shard_tools.sources import Video, load_sources
 from i2v.train import run
 from i2v.vit import VisionTransformer, ViTSpec
-from pipelines import build_loader
-from pipelines.shards import ShardSet
-from shard_tools import decode
-from shard_tools.encode import EncodeSettings, encode_video
-from shard_tools.sources import Video, load_sources
-from shard_tools.writer import make_shards
 from tests.test_evaluate import command
 
 VIDEOS = Path(__file__).parent.parent.parent / "shared" / "videos"

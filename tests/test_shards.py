@@ -9,8 +9,8 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.index import fragment_sizes, needed_fragments
-from pipelines.shards import ClipError, ShardError, ShardSet
+from i2v.pipelines.index import fragment_sizes, needed_fragments
+from i2v.pipelines.shards import ClipError, ShardError, ShardSet
 from tests.stores import random_data_set, write_manifest
 
 

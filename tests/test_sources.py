@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shard_tools import make_shards
-from shard_tools.sources import SourceError, load_sources, read_classes, read_sources, source_hash
+from i2v.shard_tools import make_shards
+from i2v.shard_tools.sources import SourceError, load_sources, read_classes, read_sources, source_hash
 from tests.videos import moving, write_video
 
 

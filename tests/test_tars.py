@@ -5,7 +5,7 @@ import tarfile
 import pytest
 
 from i2v.predict import find_videos
-from shard_tools.sources import SourceError, load_sources, read_sources
+from i2v.shard_tools.sources import SourceError, load_sources, read_sources
 from tests.test_sources import touch, write_tar
 
 LABELS = {  # members -> the label of each video

@@ -8,11 +8,11 @@ import torch
 from i2v import predict
 from i2v.features import spans
 from i2v.model import create_model
-from pipelines import build_loader
-from pipelines.shards import ShardSet
-from shard_tools.encode import EncodeSettings
-from shard_tools.sources import Video
-from shard_tools.writer import make_shards
+from i2v.pipelines import build_loader
+from i2v.pipelines.shards import ShardSet
+from i2v.shard_tools.dataset import make_shards
+from i2v.shard_tools.encode import EncodeSettings
+from i2v.shard_tools.sources import Video
 from tests.reference import ffmpeg
 from tests.videos import moving, write_video
 

@@ -21,11 +21,11 @@ from i2v.config import load_config
 from i2v.distributed import World
 from i2v.lock import only_writer
 from i2v.metrics import Scores
+from i2v.pipelines import ShardError, build_loader
+from i2v.pipelines.loader import Loader
+from i2v.pipelines.shards import ShardSet
 from i2v.train import run, split_batch
 from i2v.vit import VisionTransformer, ViTSpec
-from pipelines import ShardError, build_loader
-from pipelines.loader import Loader
-from pipelines.shards import ShardSet
 from tests.processes import LIMIT
 
 ROOT = Path(__file__).parent.parent
@@ -276,7 +276,7 @@ def test_options_of_the_order_are_not_options_of_clips(config, tmp_path, name):
 )
 def test_no_option_of_clips_can_ask_for_too_much(shapes, option):
     from i2v.config import parse_option
-    from pipelines import build_loader
+    from i2v.pipelines import build_loader
 
     name, value = parse_option(option)
     with pytest.raises(ValueError, match=f"^{name} is .*: it must be "):

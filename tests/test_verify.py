@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,14 +16,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines.index import manifest_crc32
-from pipelines.shards import ShardSet
-from pipelines.storage import ShardError
-from shard_tools import verify as command
-from shard_tools.encode import EncodeSettings
-from shard_tools.sources import load_sources
-from shard_tools.verify import decode, main, verify
-from shard_tools.writer import make_shards
+from i2v.pipelines.index import manifest_crc32
+from i2v.pipelines.shards import ShardSet
+from i2v.pipelines.storage import ShardError
+from i2v.shard_tools import verify as command
+from i2v.shard_tools.dataset import make_shards
+from i2v.shard_tools.encode import EncodeSettings
+from i2v.shard_tools.sources import load_sources
+from i2v.shard_tools.verify import decode, main, verify
 from tests.videos import moving, write_video
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -315,13 +316,17 @@ def test_wrong_use_ends_with_2(tmp_path):
         assert stop.value.code == 2
 
 
-SCRIPTS = [path for path in sorted((ROOT / "shard_tools").glob("*.py")) if "__main__" in path.read_text()]
+SCRIPTS = ("shard_tools/make_shards.py", "shard_tools/verify.py", "shard_tools/describe.py", "pipelines/preview.py")
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_every_tool_runs_as_a_file_beside_inspect(path):
-    done = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True)
+@pytest.mark.parametrize("path", SCRIPTS)
+def test_every_tool_runs_as_a_file_where_other_packages_have_our_names(path, tmp_path):
+    for name in ("pipelines", "shard_tools"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('another package')")
+    there = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(tmp_path)}}
+    done = subprocess.run([sys.executable, str(ROOT / path), "--help"], capture_output=True, text=True, **there)
     assert done.returncode == 0 and done.stdout.startswith("usage:"), done.stderr
 
 

@@ -1,12 +1,12 @@
-"""Clips as the model will see them, in one picture: `python shard_tools/preview.py DIR --out FILE`. `--help` explains."""
+"""Clips as the model will see them, in one picture: `python pipelines/preview.py DIR --out FILE`. `--help` explains."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-if not __package__:  # run as a file: this folder's inspect.py must not stand in for Python's
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if not __package__:  # run as a file: import from this checkout
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
 import argparse
 import re
@@ -16,9 +16,9 @@ import numpy as np
 import yaml
 from PIL import Image, ImageDraw, ImageFont
 
-from pipelines import ShardError
-from pipelines.graph import MEAN, STD
-from shard_tools.console import print_any_name
+from i2v.console import print_any_name
+from i2v.pipelines import ShardError
+from i2v.pipelines.graph import MEAN, STD
 
 MARGIN, TITLE, FONT = 4, 18, 12  # pixels: around every frame, above every row, height of letters
 SMALLEST, LARGEST = 96, 224  # pixels: smaller frames are enlarged, larger ones are shrunk
@@ -29,9 +29,9 @@ those of the configuration's section `clips` and its model.num_frames; name=valu
 and place in the stream give the same picture, and the clips that a training run with that seed gets.
 
 examples
-  python shard_tools/preview.py shards/train --config configs/st_adapter/ssv2_vit-b16_8f.yaml --out sheet.png
-  python shard_tools/preview.py shards/train --config CONFIG --out sheet.png --epoch 3 --clips 4 crop=short_side
-  python shard_tools/preview.py shards/val --split test --out views.png num_frames=16 sampling=stride stride=4 crops=3
+  python pipelines/preview.py shards/train --config configs/st_adapter/ssv2_vit-b16_8f.yaml --out sheet.png
+  python pipelines/preview.py shards/train --config CONFIG --out sheet.png --epoch 3 --clips 4 crop=short_side
+  python pipelines/preview.py shards/val --split test --out views.png num_frames=16 sampling=stride stride=4 crops=3
 
 exit codes: 0 done; 1 the data set cannot be read or has bad clips; 2 wrong arguments or options
 """
@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, least in (("clips", 1), ("columns", 2), ("epoch", 0), ("start", 0), ("seed", 0)):
         if getattr(arguments, name) < least:
             parser.error(f"--{name} must be at least {least}, not {getattr(arguments, name)}.")
-    from pipelines import build_loader  # brings torch, which --help does not need
+    from i2v.pipelines import build_loader  # brings torch, which --help does not need
 
     try:
         options = read_options(arguments.config, arguments.options)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from shard_tools import shard_writer
-from shard_tools.encode import EncodeSettings
-from shard_tools.files import RejectedVideo
-from shard_tools.output import Output, OutputError
-from shard_tools.shard_writer import ShardWriter
-from shard_tools.sources import load_sources
-from shard_tools.writer import make_shards
+from i2v.shard_tools import writer as writing
+from i2v.shard_tools.dataset import make_shards
+from i2v.shard_tools.encode import EncodeSettings
+from i2v.shard_tools.output import Output, OutputError
+from i2v.shard_tools.source_video import RejectedVideo
+from i2v.shard_tools.sources import load_sources
+from i2v.shard_tools.writer import ShardWriter
 from tests.videos import noise, write_video
 
 
@@ -107,7 +107,7 @@ def test_two_writers_of_a_shard_one_after_the_other(source, tmp_path):
 def test_a_journal_that_its_owner_has_just_removed_is_not_taken(source, tmp_path, monkeypatch):
     """Between opening it and locking it, whoever had it finished: a lock on a file without a name keeps nobody out."""
     videos, _ = load_sources(source)
-    flock, names = shard_writer.fcntl.flock, []
+    flock, names = writing.fcntl.flock, []
 
     def flock_late(descriptor, how):
         if not names:
@@ -115,7 +115,7 @@ def test_a_journal_that_its_owner_has_just_removed_is_not_taken(source, tmp_path
         names.append(descriptor)
         flock(descriptor, how)
 
-    monkeypatch.setattr(shard_writer.fcntl, "flock", flock_late)
+    monkeypatch.setattr(writing.fcntl, "flock", flock_late)
     writer = ShardWriter(Output(tmp_path), 0, videos)
     assert len(names) == 2 and os.fstat(names[-1]).st_nlink == 1
     writer.close()

@@ -9,12 +9,12 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from pipelines.shards import ShardSet
-from shard_tools import inspect as command
-from shard_tools.encode import EncodeSettings
-from shard_tools.inspect import bars, compare, length_edges, measure, shared_videos
-from shard_tools.sources import Video
-from shard_tools.writer import make_shards
+from i2v.pipelines.shards import ShardSet
+from i2v.shard_tools import describe as command
+from i2v.shard_tools.dataset import make_shards
+from i2v.shard_tools.describe import bars, compare, length_edges, measure, shared_videos
+from i2v.shard_tools.encode import EncodeSettings
+from i2v.shard_tools.sources import Video
 from tests.videos import moving, write_video
 
 CLASSES = ["empty", "few", "many"]

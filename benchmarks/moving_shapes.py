@@ -1,6 +1,6 @@
 """Draws the demo's videos: 8 classes that differ by motion only, so a model must use time to tell them apart.
 
-    python -m shard_tools.moving_shapes OUT --train 60 --val 20      # OUT/train/<class>/*.mp4, OUT/val/<class>/*.mp4
+    python -m benchmarks.moving_shapes OUT --train 60 --val 20      # OUT/train/<class>/*.mp4, OUT/val/<class>/*.mp4
 
 Every clip shows all four motions: the shape shifts sideways, shifts vertically, changes size and turns. The class is
 the one that goes steadily from one end to the other; the other three swing through the very same values there and
@@ -12,12 +12,6 @@ What does tell something is a frame known to be the first, the last or the middl
 left. No steady motion in a bounded picture avoids that. From the true pose of the first frame alone 65 % can be
 guessed right.
 """
-
-import os
-import sys
-
-if not __package__:  # run as a file: this folder's inspect.py must not stand in for Python's
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 import argparse
 from dataclasses import dataclass

@@ -17,15 +17,14 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipelines.shards import ShardSet
-from shard_tools import executors, output, pool, writer
-from shard_tools.encode import EncodeSettings
-from shard_tools.executors import Job, run_local
-from shard_tools.make_shards import main
-from shard_tools.output import MAKING, Output, OutputError
-from shard_tools.shard_writer import part_name
-from shard_tools.sources import load_sources
-from shard_tools.writer import make_shards
+from i2v.pipelines.shards import ShardSet
+from i2v.shard_tools import output, pool
+from i2v.shard_tools.dataset import encode_shards, make_shards
+from i2v.shard_tools.encode import EncodeSettings
+from i2v.shard_tools.make_shards import main
+from i2v.shard_tools.output import MAKING, Output, OutputError
+from i2v.shard_tools.sources import load_sources
+from i2v.shard_tools.writer import part_name
 from tests.videos import noise, write_video
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -126,12 +125,12 @@ def test_a_task_that_missed_what_others_did_leaves_it_alone(source, whole, tmp_p
         make(source, out, on_progress=stop_after(7))
     videos, _ = load_sources(source)
     counts = []
-    job = Job(str(out), None, {"of": "another"}, EncodeSettings(short_side=48), 0, 60)
+    job = {"of": "another"}, EncodeSettings(short_side=48), 0, 60
     before = contents(out)
-    run_local(job, [(0, videos[:3]), (1, videos[3:6])], lambda *counted: counts.append(counted))
+    encode_shards(Output(out), [(0, videos[:3]), (1, videos[3:6])], *job, lambda *counted: counts.append(counted))
     assert counts == [(3, 0), (3, 0)] and contents(out) == before
     make(source, out)
-    run_local(job, [(0, videos[:3])], lambda *counted: None)
+    encode_shards(Output(out), [(0, videos[:3])], *job, lambda *counted: None)
     assert contents(out) == contents(whole)
 
 
@@ -219,18 +218,12 @@ def test_a_signal_to_all_processes_does_not_reach_the_workers(source):
     assert len(clips) == 10 and all(clip.frames for clip in clips)
 
 
-def test_machines_that_share_no_folder(source, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(writer, "run_ray", lambda job, shards, report, address: report(12, 0))
-    assert main([str(source), "--out", str(tmp_path / "out"), *OPTIONS, "--executor", "ray"]) == 1
-    assert f"shards are missing in {tmp_path / 'out'}: with ray it must be a URL or a folder" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
         (["--task-index", "1"], "both or neither"),
         (["--task-index", "3", "--num-tasks", "3"], "--task-index must be from 0 to --num-tasks - 1, not 3 of 3"),
-        (["--task-index", "0", "--num-tasks", "2", "--executor", "ray"], "nor with ray"),
+        (["--task-index", "0", "--num-tasks", "2", "--append", "--retry"], "does not go with --retry"),
         (["--shard-clips", "0"], "--shard-clips must be at least 1"),
         (["--out", "nowhere://bucket"], "nowhere://bucket cannot be written to: Protocol not known"),
     ],
@@ -242,44 +235,6 @@ def test_mistakes(arguments, sentence, source, tmp_path, capsys):
         code = exit.code
     assert code == 2 and sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-# ---- Ray
-
-
-@pytest.mark.process
-def test_a_cluster_that_is_not_there(source, tmp_path, capsys):
-    pytest.importorskip("ray", reason="Ray is not installed")
-    arguments = ["--out", str(tmp_path / "out"), *OPTIONS, "--executor", "ray", "--ray-address", "127.0.0.1:1"]
-    assert main([str(source), *arguments]) == 2
-    assert "the Ray cluster at 127.0.0.1:1 cannot be used (Connection refused)" in capsys.readouterr().err
-
-
-@pytest.mark.process
-def test_on_ray_though_a_worker_is_killed(source, whole, tmp_path, monkeypatch):
-    pytest.importorskip("ray", reason="Ray is not installed")
-    make_shard, marker, steps = executors._make_shard, str(tmp_path / "killed"), []
-
-    def make_shard_or_die(job, number, videos):
-        """The process that makes the second shard first is killed after two of its videos."""
-        from shard_tools import shard_writer
-
-        add = shard_writer.ShardWriter.add
-
-        def add_or_die(self, outcome):
-            add(self, outcome)
-            if self.number == 1 and self.done == 2 and not os.path.exists(marker):
-                os.mkdir(marker)
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        shard_writer.ShardWriter.add = add_or_die
-        return make_shard(job, number, videos)
-
-    monkeypatch.setattr(executors, "_make_shard", make_shard_or_die)
-    make(source, tmp_path / "out", executor="ray", ray_address="local", workers=1, on_progress=lambda *a: steps.append(a))
-    assert os.path.exists(marker)
-    assert steps[0] == (0, 12, 0) and steps[-1] == (12, 12, 2)
-    assert contents(tmp_path / "out") == contents(whole)
 
 
 # ---- output that is not a folder

@@ -1,12 +1,12 @@
-"""What is in a data set? `python shard_tools/inspect.py DIR [DIR ...]`. `--help` explains."""
+"""What is in a data set? `python shard_tools/describe.py DIR [DIR ...]`. `--help` explains."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-if not __package__:  # run as a file: this very file must not stand in for Python's inspect
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if not __package__:  # run as a file: import from this checkout
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
 import argparse
 import csv
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.shards import ShardError, ShardSet
-from shard_tools.console import as_text, print_any_name
+from i2v.console import as_text, print_any_name
+from i2v.pipelines.shards import ShardError, ShardSet
 
 PERCENTILES = (0, 1, 10, 50, 90, 99, 100)
 BAR = 40  # characters
@@ -31,9 +31,9 @@ frames come twice. Given several data sets, say train and val, it shows them sid
 classes agree and that no video is in two of them: the same stored pixels, or the same source path.
 
 examples
-  python shard_tools/inspect.py shards/train
-  python shard_tools/inspect.py shards/train shards/val --png data.png --json data.json
-  python shard_tools/inspect.py shards/train --need 16x4 32x2
+  python shard_tools/describe.py shards/train
+  python shard_tools/describe.py shards/train shards/val --png data.png --json data.json
+  python shard_tools/describe.py shards/train --need 16x4 32x2
 
 exit codes: 0 fine; 1 a data set cannot be read, classes differ, or videos are in two data sets; 2 wrong arguments
 """
@@ -266,7 +266,7 @@ def parse_need(text: str) -> tuple[int, int]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="inspect",
+        prog="describe",
         description="Show what is in data sets: lengths, sizes, classes, bytes, what was rejected.",
         epilog=EPILOG,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=110),
@@ -293,7 +293,7 @@ def main(argv: list[str] | None = None) -> int:
         sets = [ShardSet(data, arguments.cache) for data in arguments.data]
         problems = compare(sets)
     except ShardError as error:
-        print(f"inspect: {error} verify.py lists all that is wrong.", file=sys.stderr)
+        print(f"describe: {error} verify.py lists all that is wrong.", file=sys.stderr)
         return 1
     facts = [measure(one, arguments.need) for one in sets]
     print(table(facts))
@@ -307,7 +307,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.png:
             draw(arguments.png, sets, facts)
     except (OSError, ValueError) as error:  # ValueError: matplotlib does not know the format
-        print(f"inspect: cannot write: {error}", file=sys.stderr)
+        print(f"describe: cannot write: {error}", file=sys.stderr)
         return 2
     return 1 if problems else 0
 

@@ -16,9 +16,9 @@ from typing import TypeVar
 
 import av
 
-from shard_tools.completeness import Read, what_is_missing
-from shard_tools.paths import is_url
-from shard_tools.sources import Video
+from i2v.shard_tools.completeness import Read, what_is_missing
+from i2v.shard_tools.paths import is_url
+from i2v.shard_tools.sources import Video
 
 TRIES, FIRST_PAUSE = 4, 1.0  # of a store that does not answer; seconds, doubled after every try
 BUFFER = 1 << 18  # bytes that FFmpeg asks for at once
