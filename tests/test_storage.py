@@ -161,7 +161,7 @@ def test_staging_ahead_removes_nothing_that_is_expected(folder, url, tmp_path):
     remote = ShardSet(url, tmp_path, room_for(folder, 2))
     for _ in range(3):
         remote.expect([3, 1, 0, 2])
-        wait_for(lambda: remote.source_video._workers == 0)
+        wait_for(lambda: remote.files._workers == 0)
     fetched = [f"{name}.tar" for name in staged_shards(tmp_path)]
     assert len(fetched) == 2 and sorted(name for name in Store.requests if name.endswith(".tar")) == fetched
     remote.expect([2, 3])
@@ -179,7 +179,7 @@ def test_the_least_recently_used_shard_goes_first(folder, url, tmp_path):
 def test_a_shard_that_is_being_read_and_an_open_index_stay(folder, url, tmp_path):
     ShardSet(url, tmp_path).read(0, [0])
     remote = ShardSet(url, tmp_path, room_for(folder, 2))
-    with remote.source_video.open(remote._shards[0]) as descriptor:
+    with remote.files.open(remote._shards[0]) as descriptor:
         for clip in (3, 6, 9, 4):
             remote.read(clip, [0])
         assert "shard-000000" in staged_shards(tmp_path)
@@ -354,10 +354,10 @@ def test_whatever_a_staging_thread_meets_staging_goes_on(url, tmp_path, monkeypa
         with monkeypatch.context() as patched:
             patched.setattr(StagedFiles, where, failing)
             remote.expect(range(SHARDS))
-            wait_for(lambda: remote.source_video._workers == 0)
+            wait_for(lambda: remote.files._workers == 0)
     assert staged_shards(tmp_path) == []
     remote.expect(range(SHARDS))
-    wait_for(lambda: len(staged_shards(tmp_path)) == SHARDS and remote.source_video._workers == 0)
+    wait_for(lambda: len(staged_shards(tmp_path)) == SHARDS and remote.files._workers == 0)
 
 
 def test_a_staged_file_that_cannot_be_locked_is_told_as_the_stores(url, tmp_path, monkeypatch):
@@ -376,7 +376,7 @@ def test_failures_ahead_of_need_are_reported_when_needed(url, tmp_path):
     remote = ShardSet(url, tmp_path)
     Store.answer = fail("shard-000001.tar")
     remote.expect(range(SHARDS))
-    wait_for(lambda: remote.source_video._workers == 0)
+    wait_for(lambda: remote.files._workers == 0)
     remote.read(0, [0])
     with pytest.raises(StoreError, match="shard-000001.tar cannot be read, tried 4 times"):
         remote.read(3, [0])
@@ -437,14 +437,14 @@ def test_damage_that_is_in_the_store_too_is_reported_and_fetched_once(url, tmp_p
 
 def test_a_damaged_copy_that_another_process_has_replaced_is_not_fetched_again(folder, url, tmp_path):
     remote = ShardSet(url, tmp_path)
-    file, path = remote._shards[0], remote.source_video._local(remote._shards[0])
-    with remote.source_video.open(file) as descriptor:
+    file, path = remote._shards[0], remote.files._local(remote._shards[0])
+    with remote.files.open(file) as descriptor:
         path.unlink()
         path.write_bytes((folder / file.name).read_bytes())
         assert remote.files.discard(file, descriptor) and path.exists()
-    with remote.source_video.open(file) as descriptor:
+    with remote.files.open(file) as descriptor:
         assert remote.files.discard(file, descriptor) and not path.exists()
-    with remote.source_video.open(file) as descriptor:
+    with remote.files.open(file) as descriptor:
         assert not remote.files.discard(file, descriptor) and path.exists()
 
 
@@ -537,6 +537,6 @@ def test_local_files_keep_a_bounded_number_open(folder, monkeypatch):
     shards = ShardSet(folder)
     for clip in range(CLIPS):
         shards.read(clip, [0])
-        assert len(shards.source_video._open) <= 2
-    with pytest.raises(ShardError, match="nothing.tar cannot be read"), shards.source_video.open(File("nothing.tar")):
+        assert len(shards.files._open) <= 2
+    with pytest.raises(ShardError, match="nothing.tar cannot be read"), shards.files.open(File("nothing.tar")):
         pass
