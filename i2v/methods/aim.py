@@ -18,6 +18,7 @@ from torch import nn
 
 from i2v.rules import between, one_of
 from i2v.video import FrameTransformer
+from i2v.video import from_mmaction as from_authors  # noqa: F401 (read by i2v/weights.py)
 from i2v.vit import Block, DropPath
 
 
