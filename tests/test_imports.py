@@ -17,6 +17,8 @@ ENTRY_POINTS = {
     "i2v.features",
     "i2v.convert",
     "i2v.complexity",
+    "i2v.doctor",
+    "i2v.__main__",
     "i2v.shard_tools.make_shards",
     "i2v.shard_tools.verify",
     "i2v.shard_tools.describe",
