@@ -18,6 +18,7 @@ ENTRY_POINTS = {
     "i2v.convert",
     "i2v.complexity",
     "i2v.doctor",
+    "i2v.export",
     "i2v.__main__",
     "i2v.shard_tools.make_shards",
     "i2v.shard_tools.verify",
