@@ -5,6 +5,9 @@
 
     python -m i2v.evaluate --config configs/clip/k400_vit-b16_8f.yaml         # zero-shot: nothing was trained
 
+    python -m i2v.evaluate --checkpoint ... --scores a.npz                    # every video's probabilities, for i2v.report
+    python -m i2v.evaluate --from-scores a.npz b.npz                          # again, without a model; several: ensembled
+
 Views and sampling are those of the run's configuration; name=value replaces them. shuffle_frames=true shows each
 clip's frames in random order: what is lost is what the model had learnt from time.
 """
@@ -22,12 +25,13 @@ from i2v.console import print_any_name
 from i2v.distributed import World, close_world, init_world
 from i2v.metrics import VIEWS_AT_ONCE, Scores, evaluate, videos_at_once
 from i2v.pipelines import ShardError, build_loader
-from i2v.pipelines.shards import ShardSet
+from i2v.pipelines.shards import ClipError, ShardSet
 from i2v.runtime import autocast_for, build_model, choose_precision, place, restore_model
+from i2v.scores import Collector, VideoScores, ensemble, load_scores
 
 
-def score(args, world: World) -> tuple[Scores, list[str], dict]:
-    """Scores, class names, and how they came about."""
+def score(args, world: World) -> tuple[Scores, VideoScores]:
+    """Totals, and what they are totals of."""
     model, meta, data = open_checkpoint(args) if args.checkpoint else open_config(args)
     options = meta["clips"] | {"num_frames": model.num_frames, "size": model.spec.image_size}
     options |= dict(map(parse_option, args.options))
@@ -58,6 +62,7 @@ def score(args, world: World) -> tuple[Scores, list[str], dict]:
 
         batches = tqdm(loader, unit="batch", disable=not sys.stderr.isatty())
     at_once = max(1, int(args.memory * 1e9 / 2 / (options["num_frames"] * options["size"] ** 2 * 12)))  # half for the floats
+    keep = Collector()
     scores = evaluate(
         model,
         batches,
@@ -66,10 +71,19 @@ def score(args, world: World) -> tuple[Scores, list[str], dict]:
         world.device,
         autocast_for(world.device, dtype),
         min(VIEWS_AT_ONCE, at_once),
+        keep,
     )
     views = f"{loader.plan.clips} clips x {loader.plan.crops} crops"
     how = {"model": str(args.checkpoint or args.config), "data": str(data), "views": views, "options": options}
-    return scores, meta["classes"], how | {"step": meta["progress"]["step"], "precision": str(dtype).removeprefix("torch.")}
+    how |= {"step": meta["progress"]["step"], "precision": str(dtype).removeprefix("torch.")}
+
+    def name(video: int) -> tuple[str, str]:
+        try:
+            return loader.shards.key(video), loader.shards.metadata(video).get("source", "") if args.scores else ""
+        except ClipError:
+            return loader.shards.key(video), ""
+
+    return scores, keep.gather(meta["classes"], scores.expected, how, name)
 
 
 def open_checkpoint(args):
@@ -125,6 +139,9 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--checkpoint", type=Path, help="best.safetensors or last.safetensors of a run")
     what.add_argument("--config", help="an experiment that needs no training: CLIP's zero-shot classification")
+    what.add_argument("--from-scores", nargs="+", type=Path, metavar="NPZ", help="what --scores wrote; several: ensembled")
+    parser.add_argument("--ensemble", default="softmax", choices=("softmax", "logits"), help="of what the mean is taken")
+    parser.add_argument("--scores", type=Path, metavar="NPZ", help="write label and probabilities of every video here")
     parser.add_argument("--data", help="shards to score on (default: data.val of the run)")
     parser.add_argument("--weights", help="the backbone's file or tag, if it is not where the run had it")
     parser.add_argument(
@@ -148,8 +165,16 @@ def main() -> None:
     try:
         if args.json and not args.json.parent.is_dir():
             raise ValueError(f"{args.json.parent} does not exist: --json needs a folder that does.")
+        if args.scores and not args.scores.parent.is_dir():
+            raise ValueError(f"{args.scores.parent} does not exist: --scores needs a folder that does.")
         world = init_world(args.device)
-        scores, classes, how = score(args, world)
+        if args.from_scores:
+            videos = ensemble([load_scores(path) for path in args.from_scores], args.ensemble)
+            scores = videos.scores()
+        else:
+            scores, videos = score(args, world)
+        if args.scores and world.is_main:
+            videos.save(args.scores)
     except FloatingPointError as error:
         sys.exit(f"i2v.evaluate: {error}: try --precision float32; if it stays, the weights are damaged.")
     except (ValueError, TypeError, OSError, ShardError) as error:
@@ -158,10 +183,11 @@ def main() -> None:
         close_world()
     if not world.is_main:
         return
-    print(report(scores, classes, how))
+    classes, how = videos.classes, videos.how
+    print(report(scores, classes, how), videos.sentence(), sep="\n\n")
     if args.json:
         per_class = {name: None if x != x else x for name, x in zip(classes, scores.per_class().tolist())}
-        content = scores.summary() | {"per_class": per_class, "confusion": scores.confusion.tolist()} | how
+        content = scores.summary() | videos.summary() | {"per_class": per_class, "confusion": scores.confusion.tolist()} | how
         args.json.write_text(json.dumps(content, indent=1))
     if scores.counted != scores.expected:
         missing = scores.expected - scores.counted
