@@ -19,6 +19,7 @@ COMMANDS = {  # what is typed: the program, and what it does
     "predict": ("i2v.predict", "name what videos show"),
     "features": ("i2v.features", "one vector per video or window"),
     "convert": ("i2v.convert", "released weights -> ours; fold adapters away"),
+    "report": ("i2v.report", "one page about one or several runs"),
     "export": ("i2v.export", "a model for other programs: torch.export, ONNX, AOTInductor"),
     "complexity": ("i2v.complexity", "parameters and MACs of a configuration"),
 }

@@ -19,6 +19,7 @@ ENTRY_POINTS = {
     "i2v.complexity",
     "i2v.doctor",
     "i2v.export",
+    "i2v.report",
     "i2v.__main__",
     "i2v.shard_tools.make_shards",
     "i2v.shard_tools.verify",

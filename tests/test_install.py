@@ -69,7 +69,7 @@ def call(installed, tmp_path_factory):
 
 def test_the_wheel_has_one_top_level_name(installed):
     assert {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")} == {"i2v", "bin"}
-    assert (installed / "i2v" / "py.typed").exists()
+    assert all((installed / "i2v" / name).exists() for name in ("py.typed", "page.css", "page.js"))
     shipped = {str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").rglob("*.yaml")}
     assert {str(path.relative_to(installed / "i2v/configs")) for path in installed.rglob("*.yaml")} == shipped
 
