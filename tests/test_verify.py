@@ -20,10 +20,11 @@ from i2v.pipelines.index import manifest_crc32
 from i2v.pipelines.shards import ShardSet
 from i2v.pipelines.storage import ShardError
 from i2v.shard_tools import verify as command
+from i2v.shard_tools.checks import decode
 from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import EncodeSettings
 from i2v.shard_tools.sources import load_sources
-from i2v.shard_tools.verify import decode, main, verify
+from i2v.shard_tools.verify import main, verify
 from tests.videos import moving, write_video
 
 ROOT = Path(__file__).resolve().parent.parent
