@@ -317,7 +317,11 @@ def test_wrong_use_ends_with_2(tmp_path):
         assert stop.value.code == 2
 
 
-SCRIPTS = ("shard_tools/make_shards.py", "shard_tools/verify.py", "shard_tools/describe.py", "pipelines/preview.py")
+SCRIPTS = (
+    "shard_tools/make_shards.py",
+    *(f"shard_tools/{name}.py" for name in ("verify", "describe", "relabel")),
+    "pipelines/preview.py",
+)
 
 
 @pytest.mark.process
