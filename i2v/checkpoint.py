@@ -1,13 +1,14 @@
 """Checkpoints: one safetensors file each, written to a temporary name and renamed, so that it is whole or not there.
 
-A checkpoint holds only what was trained, under the model's own names, and (last.safetensors) the optimizer's state
-under "optimizer/<parameter>/<name>". Its header is JSON: how to rebuild the model, which backbone it belongs to, class
-names, how clips were cut, and where in the data the run is.
+A checkpoint holds only what was trained, under the model's own names; and last.safetensors the optimizer's state under
+"optimizer/<parameter>/<name>" and the average of the weights, if there is one, under "ema/<name>". Its header is JSON: how
+to rebuild the model, which backbone it belongs to, class names, how clips were cut, and where in the data the run is.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -15,10 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from i2v.atomic import replacing
+from i2v.distributed import World, all_agree
 
 FORMAT = "i2v-checkpoint"
 VERSION = 1  # of the header; a key that a later version adds has a default, with which older files are completed
-OPTIMIZER = "optimizer/"
+OPTIMIZER, EMA = "optimizer/", "ema/"
 
 
 def save_checkpoint(path: Path, tensors: dict[str, torch.Tensor], meta: dict) -> None:
@@ -37,6 +39,15 @@ def save_checkpoint(path: Path, tensors: dict[str, torch.Tensor], meta: dict) ->
         raise OSError(f"{path} cannot be written ({reason}): make room or mend the disk; {kept}.") from error
 
 
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether save_checkpoint wrote this file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return "i2v" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
 def load_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     """(tensors, meta) of a file that save_checkpoint wrote. Raises ValueError with one sentence if it is not one."""
     try:
@@ -52,6 +63,32 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     if meta["version"] > VERSION:
         raise ValueError(f"{path} is of version {meta['version']}, this program reads up to {VERSION}: install a newer i2v.")
     return tensors, meta
+
+
+def save_state(path: Path, tensors: dict, meta: dict, world: World) -> None:
+    """Write a checkpoint, once; on all ranks alike it succeeds or raises.
+
+    Raises FloatingPointError, and leaves the file as it was, for a state that is not finite: nothing continues from one.
+    """
+    step, bad = meta["progress"]["step"], not_finite(tensors)
+    if not math.isfinite(meta["progress"]["loss"]):
+        bad.insert(0, "the loss")
+    if not all_agree(not bad):
+        what = f"{bad[0]} and {len(bad) - 1} more" if len(bad) > 1 else bad[0] if bad else "the state of another process"
+        raise FloatingPointError(f"After step {step} {what} is not finite, so the state is not saved")
+    problem = None
+    try:
+        if world.is_main:
+            save_checkpoint(path, tensors, meta)
+    except OSError as error:
+        problem = error
+    if not all_agree(problem is None):
+        raise problem or OSError(f"Process 0 could not write {path}.")
+
+
+def weights_of(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of a checkpoint's tensors the model's own, under its names."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith((OPTIMIZER, EMA))}
 
 
 def not_finite(tensors: dict[str, torch.Tensor]) -> list[str]:
@@ -83,9 +120,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch
             name, entry = key[len(OPTIMIZER) :].rsplit("/", 1)
             if name not in states:
                 raise ValueError(f"The checkpoint's optimizer knows {name}, which this model does not train.")
-            # AdamW counts its steps on the CPU, unless it is fused
-            on_cpu = entry == "step" and not optimizer.defaults.get("fused")
-            states[name][entry] = value.clone() if on_cpu else value.to(parameters[name].device, copy=True)
+            parameter = parameters[name]
+            # Element beside element: the fused AdamW goes through parameter and state by their place in memory.
+            like = parameter.detach() if value.shape == parameter.shape else value.to(parameter.device)
+            states[name][entry] = torch.empty_like(like, dtype=value.dtype).copy_(value)
     for name, state in states.items():
         if state:  # there is none for a parameter that never had a gradient
             optimizer.state[parameters[name]] = state

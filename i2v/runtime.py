@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from i2v.checkpoint import OPTIMIZER
+from i2v.checkpoint import weights_of
 from i2v.config import ModelConfig
+from i2v.distributed import World
 from i2v.model import VideoClassifier, create_model
 from i2v.text import text_features
 from i2v.vit import Attention
@@ -81,7 +84,7 @@ def restore_model(tensors: dict[str, torch.Tensor], meta: dict, weights: str | N
     weights: where the backbone is, if not where the run had it. Raises ValueError if it is another backbone.
     """
     model = create_model(**meta["model"])
-    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(OPTIMIZER)}
+    own = weights_of(tensors)
     where = weights or meta["backbone"]["weights"]
     if where != INCLUDED and not is_complete(own, model):
         load_backbone(model, meta["backbone"]["name"], where)
@@ -102,11 +105,12 @@ def own_tensors(model: VideoClassifier, backbone: dict) -> dict[str, torch.Tenso
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products: bf16 where the device has it in hardware, else float32."""
+    """The dtype of matrix products: bf16 where the device has it in hardware, fp16 on older GPUs, float32 without one."""
     if precision == "auto":
-        in_hardware = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if in_hardware else torch.float32
-    return {"bf16": torch.bfloat16, "float32": torch.float32}[precision]
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}[precision]
 
 
 def place(model: VideoClassifier, device: torch.device, dtype: torch.dtype) -> None:
@@ -129,14 +133,65 @@ def autocast_for(device: torch.device, dtype: torch.dtype):
     return lambda: torch.autocast(device.type, dtype)
 
 
+def share_batchnorms(model: VideoClassifier, world: World) -> None:
+    """Let batch norms collect the statistics of all GPUs' clips together. A CPU's batch norms cannot.
+
+    Call it before the optimizer is made: from then on the model's modules and parameters stay what they are.
+    """
+    if world.size > 1 and world.device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
 def compile_blocks(model: VideoClassifier) -> None:
     """torch.compile, block by block: identical blocks are compiled once, and parameter names stay as they are.
 
     A backbone that owns its trunk (DiST) has a side network as well, which is compiled as a whole.
     """
     for block in model.trunk.transformer.resblocks:
-        block.compile(dynamic=False)
+        block.forward = torch.compile(block.forward, dynamic=False)
     if model.trunk is not model.backbone:
         for part in model.backbone.children():
             if part is not model.trunk:
                 part.compile(dynamic=False)
+
+
+def recompute_blocks(model: VideoClassifier, which: str) -> None:
+    """Keep only what enters a block, and run it once more when its gradient is due: memory for time, the same numbers.
+
+    which: "all" blocks, "half" of them (every other one), or "none". In DiST these are the layers of the side network: its
+    trunk keeps nothing. Call it after compile_blocks: each run of a block is a compiled one.
+    """
+    if which == "none":
+        return
+    for block in layers_that_keep(model)[:: 2 if which == "half" else 1]:
+        collects = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in block.modules())
+        once = {"context_fn": partial(_once_counted, block)} if collects else {}
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, **once)
+
+
+def layers_that_keep(model: VideoClassifier) -> list[nn.Module]:
+    """The modules, in order, that keep most of what the gradient needs."""
+    if model.trunk is model.backbone:
+        return list(model.trunk.transformer.resblocks)
+    side = model.backbone.dist_net
+    return [net for pair in zip(side.temporal_nets, side.integration_nets) for net in pair]
+
+
+def _once_counted(block: nn.Module):
+    """Contexts of a block's first run and of its second, in which batch norms do not collect statistics again."""
+    return nullcontext(), _without_statistics(block)
+
+
+@contextmanager
+def _without_statistics(block: nn.Module):
+    """Batch norms work as before, and what they collect stays as it is."""
+    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momentum, counts = [m.momentum for m in norms], [m.num_batches_tracked.clone() for m in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, before, count in zip(norms, momentum, counts):
+            norm.momentum = before
+            norm.num_batches_tracked.copy_(count)

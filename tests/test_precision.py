@@ -46,9 +46,9 @@ def model_of(method):
 
 @pytest.mark.parametrize(
     "capability, expected",
-    [((7, 0), torch.float32), ((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],
+    [((7, 0), torch.float16), ((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],
 )  # V100, T4, A100, H100
-def test_auto_takes_bf16_where_it_is_in_hardware(capability, expected, monkeypatch):
+def test_auto_takes_bf16_where_it_is_in_hardware_and_fp16_on_older_gpus(capability, expected, monkeypatch):
     facts = SimpleNamespace(major=capability[0], minor=capability[1])
     device = {"is_available": True, "current_device": 0, "get_device_properties": facts, "_check_bf16_tensor_supported": True}
     for name, value in device.items():
