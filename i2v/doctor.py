@@ -10,9 +10,7 @@ CLIP's. What bounds a whole experiment is a question for benchmarks/throughput.p
 
 from __future__ import annotations
 
-import argparse
 import ctypes
-import importlib.util
 import json
 import os
 import platform
@@ -24,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from i2v.console import print_any_name, version
+from i2v.console import version
+from i2v.session import add_flags, command, parse
 
 VIT_B16 = {"image_size": 224, "patch_size": 16, "width": 768, "layers": 12, "heads": 12, "embed_dim": 512}
 FRAMES, BATCH = 8, 8
@@ -91,7 +90,7 @@ def choices(found: dict) -> dict[str, str]:
     import torch
 
     from i2v.pipelines.graph import CPU_CODECS
-    from i2v.runtime import choose_precision
+    from i2v.placement import choose_precision
 
     gpu = bool(found["gpus"])
     dtype = choose_precision("auto", torch.device("cuda" if gpu else "cpu"))
@@ -179,7 +178,7 @@ def model_rate(device, backbone: dict, seconds: float) -> float:
     import torch
 
     from i2v.model import create_model
-    from i2v.runtime import autocast_for, choose_precision, place
+    from i2v.placement import autocast_for, choose_precision, place
 
     dtype = choose_precision("auto", device)
     model = create_model("st_adapter", backbone, FRAMES, 400).eval()
@@ -223,16 +222,11 @@ def text(found: dict, chosen: dict[str, str], rates: dict[str, float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="i2v.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command("i2v.doctor", __doc__)
     parser.add_argument("--seconds", type=float, default=10, help="to measure for (default: %(default)g); 0: do not")
     parser.add_argument("--data", help="shards to measure on (default: two made-up videos)")
-    parser.add_argument("--json", type=Path, help="write all of it here as well")
-    args = parser.parse_args()
-    print_any_name()
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("av") is None:
-        sys.exit("i2v.doctor: torch or av is not installed: install i2v with pip and its dependencies.")
+    add_flags(parser, "--json", json="write all of it here as well")
+    args = parse(parser)
     found = facts()
     chosen, wrong, rates = choices(found), problems(found), {}
     try:

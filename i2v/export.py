@@ -16,7 +16,6 @@ with it: extra file i2v.json in torch.export, metadata "i2v" in ONNX and AOTIndu
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import io
 import json
@@ -29,12 +28,11 @@ import torch
 from torch import nn
 
 from i2v.atomic import replacing
-from i2v.checkpoint import load_checkpoint
-from i2v.console import print_any_name, version
+from i2v.console import version
 from i2v.model import merge_adapters
 from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.graph import MEAN, STD
-from i2v.runtime import restore_model
+from i2v.session import Session, add_flags, command, open_session, parse
 
 TOLERANCE = 1e-4  # of the logits; of the largest, where that is more than 1
 REAL_CLIPS = 4
@@ -54,14 +52,15 @@ class Frames(nn.Module):
         return self.model((clips - self.mean) * self.scale)
 
 
-def inputs_for(model, meta: dict, data: str | None, preprocess: bool) -> tuple[list[torch.Tensor], int]:
+def inputs_for(session: Session, data: str | None, preprocess: bool) -> tuple[list[torch.Tensor], int]:
     """Batches to compare on, random ones of several sizes and then real ones, and how many clips are real."""
+    model, views = session.model, session.views(["dtype=uint8"])
     size, generator = model.spec.image_size, torch.Generator().manual_seed(0)
     batches = [torch.randint(0, 256, (n, 3, model.num_frames, size, size), generator=generator) for n in (2, 1, 3)]
     batches = [batch.to(torch.uint8) for batch in batches]
     if data is not None:
-        options = meta["clips"] | {"num_frames": model.num_frames, "size": size, "dtype": "uint8"}
-        batches += [batch.pixels.clone() for batch, _ in zip(build_loader(data, "val", options, 2, "cpu"), range(2))]
+        loader = build_loader(data, "val", views["options"], 2, "cpu")
+        batches += [batch.pixels.clone() for batch, _ in zip(loader, range(2))]
     real = sum(map(len, batches[3:]))
     if not preprocess:
         mean, scale = torch.tensor(MEAN).view(3, 1, 1, 1), 1 / torch.tensor(STD).view(3, 1, 1, 1)
@@ -124,18 +123,18 @@ def difference(expected: nn.Module, found, batches: list[torch.Tensor]) -> float
 
 def export(args) -> str:
     """Make, compare and write. Returns a sentence about it."""
-    tensors, meta = load_checkpoint(args.checkpoint)
-    device = torch.device("cuda" if args.device == "gpu" else "cpu")
-    model = restore_model(tensors, meta, args.weights).eval().requires_grad_(False)
-    data = args.data or find_data(meta)
-    batches, real = inputs_for(model, meta, data, args.preprocess)
+    session = open_session(args)
+    model, meta = session.model.requires_grad_(False), session.meta
+    data = args.data or find_data(meta.config)
+    batches, real = inputs_for(session, data, args.preprocess)
     wrap = Frames if args.preprocess else nn.Sequential
+    device = torch.device("cuda" if args.device == "gpu" else "cpu")
     leaving = wrap(merge_adapters(model).eval() if args.merge else model).eval().to(device)
     staying, batches = wrap(model).eval().to(device), [batch.to(device) for batch in batches]
     about = {
         "i2v": version(),
-        "model": meta["model"],
-        "classes": meta["classes"],
+        "model": meta.model,
+        "classes": meta.classes,
         "input": ["batch", *batches[0].shape[1:]],
         "preprocess": args.preprocess,
         "mean": MEAN,
@@ -167,9 +166,9 @@ def write_if_equal(args, leaving, staying, batches: list[torch.Tensor], about: d
     return found, megabytes
 
 
-def find_data(meta: dict) -> str | None:
+def find_data(config: dict) -> str | None:
     """The run's validation data, if it can be reached."""
-    data = meta["config"].get("data", {}).get("val")
+    data = config["data"]["val"]
     if data is not None and ("://" in data or Path(data, "manifest.json").exists()):
         return data
     print("note: the run's data.val is not here, so only random clips are compared: --data SHARDS gives real ones")
@@ -195,19 +194,16 @@ def check_arguments(args) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="i2v.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command("i2v.export", __doc__)
     parser.add_argument("--checkpoint", required=True, type=Path, help="best.safetensors or last.safetensors of a run")
     parser.add_argument("--out", required=True, type=Path, help="model.pt2 or model.onnx")
     parser.add_argument("--format", choices=("pt2", "onnx", "aoti"), help="default: by the ending of --out")
     parser.add_argument("--preprocess", action="store_true", help="take uint8 frames and normalise them inside")
     parser.add_argument("--merge", action="store_true", help="fold the adapters away first (ZeroI2V)")
     parser.add_argument("--data", help="shards, for real clips to compare on (default: data.val of the run)")
-    parser.add_argument("--weights", help="the backbone's file or tag, if it is not where the run had it")
+    add_flags(parser, "--weights")
     parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"), help="that the model will run on (default: cpu)")
-    args = parser.parse_args()
-    print_any_name()
+    args = parse(parser)
     try:
         check_arguments(args)
         print(export(args))

@@ -13,7 +13,6 @@ from the shards that were scored, if they are here.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import io
 import sys
@@ -26,12 +25,13 @@ import yaml
 from PIL import Image
 
 from i2v.atomic import replacing
-from i2v.console import as_text, print_any_name
+from i2v.console import as_text
 from i2v.page import colour, line_chart, page, percent, reliability_chart, table, text
 from i2v.pipelines import ShardError
 from i2v.pipelines.shards import ClipError, ShardSet
 from i2v.runs import Run, read_run
 from i2v.scores import calibration, paired_bootstrap
+from i2v.session import command, parse
 
 STRIPS = 60  # wrong clips, the most confident first, of which frames are shown
 FRAMES, HEIGHT = 6, 90  # of a strip
@@ -338,15 +338,12 @@ def make_report(runs: list[Run], data: str | None = None, strips: int = STRIPS) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="i2v.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command("i2v.report", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders that i2v.train wrote, or .npz of scores")
     parser.add_argument("--out", type=Path, required=True, help="the .html file to write")
     parser.add_argument("--data", help="shards that were scored, if they are not where they were")
     parser.add_argument("--strips", type=int, default=STRIPS, help="errors of which frames are shown (default: %(default)s)")
-    args = parser.parse_args()
-    print_any_name()
+    args = parse(parser)
     try:
         if not args.out.parent.is_dir():
             raise ValueError(f"{args.out.parent} does not exist: --out needs a folder that does.")

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from i2v.atomic import replacing
-from i2v.metrics import Scores
+from i2v.metrics import NATS, Scores
 
 BINS = 15  # of the confidence, for the calibration error, as Guo et al. 2017 (arXiv 1706.04599) have it
 Z95 = 1.959964  # standard deviations to either side that hold 95 % of a normal distribution
@@ -64,13 +64,13 @@ class VideoScores:
         pairs = torch.bincount(self.labels * classes + top[:, 0], minlength=classes**2)
         hits = (top == self.labels[:, None]).any(1)
         top1, top5 = (int(found.sum()) / max(count, 1) for found in (top[:, 0] == self.labels, hits))
-        return Scores(count, self.expected, top1, top5, pairs.view(classes, classes))
+        loss = -self.probabilities.gather(1, self.labels[:, None])[:, 0].double().clamp(min=1e-38).log()
+        nats = int((loss * NATS).round().long().sum()) / NATS / max(count, 1)
+        return Scores(count, self.expected, top1, top5, pairs.view(classes, classes), nats)
 
     def summary(self) -> dict:
-        """class_mean, ece, and the interval that holds the true top-1 with 95 % (Wilson 1927); fractions of 1."""
-        per_class = self.scores().per_class().double()
-        return {
-            "class_mean": float(per_class.nanmean()) if len(self.ids) else 0.0,
+        """What Scores has, ece, and the interval that holds the true top-1 with 95 % (Wilson 1927); fractions of 1."""
+        return self.scores().summary() | {
             "ece": calibration(self)["ece"],
             "top1_interval": list(wilson(int(self.correct.sum()), len(self.ids))),
         }

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from i2v import export
-from i2v.checkpoint import save_checkpoint
+from i2v.checkpoint import Backbone, Meta, save_checkpoint
 from i2v.model import create_model, merge_adapters
 from i2v.pipelines import build_loader
-from i2v.runtime import INCLUDED
+from i2v.session import INCLUDED
 from i2v.weights import fingerprint
 
 GEOMETRY = {"image_size": 16, "patch_size": 8, "width": 96, "layers": 1, "heads": 2, "embed_dim": 16}
@@ -33,15 +33,9 @@ def checkpoint(method, folder, val=None, head=None):
     model = create_model(method, GEOMETRY, 4, 8, head, **METHODS[method])
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    meta = {
-        "model": model.config,
-        "classes": [f"class {i}" for i in range(8)],
-        "clips": {"flip": 0},
-        "backbone": {"name": GEOMETRY, "weights": INCLUDED, "fingerprint": fingerprint(model.frozen_parameters())},
-        "stored": {"codec": "vp9", "gop": 8, "short_side": 48},
-        "config": {"data": {"val": val}},
-        "progress": {"step": 1},
-    }
+    backbone = Backbone(GEOMETRY, INCLUDED, fingerprint(model.frozen_parameters()))
+    classes, config = [f"class {i}" for i in range(8)], {"data": {"val": val}}
+    meta = Meta(model.config, backbone, classes, clips={"flip": 0}, config=config)
     save_checkpoint(folder / f"{method}.safetensors", model.state_dict(), meta)
     return folder / f"{method}.safetensors", model.eval().requires_grad_(False)
 

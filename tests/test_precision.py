@@ -1,25 +1,19 @@
 """bf16 agrees with float32, and training moves what the recipe trains and nothing else: every method."""
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from i2v.checkpoint import Meta
 from i2v.config import ModelConfig, load_config
 from i2v.distributed import World
 from i2v.model import create_model
-from i2v.runtime import (
-    autocast_for,
-    choose_precision,
-    compile_blocks,
-    describe_backbone,
-    load_backbone,
-    own_tensors,
-    place,
-    restore_model,
-)
+from i2v.placement import autocast_for, choose_precision, compile_blocks, place
+from i2v.session import describe_backbone, load_backbone, own_tensors, restore_model
 from i2v.train import run
 from i2v.vit import VisionTransformer, ViTSpec
 from i2v.weights import read_state_dict
@@ -46,9 +40,9 @@ def model_of(method):
 
 @pytest.mark.parametrize(
     "capability, expected",
-    [((7, 0), torch.float32), ((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],
+    [((7, 0), torch.float16), ((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],
 )  # V100, T4, A100, H100
-def test_auto_takes_bf16_where_it_is_in_hardware(capability, expected, monkeypatch):
+def test_auto_takes_bf16_where_it_is_in_hardware_and_fp16_on_older_gpus(capability, expected, monkeypatch):
     facts = SimpleNamespace(major=capability[0], minor=capability[1])
     device = {"is_available": True, "current_device": 0, "get_device_properties": facts, "_check_bf16_tensor_supported": True}
     for name, value in device.items():
@@ -74,12 +68,12 @@ def test_a_checkpoint_asks_for_clip_only_where_something_of_it_is_missing(train,
         model.head.set_text_features(torch.randn(8, 32))
     source = load_backbone(model, GEOMETRY, str(path))
     described = describe_backbone(model, described_model, source)
-    tensors, meta = own_tensors(model, described), {"model": model.config, "backbone": described}
+    tensors, meta = own_tensors(model, described), Meta(model.config, described, [])
     restored = restore_model(tensors, meta).state_dict()
     assert all(torch.equal(tensor, restored[name]) for name, tensor in model.state_dict().items())
     if (train, head) == ("all", "linear"):
         path.unlink()
-        older = meta | {"backbone": described | {"weights": str(path)}}
+        older = replace(meta, backbone=replace(described, weights=str(path)))
         restored = restore_model(tensors, older).state_dict()
         assert all(torch.equal(tensor, restored[name]) for name, tensor in model.state_dict().items())
     else:
