@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from i2v.checkpoint import optimizer_tensors, save_state
+from i2v.checkpoint import Meta, optimizer_tensors, save_state
 from i2v.distributed import World
 from i2v.ema import Average
 from i2v.finite import Guard
 from i2v.metrics import Scores
 from i2v.model import VideoClassifier
 from i2v.progress import Progress
-from i2v.runtime import own_tensors
+from i2v.session import own_tensors
 
 AVERAGED = "ema_"  # what the figures of the averaged weights begin with
 
@@ -32,7 +32,7 @@ class Saver:
     average: Average | None
     guard: Guard
     progress: Progress
-    identity: dict
+    identity: Meta
     clips: int  # in a step
     world: World
 
@@ -66,10 +66,10 @@ class Saver:
                 self._save("best.safetensors", self._weights(), scores=found[which].summary() | {"averaged": which == AVERAGED})
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        return own_tensors(self.model, self.identity["backbone"])
+        return own_tensors(self.model, self.identity.backbone)
 
     def _save(self, name: str, tensors: dict, **more) -> None:
-        save_state(self.out / name, tensors, self.identity | {"progress": self.progress.as_dict()} | more, self.world)
+        save_state(self.out / name, tensors, replace(self.identity, progress=self.progress.as_dict(), **more), self.world)
 
 
 def kept_epoch(keep: int | list | None, before: int, after: int, clips: int) -> float | None:

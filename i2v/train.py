@@ -23,10 +23,10 @@ import yaml
 from torch.nn.parallel import DistributedDataParallel
 
 from i2v.atomic import replacing
-from i2v.checkpoint import load_checkpoint, restore_optimizer, weights_of
+from i2v.checkpoint import Meta, load_checkpoint, restore_optimizer, weights_of
 from i2v.config import Config, load_config, to_dict
 from i2v.continuation import check_continuation
-from i2v.distributed import World, close_world, end_of_another, init_world, share_buffers
+from i2v.distributed import World, close_world, end_of_another, init_world, share_batchnorms, share_buffers
 from i2v.ema import Average
 from i2v.feed import check_labels, class_weights, how_stored, open_loader, split_batch, together
 from i2v.finite import Guard, TooManyBadSteps
@@ -37,18 +37,10 @@ from i2v.optim import build_optimizer, layers_of, learning_rate
 from i2v.pipelines import ShardError
 from i2v.pipelines.loader import Loader
 from i2v.progress import Progress
+from i2v.recompute import recompute_blocks
 from i2v.runlog import RunLog
-from i2v.runtime import (
-    autocast_for,
-    build_model,
-    choose_precision,
-    compile_blocks,
-    describe_backbone,
-    place,
-    recompute_blocks,
-    share_batchnorms,
-)
 from i2v.saving import AVERAGED, Saver, crosses, kept_epoch
+from i2v.session import autocast_for, build_model, choose_precision, compile_blocks, describe_backbone, place
 from i2v.stall import Watch
 from i2v.step import Passes, take_step
 from i2v.stop import Stopped, StopSignal
@@ -100,7 +92,7 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> None:
     # ---- where were we? ----------------------------------------------------------------------------------------------
     train, last = config.train, out / "last.safetensors"
     saved, meta = load_checkpoint(last) if last.exists() else ({}, None)
-    progress = Progress(**meta["progress"]) if meta else Progress()
+    progress = Progress(**meta.progress) if meta else Progress()
 
     # ---- data --------------------------------------------------------------------------------------------------------
     # A step is batch_size clips on any number of devices; what does not fit at once is accumulated. The loader's only
@@ -261,17 +253,17 @@ def validate(run: Run) -> None:
     run.save.best(found, run.config.train.best)
 
 
-def identify(config: Config, model: VideoClassifier, source: str, loader: Loader) -> dict:
+def identify(config: Config, model: VideoClassifier, source: str, loader: Loader) -> Meta:
     """What every checkpoint says about its run, and its continuation is compared with."""
-    return {
-        "model": model.config,
-        "backbone": describe_backbone(model, config.model, source),
-        "classes": loader.shards.classes,
-        "stored": how_stored(loader.shards.manifest),
-        "stream": loader.fingerprint(),
-        "clips": config.clips,
-        "config": to_dict(config),
-    }
+    return Meta(
+        model=model.config,
+        backbone=describe_backbone(model, config.model, source),
+        classes=loader.shards.classes,
+        stored=how_stored(loader.shards.manifest),
+        stream=loader.fingerprint(),
+        clips=config.clips,
+        config=to_dict(config),
+    )
 
 
 def check_trained(config: Config, parameters: dict) -> None:
@@ -289,7 +281,7 @@ def after_divergence(config: Config) -> str:
     precision = "" if config.train.precision == "float32" else ", or with train.precision=float32"
     kept = "nothing was saved yet"
     if last.exists():
-        kept = f"{last} is kept as it was after step {load_checkpoint(last)[1]['progress']['step']}"
+        kept = f"{last} is kept as it was after step {load_checkpoint(last)[1].progress['step']}"
     return (
         f"{kept}, but continued it would come to the same end; begin anew in another folder with a lower learning rate "
         f"({lower}){precision}."
@@ -309,7 +301,7 @@ def describe(
         f"{world.size} x {world.device}, {str(dtype).removeprefix('torch.')}, batch {config.train.batch_size} = "
         f"{world.size} devices x {batch} passes"
     )
-    before = meta["config"]["train"]["batch_size"] if meta else config.train.batch_size
+    before = meta.config["train"]["batch_size"] if meta else config.train.batch_size
     if before != config.train.batch_size:
         log.say(
             f"WARNING: the steps before were of {before} clips: with train.batch_size {config.train.batch_size} the run goes "

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from i2v.checkpoint import is_checkpoint, load_checkpoint, weights_of
+from i2v.checkpoint import Meta, is_checkpoint, load_checkpoint, weights_of
 from i2v.model import VideoClassifier
-from i2v.runtime import INCLUDED
+from i2v.session import INCLUDED
 from i2v.weights import fingerprint, load_weights
 
 HEAD = "head."
@@ -23,7 +23,7 @@ def start_from(model: VideoClassifier, path: str, classes: list[str], source: st
     if is_checkpoint(path):
         tensors, meta = load_checkpoint(path)
         _check(meta, model, path, before)
-        known_classes, state = meta["classes"], weights_of(tensors)
+        known_classes, state = meta.classes, weights_of(tensors)
         if known_classes != classes:
             state = {name: tensor for name, tensor in state.items() if not name.startswith(HEAD)}
         report = load_weights(model, state, "i2v", HEAD)
@@ -41,11 +41,11 @@ def start_from(model: VideoClassifier, path: str, classes: list[str], source: st
     return source if fingerprint(model.frozen_parameters()) == before else INCLUDED, said
 
 
-def _check(meta: dict, model: VideoClassifier, path: str, backbone: str) -> None:
-    if meta["model"]["method"] != model.method:
-        raise ValueError(f"model.init {path} was trained with {meta['model']['method']}, this is {model.method}.")
-    if meta["backbone"]["weights"] != INCLUDED and meta["backbone"]["fingerprint"] != backbone:
+def _check(meta: Meta, model: VideoClassifier, path: str, backbone: str) -> None:
+    if meta.model["method"] != model.method:
+        raise ValueError(f"model.init {path} was trained with {meta.model['method']}, this is {model.method}.")
+    if meta.backbone.weights != INCLUDED and meta.backbone.fingerprint != backbone:
         raise ValueError(
             f"model.init {path} was trained on another backbone, or other parts of it, than model.weights gives: "
-            f"it was {meta['backbone']['name']} from {meta['backbone']['weights']}."
+            f"it was {meta.backbone.name} from {meta.backbone.weights}."
         )

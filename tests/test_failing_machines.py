@@ -106,7 +106,7 @@ def test_a_rank_that_keeps_the_others_waiting_is_named_and_a_signal_saves(config
     ended(process, reader)
     said = "".join(lines)
     assert "stopped after step 3" in said and OURS not in said, said
-    assert load_checkpoint(out / "last.safetensors")[1]["progress"]["step"] == 3
+    assert load_checkpoint(out / "last.safetensors")[1].progress["step"] == 3
 
     for moment, saved in (("start", 3), ("evaluate", 6)):
         arguments = ["signal", moment, "--config", config, f"out={out}", *RECIPE]
@@ -114,7 +114,7 @@ def test_a_rank_that_keeps_the_others_waiting_is_named_and_a_signal_saves(config
         process, lines, reader = start(program)
         code, said = ended(process, reader), "".join(lines)
         assert code == 0 and OURS not in said, said
-        assert load_checkpoint(out / "last.safetensors")[1]["progress"]["step"] == saved
+        assert load_checkpoint(out / "last.safetensors")[1].progress["step"] == saved
     assert spawn(config, out, *RECIPE, ranks=2) == 0
     assert_same(result(out), whole)
 
@@ -130,6 +130,6 @@ def test_a_validation_that_fails_on_one_of_two_ranks_ends_both_with_the_state_sa
     assert "i2v.train: the store does not answer." in said, said
     assert "i2v.train: Another process could not read its data. The state of the run is saved" in said, said
     meta = load_checkpoint(out / "last.safetensors")[1]
-    assert meta["progress"]["step"] == 6 and meta["progress"]["validation_due"]
+    assert meta.progress["step"] == 6 and meta.progress["validation_due"]
     assert spawn(config, out, *RECIPE, ranks=2) == 0
     assert_same(result(out), whole)

@@ -58,7 +58,7 @@ def test_a_bad_step_changes_nothing_and_its_clips_are_written_down(config, tmp_p
     clips = spoilt(monkeypatch, {5}, what)
     train(config, tmp_path / "run", *OPTIONS, "train.max_steps=5")
     tensors, meta = load_checkpoint(tmp_path / "run" / "last.safetensors")
-    assert meta["progress"]["step"] == 5 and meta["progress"]["bad_in_a_row"] == 1 and meta["progress"]["good"] == [4, 32]
+    assert meta.progress["step"] == 5 and meta.progress["bad_in_a_row"] == 1 and meta.progress["good"] == [4, 32]
     assert tensors.keys() == before.keys() and all(torch.equal(tensors[name], before[name]) for name in before)
     found = rows(tmp_path / "run")
     assert {row["step"] for row in found} == {"5"} and {row["what"] for row in found} == {"loss" if what == "clip" else what}
@@ -93,7 +93,7 @@ def test_so_many_in_a_row_end_the_run_with_its_state_from_before_them(config, tm
         with pytest.raises(FloatingPointError, match="3 steps in a row up to step 7 .* kept as it was after step 4"):
             train(config, tmp_path / "run", *OPTIONS)
     tensors, meta = load_checkpoint(tmp_path / "run" / "last.safetensors")
-    assert meta["progress"]["step"] == 4 and meta["progress"]["samples"] == 32 and not not_finite(tensors)
+    assert meta.progress["step"] == 4 and meta.progress["samples"] == 32 and not not_finite(tensors)
     assert sorted({int(row["step"]) for row in rows(tmp_path / "run")}) == [3, 5, 6, 7]
     with monkeypatch.context() as patched:
         spoilt(patched, {3})

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from i2v.config import ConfigError, load_config
 from i2v.ema import Average
 from i2v.model import create_model
 from i2v.optim import finish_gradients
-from i2v.runtime import compile_blocks, recompute_blocks, restore_model
+from i2v.recompute import recompute_blocks
 from i2v.saving import kept_epoch
+from i2v.session import compile_blocks, restore_model
 from tests.test_precision import METHODS, model_of
 from tests.test_train import CPU, assert_same, config, result, run, spawn, train  # noqa: F401  config is a fixture
 
@@ -120,7 +122,7 @@ def test_best_is_the_better_of_the_weights_and_their_average(config, tmp_path, m
     assert figures == [value for value, _ in seen]
     best = max(range(4), key=lambda i: (seen[i][0], -i))
     tensors, meta = load_checkpoint(tmp_path / "best.safetensors")
-    assert meta["scores"]["averaged"] == best % 2 and meta["scores"]["class_mean"] == seen[best][0]
+    assert meta.scores["averaged"] == best % 2 and meta.scores["class_mean"] == seen[best][0]
     assert all(torch.equal(tensors[name], tensor) for name, tensor in seen[best][1].items())
     assert not any(name.startswith(EMA) for name in tensors)
     last = load_checkpoint(tmp_path / "last.safetensors")
@@ -135,7 +137,7 @@ def test_the_lowest_cross_entropy_is_the_best(config, tmp_path):  # noqa: F811
     _, log = train(config, tmp_path, "train.best=cross_entropy", "train.eval_every=1")
     found = {record["step"]: record["cross_entropy"] for record in log if "top1" in record}
     best = min(found, key=found.get)
-    assert len(found) == 4 and load_checkpoint(tmp_path / "best.safetensors")[1]["progress"]["step"] == best
+    assert len(found) == 4 and load_checkpoint(tmp_path / "best.safetensors")[1].progress["step"] == best
 
 
 @pytest.mark.parametrize("clip", [None, 1e9, 0.25])
@@ -244,7 +246,7 @@ def test_fp16_follows_float32_and_its_scale_is_in_the_checkpoint(config, tmp_pat
     half = train(config, tmp_path / "half", *options, "train.precision=fp16")
     assert [r["loss"] for r in half[1]] == pytest.approx([r["loss"] for r in plain], rel=0.03)
     train(config, tmp_path / "parts", *options, "train.precision=fp16", "train.max_steps=5")
-    scaler = load_checkpoint(tmp_path / "parts" / "last.safetensors")[1]["progress"]["scaler"]
+    scaler = load_checkpoint(tmp_path / "parts" / "last.safetensors")[1].progress["scaler"]
     assert scaler["scale"] >= 1 and scaler["_growth_tracker"] == 5
     parts = train(config, tmp_path / "parts", *options, "train.precision=fp16")
     assert_same(parts, half)
@@ -260,8 +262,8 @@ def test_a_run_starts_from_another_runs_adapters_with_a_fresh_head(config, shape
     load, meta = load_checkpoint(tmp_path / "first" / "last.safetensors")
     from i2v.checkpoint import save_checkpoint
 
-    for classes, fresh in ((meta["classes"], False), ([f"other {i}" for i in range(8)], True)):
-        save_checkpoint(init, load, meta | {"classes": classes})
+    for classes, fresh in ((meta.classes, False), ([f"other {i}" for i in range(8)], True)):
+        save_checkpoint(init, load, replace(meta, classes=classes))
         models, build = [], program.build_optimizer
 
         def recorded(parameters, *rest):
