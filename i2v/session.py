@@ -32,7 +32,7 @@ class Session:
     dtype: torch.dtype = torch.float32
 
     def place(self, device: torch.device, precision: str) -> None:
-        """Move the model to where it will run; precision: auto, bf16 or float32."""
+        """Move the model to where it will run; precision: auto, bf16, fp16 or float32."""
         self.device, self.dtype = device, choose_precision(precision, device)
         place(self.model, device, self.dtype)
 
@@ -176,7 +176,7 @@ FLAGS = {
     "--batch-size": {"type": int},
     "--device": {"default": "auto", "choices": PLACES},
     "--decode": {"default": "auto", "choices": PLACES},
-    "--precision": {"default": "auto", "choices": ("auto", "bf16", "float32")},
+    "--precision": {"default": "auto", "choices": ("auto", "bf16", "fp16", "float32")},
     "--cache": {"help": "where shards of a URL are staged"},
     "--cache-size": {"help": "how much of it they may fill, such as 200GB"},
     "--json": {"type": Path},
