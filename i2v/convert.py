@@ -32,7 +32,7 @@ from i2v.metrics import evaluate
 from i2v.model import merge_adapters
 from i2v.pipelines import ShardError, build_loader
 from i2v.runtime import INCLUDED, autocast_for, build_model, describe_backbone, own_tensors, restore_model
-from i2v.shard_tools.classes import FORMS, read_class_list
+from i2v.shard_tools.lists.classes import FORMS, read_class_list
 from i2v.weights import fingerprint, load_weights
 
 MERGE_TOLERANCE = 1e-4  # of the largest logit, in float32

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from i2v.shard_tools.classes import read_class_list, read_classes
+from i2v.shard_tools.lists.classes import read_class_list
 from i2v.shard_tools.paths import SourceError
 
 NAMES = ["air drumming", "archery", "Tipping something, so it falls"]
@@ -75,7 +75,7 @@ def test_numbers_decide_the_order(tmp_path, form, first):
 def test_marks_and_line_ends_are_in_no_name(tmp_path, encode, form):
     names = ["café", "日本", "run"]
     text = "\n".join(numbered(form, names)) + "\n"
-    assert read_classes(write(tmp_path / "classes.txt", encode(text))) == names
+    assert read_class_list(write(tmp_path / "classes.txt", encode(text))).names == names
 
 
 AB = ["a b", "c, d"]
@@ -216,7 +216,7 @@ NUMBERS = "numbers begin at 0 or 1 and leave none out; if the numbers belong to 
 def test_what_cannot_be_meant_is_refused(tmp_path, content, message):
     path = write(tmp_path / ("classes.txt" if isinstance(content, str) else "wrong.json"), content)
     with pytest.raises(SourceError) as error:
-        read_classes(path)
+        read_class_list(path)
     assert str(error.value).startswith(f"the class list {path} cannot be used: ") and message in str(error.value)
 
 
@@ -231,14 +231,14 @@ def test_what_cannot_be_meant_is_refused(tmp_path, content, message):
 )
 def test_a_file_in_another_encoding_gives_no_wrong_name(tmp_path, data, line, byte):
     with pytest.raises(SourceError, match=rf"\(line {line} has the byte {byte}\): save it as UTF-8"):
-        read_classes(write(tmp_path / "classes.txt", data))
+        read_class_list(write(tmp_path / "classes.txt", data))
 
 
 def test_shards_give_the_names_of_their_manifest_as_they_are(tmp_path):
     with pytest.raises(SourceError, match="a folder without a manifest.json: give shards, or a file of class names"):
-        read_classes(tmp_path)
+        read_class_list(tmp_path)
     write(tmp_path / "manifest.json", {"classes": ["0 run", "1 climb ", '"x"'], "shards": []})
-    assert read_classes(tmp_path) == ["0 run", "1 climb ", '"x"']  # the labels that were stored
+    assert read_class_list(tmp_path).names == ["0 run", "1 climb ", '"x"']  # the labels that were stored
 
 
 NAME = (
@@ -280,4 +280,4 @@ def test_names_come_back_from_every_form(tmp_path_factory, names, first, seed):
         if isinstance(content, dict) and "classes" not in content and all(name.isdigit() for name in names):
             continue  # {"0": "1"}: neither need be the index
         path = write(folder / ("list.csv" if isinstance(content, str) else "list.json"), content)
-        assert read_classes(path) == names, content
+        assert read_class_list(path).names == names, content

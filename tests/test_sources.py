@@ -14,7 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from i2v.shard_tools import make_shards
-from i2v.shard_tools.sources import SourceError, load_sources, read_classes, read_sources, source_hash
+from i2v.shard_tools.lists.classes import read_class_list
+from i2v.shard_tools.paths import SourceError
+from i2v.shard_tools.sources import load_sources, read_sources, source_hash
 from tests.videos import moving, write_video
 
 
@@ -91,7 +93,7 @@ def test_given_classes_fix_the_order(tmp_path):
     for source in (by_name, by_number):
         for classes in (names, manifest):
             videos, listed_names = load_sources(source, classes=classes)
-            assert (listed(videos), listed_names) == ([("a.mp4", 1, "climb")], read_classes(names))
+            assert (listed(videos), listed_names) == ([("a.mp4", 1, "climb")], read_class_list(names).names)
 
 
 def test_a_label_after_a_space_may_hold_what_separates_other_lists(tmp_path):
@@ -371,7 +373,7 @@ def test_something_something_v2(tmp_path):
     labels = write(tmp_path / "labels.json", SSV2_LABELS)
     for class_list in (None, labels):
         videos, classes, notes = read_sources(source, root, class_list)
-        assert classes == list(SSV2_LABELS) == read_classes(labels)
+        assert classes == list(SSV2_LABELS) == read_class_list(labels).names
         assert found(videos, root) == ["78687.webm", "deep/42326.mp4"]
         assert listed(videos) == [("78687", 0, classes[0]), ("42326", 1, classes[1])]
         assert notes[0] == f"class names are those of {labels}: 3 names, numbered from 0."

@@ -2,8 +2,8 @@
 
 import pytest
 
-from i2v.shard_tools.paths import is_video
-from i2v.shard_tools.sources import SourceError, load_sources, read_sources
+from i2v.shard_tools.paths import SourceError, is_video
+from i2v.shard_tools.sources import load_sources, read_sources
 from tests.test_sources import touch, write
 
 

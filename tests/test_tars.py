@@ -5,7 +5,8 @@ import tarfile
 import pytest
 
 from i2v.predict import find_videos
-from i2v.shard_tools.sources import SourceError, load_sources, read_sources
+from i2v.shard_tools.paths import SourceError
+from i2v.shard_tools.sources import load_sources, read_sources
 from tests.test_sources import touch, write_tar
 
 LABELS = {  # members -> the label of each video
