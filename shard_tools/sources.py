@@ -66,9 +66,9 @@ def read_sources(
     source, root = os.fspath(source), None if root is None else os.fspath(root)
     given, about_given = (None, "") if classes is None else read_class_list(classes)
     renamed = None if map is None else read_map(map)
-    rows, root, own, about_classes, notes = read_layout(source, root, layout, split)
-    about = about_classes if given is None and rows[0].label is not None else about_given
-    notes = [*notes, about] if about else list(notes)
+    rows, found = read_layout(source, root, layout, split)
+    own, about = found.classes, found.about_classes if given is None and rows[0].label is not None else about_given
+    notes = [*found.notes, about] if about else found.notes
     rows = readable(rows, {*(given or ()), *(own or ()), *(renamed or ())}, source, notes)
     if own is not None and rows[0].label is not None:
         rows = [row._replace(label=own[index]) for row, index in zip(rows, indices(rows, own, source, "its classes"))]
@@ -77,7 +77,7 @@ def read_sources(
     names, videos = given or own or names_that_occur(rows, source), []
     labels = indices(rows, names, source, classes or "its classes")
     for row, label in zip(rows, labels):
-        path, name = join(root, row.path), names[label] if label >= 0 else None
+        path, name = join(found.root, row.path), names[label] if label >= 0 else None
         videos.append(Video(path, label, name, row.listed or row.path, row.start, row.end, row.offset, row.size))
     _refuse_duplicates(videos, rows, source)
     return Listing(videos, names, notes + remarks(labels, names))

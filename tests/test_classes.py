@@ -139,6 +139,7 @@ def column(name, index, numbered=FROM_0):
         ("100 metres\n3 point shot\narchery\n", ["100 metres", "3 point shot", "archery"], LINES),
         ("100 metres\n200 metres\n", ["100 metres", "200 metres"], LINES),
         ("class 0\nclass 1\n", ["class 0", "class 1"], LINES),
+        ("1 dog\n2 dog\n3 dog\n", ["1 dog", "2 dog", "3 dog"], LINES),
         ("0 level 1\n1 level 2\n", ["level 1", "level 2"], FROM_0),
         ("Acura RL 2012\nAudi A4 2012\nBMW 2007\n", ["Acura RL 2012", "Audi A4 2012", "BMW 2007"], LINES),
         ("001.ak47\n002.flag\n", ["001.ak47", "002.flag"], LINES),  # names of Caltech's folders
@@ -193,6 +194,8 @@ NUMBERS = "numbers begin at 0 or 1 and leave none out; if the numbers belong to 
         ('["run", "climb"', "it is not JSON (Expecting ',' delimiter"),
         ("{0: 'run', 1: 'climb'}", "it is not JSON (Expecting property name"),
         ({"x": "0", "y": "2"}, "'y' has the number 2, but no name has 1"),
+        ({"x": 10**400}, "'x' has the number 1000"),
+        ("[" * 10**5, "recursion"),
         ({"x": 0, "y": 0}, "'x' and 'y' both have the number 0"),
         ({"0": "run", "2": "climb"}, "'2' has the number 2, but no name has 1"),
         (["run", ""], "class 1 (from 0) has no name"),

@@ -1,18 +1,16 @@
 """Videos that are listed by an id: which file is whose, in whatever folder it lies and whatever its suffix is."""
 
-from __future__ import annotations
-
 import posixpath
 import re
 from collections import defaultdict
 
-from i2v.shard_tools.lists.source import Row, Source, Table
+from i2v.shard_tools.lists.source import Row, Source
 from i2v.shard_tools.paths import SourceError, is_folder, is_video, join, open_binary, videos_below
 
 CLIP = re.compile(r"(.+)_(\d+)_(\d+)")  # of Kinetics: id, start and end in whole seconds
 
 
-def locate(source: Source, rows: list[Row], classes: list[str] | None, about: str) -> Table:
+def locate(source: Source, rows: list[Row]) -> list[Row]:
     """Rows whose paths are ids get the path of their video. What is not found keeps its id for a path."""
     first = join(source.root, rows[0].path)
     if is_folder(first):
@@ -20,19 +18,18 @@ def locate(source: Source, rows: list[Row], classes: list[str] | None, about: st
     videos = Videos(source.root)
     paths = [row.path if is_video(row.path) else videos.find(row) for row in rows]
     tell_missing(source, [row.path for row, path in zip(rows, paths) if path is None], len(rows))
-    found = [row._replace(path=path or row.path, listed=row.path) for row, path in zip(rows, paths)]
-    return source.table(found, classes, about)
+    return [row._replace(path=path or row.path, listed=row.path) for row, path in zip(rows, paths)]
 
 
 def tell_missing(source: Source, missing: list[str], count: int) -> None:
     if len(missing) == count:
         raise SourceError(
-            f"none of the {count:,} videos of {source.place} is in {source.root or '.'} or below, the first is "
+            f"none of the {count:,} videos of {source} is in {source.root or '.'} or below, the first is "
             f"{missing[0]!r}: give their folder as the root."
         )
     if missing:
         source.notes.append(
-            f"{len(missing):,} of the {count:,} videos of {source.place} are not in {source.root or '.'}: they stay listed "
+            f"{len(missing):,} of the {count:,} videos of {source} are not in {source.root or '.'}: they stay listed "
             f"and will be rejected as missing; the first is {missing[0]}."
         )
 
@@ -43,20 +40,21 @@ class Videos:
     def __init__(self, root: str):
         self.root = root
         self.named = defaultdict(list)  # stem, and path without suffix -> paths
-        self.timed = defaultdict(list)  # (id, start, end) -> paths
+        self.clips = defaultdict(list)  # of Kinetics, by clip_name -> paths
         for path in videos_below(root or "."):
             stem = posixpath.splitext(posixpath.basename(path))[0]
             for name in {stem, posixpath.splitext(path)[0]}:
                 self.named[name].append(path)
             if match := CLIP.fullmatch(stem):
-                self.timed[_times(match)].append(path)
+                self.clips[clip_name(*match.groups())].append(path)
 
     def find(self, row: Row) -> str | None:
         """The path of a row's id; of a Kinetics clip's, however its file is named."""
         path, match = self.one(self.named[row.path], row), CLIP.fullmatch(row.path)
         if path is None and match:
-            path = self.one(self.timed[_times(match)], row)
-            if path is None and row.path == clip_name(*_times(match)):
+            clip = clip_name(*match.groups())
+            path = self.one(self.clips[clip], row)
+            if path is None and row.path == clip:
                 path = self.one(self.named[match[1]], row)
                 whole = row.end is None and row._replace(path=path, start=float(match[2]), end=float(match[3]))
                 if path and whole and not self.are_trimmed([whole]):
@@ -92,12 +90,8 @@ class Videos:
         return votes == {True}
 
 
-def clip_name(video: str, start: float, end: float) -> str:
+def clip_name(video: str, start: float | str, end: float | str) -> str:
     return f"{video}_{int(start):06d}_{int(end):06d}"
-
-
-def _times(match: re.Match) -> tuple[str, int, int]:
-    return match[1], int(match[2]), int(match[3])
 
 
 def _duration(place: str) -> float | None:

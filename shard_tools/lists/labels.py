@@ -1,7 +1,5 @@
 """What the labels of a listing mean: which can be meant at all, how a map renames them, and which class each of them is."""
 
-from __future__ import annotations
-
 import csv
 import difflib
 import os
@@ -27,16 +25,13 @@ def readable(rows: list[Row], names: set[str], source: str, notes: list[str]) ->
     if floats and all(re.fullmatch(r"-?\d+(\.0*)?", label) for label in told):
         notes.append(f"labels of {source} are written as {min(floats)}: they are read as integers.")
         rows, told = [row._replace(label=row.label.partition(".")[0]) if row.label in told else row for row in rows], set()
-    for row in rows:
-        if row.label in told and row.label.lower() in NO_LABELS:
+    for row in (row for row in rows if row.label in told):
+        what = "looks like several, but a video has one: choose one" if SEVERAL_LABELS.search(row.label) else ""
+        if row.label.lower() in NO_LABELS:
+            what = "stands for none: give it a label or leave the video out"
+        if what:
             raise SourceError(
-                f"{row.where} of {source} has the label {row.label!r}, which stands for none: give it a label "
-                "or leave the video out (or name it in --classes if it is a class)."
-            )
-        if row.label in told and SEVERAL_LABELS.search(row.label):
-            raise SourceError(
-                f"{row.where} of {source} has the label {row.label!r}, which looks like several, but a video "
-                "has one: choose one (or name it in --classes if it is a class)."
+                f"{row.where} of {source} has the label {row.label!r}, which {what} (or name it in --classes if it is a class)."
             )
     for row in rows:
         if (row.label is None) != (rows[0].label is None):

@@ -1,11 +1,8 @@
-"""What every layout reads and what it becomes: a source, whose contents are read when asked for, and a table of rows."""
-
-from __future__ import annotations
+"""What every layout reads, a source, whose contents are read when they are asked for; and what it becomes, rows."""
 
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -27,40 +24,28 @@ class Row(NamedTuple):
     listed: str | None = None  # where the path is not what was listed: the id, or tar/member
 
 
-class Table(NamedTuple):
-    """What a source lists."""
-
-    rows: list[Row]
-    root: str
-    classes: list[str] | None = None  # names and order as the data set itself gives them
-    about_classes: str = ""  # where names and order come from, as a sentence; for who gives no class list
-    notes: Sequence[str] = ()  # what else the user should know, as sentences
-
-
 class Source:
-    """A folder or file that lists videos."""
+    """A folder or file that lists videos, and what is found out about it beside them."""
 
-    def __init__(self, place: str, root: str | None, layout: str = "auto", split: str | None = None):
+    def __init__(self, place: str, root: str | None, layout: str, split: str | None):
         self.place, self.given_root, self.layout, self.split = place, root, layout, split
         self.is_folder = is_folder(place)
         self.is_json = not self.is_folder and place.lower().endswith(".json")
+        self.files, self.folders = entries(place) if self.is_folder else ([], [])  # their names, sorted
         beside = place if self.is_folder else parent(place)
-        self.root = beside if root is None else root  # where its videos are
-        self.notes: list[str] = []
+        self.root = beside if root is None else root  # where the videos are
+        self.classes: list[str] | None = None  # names and order as the data set itself gives them
+        self.about_classes = ""  # where these come from, as a sentence; for who gives no class list
+        self.notes: list[str] = []  # what else the user should know, as sentences
 
-    def table(self, rows: list[Row], classes: list[str] | None = None, about: str = "") -> Table:
-        return Table(rows, self.root, classes, about, self.notes)
-
-    @cached_property
-    def entries(self) -> tuple[list[str], list[str]]:
-        """Names of a folder's files and folders, sorted."""
-        return entries(self.place)
+    def __str__(self) -> str:
+        return self.place
 
     @cached_property
     def lines(self) -> list[Line]:
         """The rows of a text list, its header among them; at least one."""
         if self.is_json and self.records:
-            raise SourceError(f"{self.place} is JSON, which layout {self.layout} is not: choose ssv2 or diving48.")
+            raise SourceError(f"{self} is JSON, which layout {self.layout} is not: choose ssv2 or diving48.")
         return self._not_empty(read_lines(self.place, read_text(self.place, "surrogateescape"), self.root, self.notes))
 
     @cached_property
@@ -72,7 +57,7 @@ class Source:
             return data
         ours = isinstance(data, dict) and "shards" in data
         what = "a manifest, whose folder is what to give" if ours else "no list of videos"
-        raise SourceError(f"{self.place} is {what}: JSON lists are those of Something-Something V2 and of Diving48.")
+        raise SourceError(f"{self} is {what}: JSON lists are those of Something-Something V2 and of Diving48.")
 
     def below_header(self, columns: dict[str, int]) -> list[Named]:
         """The rows of a text list with a header; of one split, where it has such a column and one is asked for."""
@@ -81,30 +66,28 @@ class Source:
         if "split" not in columns:
             self.refuse_split()
         rows = named(self._not_empty(lines), columns)
-        if "split" not in columns:
-            return rows
-        counts = Counter(cells["split"] or "" for _, cells in rows)
+        counts = Counter(cells.get("split") or "" for _, cells in rows)
         told = ", ".join(f"{name or 'none'} {count:,}" for name, count in sorted(counts.items())[:10])
         if self.split is None:
             if len(counts) > 1:
-                self.notes.append(f"all splits of {self.place} are taken ({told}): name one as the split to take only that.")
+                self.notes.append(f"all splits of {self} are taken ({told}): name one as the split to take only that.")
             return rows
         if self.split not in counts:
-            raise SourceError(f"{self.place} has no split {self.split!r}: it has {told}.")
+            raise SourceError(f"{self} has no split {self.split!r}: it has {told}.")
         return [(where, cells) for where, cells in rows if (cells["split"] or "") == self.split]
 
-    def classes_beside(self, *names: str) -> tuple[list[str] | None, str]:
-        """The data set's own class names from the first of these files beside the list, and a sentence that says so."""
-        for path in (join(parent(self.place), name) for name in names):
-            if exists(path):
-                return read_class_list(path)
-        return None, f"{names[0]} is not beside {self.place}: classes are the labels that occur in it, sorted." if names else ""
+    def take_classes(self, *names: str) -> None:
+        """The data set's own class names, from the first of these files that is beside the list."""
+        found = next((path for name in names if exists(path := join(parent(self.place), name))), None)
+        self.about_classes = f"{names[0]} is not beside {self}: classes are the labels that occur in it, sorted."
+        if found is not None:
+            self.classes, self.about_classes = read_class_list(found)
 
     def one_of_three_splits(self) -> tuple[str, int]:
         match = re.fullmatch(r"(train|test)([123])", self.split or "")
         if match is None:
             given = f", not {self.split!r}" if self.split else ""
-            raise SourceError(f"{self.place} has three splits: choose train1, test1, ... test3 as the split{given}.")
+            raise SourceError(f"{self} has three splits: choose train1, test1, ... test3 as the split{given}.")
         return match[1], int(match[2])
 
     def refuse_split(self, place: str | None = None) -> None:
@@ -117,7 +100,7 @@ class Source:
 
     def _not_empty(self, lines: list[Line]) -> list[Line]:
         if not lines:
-            raise SourceError(f"{self.place} has no rows: one video per row, path,label.")
+            raise SourceError(f"{self} has no rows: one video per row, path,label.")
         return lines
 
 
@@ -125,5 +108,5 @@ def read_json(place: str):
     text = read_text(place)
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{place} is not JSON ({error}): copy it again.") from error

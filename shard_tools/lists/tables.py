@@ -1,7 +1,5 @@
 """A text list as a table: its cells, what its columns are called, the times in them."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math
@@ -55,15 +53,12 @@ def read_lines(source: str, text: str, root: str, notes: list[str]) -> list[Line
     for where, cells in table:
         shorter, longer = sorted((cells, table[0][1]), key=len)
         if any(longer[len(shorter) :]):
+            has, other = (f"{len(row)} cell{'s' if len(row) > 1 else ''}" for row in (cells, table[0][1]))
             raise SourceError(
-                f"{where} of {source} has {_count(cells)}, but the first row has {_count(table[0][1])}: mend the row, "
+                f"{where} of {source} has {has}, but the first row has {other}: mend the row, "
                 "and put quotes around a cell that holds what separates cells."
             )
     return table
-
-
-def _count(cells: list[str]) -> str:
-    return f"{len(cells)} cell{'s' if len(cells) > 1 else ''}"
 
 
 def _cells(lines: list[str]) -> list[Line]:
@@ -161,7 +156,7 @@ def _seconds(text: str) -> float | None:
     try:
         *larger, seconds = text.split(":")
         return sum(int(part) * 60**power for power, part in enumerate(reversed(larger), 1)) + float(seconds)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

@@ -1,11 +1,9 @@
-"""WebDataset tars of videos: which members are videos, and which hold their labels.
+"""WebDataset: tars with video members, in a folder, or one, or videos-{000..010}.tar; labels in .cls, .label, .json or .txt.
 
 As WebDataset has it, members are one sample if their names agree up to the first dot of the base name, the key; folders
 belong to the key. What follows is the extension: b.x.mp4 is x.mp4 of b, and may be labelled by b.x.cls, b.x.mp4.json,
 b.cls or b.info.json.
 """
-
-from __future__ import annotations
 
 import json
 import posixpath
@@ -15,7 +13,7 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from i2v.shard_tools.lists.classes import read_class_list
-from i2v.shard_tools.lists.source import Row, Source, Table, read_json
+from i2v.shard_tools.lists.source import Row, Source, read_json
 from i2v.shard_tools.paths import SourceError, by_suffix, exists, is_hidden, is_video, join, open_binary, parent, reading
 
 LABEL_FORMS = ("cls", "class", "label", "target", "json", "jsn", "txt", "text")  # of several, the first counts
@@ -41,13 +39,12 @@ class Label(NamedTuple):
 def fits(source: Source) -> bool:
     if not source.is_folder:
         return re.search(r"\.(tar(\.\w+)?|tgz)$", source.place) is not None
-    files, folders = source.entries
-    return any(name.endswith(".tar") for name in files) and not folders
+    return any(name.endswith(".tar") for name in source.files) and not source.folders
 
 
-def read(source: Source) -> Table:
+def read(source: Source) -> list[Row]:
     if source.is_folder:
-        folder, tars = source.place, [name for name in source.entries[0] if name.endswith(".tar")]
+        folder, tars = source.place, [name for name in source.files if name.endswith(".tar")]
     else:
         folder, tars = parent(source.place), _expand(posixpath.basename(source.place))
     source.refuse_split(join(folder, tars[0]) if tars else folder)
@@ -68,12 +65,13 @@ def read(source: Source) -> Table:
             f"the tars of {told} hold no labels (members .cls, .label or .txt, or .json with a field "
             f"{', '.join(LABEL_FIELDS)}), so their videos have none; not used are {by_suffix(others)}."
         )
-    classes, about, path = None, "", join(folder, "manifest.json")
+    path = join(folder, "manifest.json")
     manifest = read_json(path) if exists(path) else None
     if isinstance(manifest, dict) and {"classes", "shards"} <= manifest.keys():  # one of ours
-        classes, about = read_class_list(path) if manifest["classes"] else (None, "")
+        if manifest["classes"]:
+            source.classes, source.about_classes = read_class_list(path)
         source.notes.append(f"{told} holds shards made from videos before: encoding their clips again costs quality.")
-    return Table(rows, folder, classes, about, source.notes)
+    return rows
 
 
 def _expand(name: str) -> list[str]:
