@@ -7,7 +7,7 @@ from i2v.shard_tools.paths import SourceError
 
 
 def fits(source: Source) -> bool:
-    columns = read_header(source.lines[0][1])
+    columns = read_header(source.first)
     return "path" not in columns and "id" in columns and are_parts(columns)
 
 

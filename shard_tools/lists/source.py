@@ -48,6 +48,11 @@ class Source:
             raise SourceError(f"{self} is JSON, which layout {self.layout} is not: choose ssv2 or diving48.")
         return self._not_empty(read_lines(self.place, read_text(self.place, "surrogateescape"), self.root, self.notes))
 
+    @property
+    def first(self) -> list[str]:
+        """The cells of a text list's first row, by which layouts are recognised; JSON has none."""
+        return [] if self.is_json else self.lines[0][1]
+
     @cached_property
     def records(self) -> list[dict]:
         """The videos of a JSON list; at least one."""

@@ -12,7 +12,7 @@ UCF101_PATH = re.compile(r"[^/\s]+/v_[^/\s]+_g\d+_c\d+\.\w+")
 def fits(source: Source) -> bool:
     if source.is_folder:
         return "trainlist01.txt" in source.files
-    path, *others = source.lines[0][1]
+    path, *others = source.first or [""]
     return UCF101_PATH.fullmatch(path) is not None and (not others or len(others) == 1 and is_integer(others[0]))
 
 
