@@ -88,6 +88,9 @@ def test_a_map_renames_merges_and_leaves_out(tmp_path):
     for name in ("run", "jog", "rest"):
         touch(tmp_path / "videos" / name, "a.mp4")
     assert load_sources(tmp_path / "videos", map=renames)[1] == ["moving"]
+    (tmp_path / "videos" / "swimm").mkdir()  # a class without videos occurs, too
+    _, classes, notes = read_sources(tmp_path / "videos", map=renames)
+    assert classes == ["moving", "water"] and "1 ('x, y') of" in notes[0]
     numbers = write(tmp_path / "numbers.csv", "a.mp4,0\nb.mp4,1\n")
     assert load_sources(numbers, map=write(tmp_path / "n.csv", "0,x\n1,y\n"))[1] == ["x", "y"]
 

@@ -156,6 +156,9 @@ def test_kinetics_videos_without_times_are_cut_if_they_are_whole(tmp_path, secon
     rejected = write(tmp_path / "rejected.csv", "path,start,end,class,reason\n" + rows)
     assert load_sources(rejected)[0] == videos
     clip = write(tmp_path / "clip.csv", "path,label\nA_000003_000004,x\n")
+    other = write(tmp_path / "other.csv", "path,label\nA_3_4,x\n")
+    with pytest.raises(SourceError, match="none of the 1 videos"):  # that is no name of a clip
+        load_sources(other)
     if trimmed:
         assert found(load_sources(clip)[0], tmp_path) == ["x/A.mp4"]
     else:

@@ -146,5 +146,6 @@ def test_a_split_column(tmp_path):
     assert len(videos) == 3 and "train 1, val 2" in notes[0]
     with pytest.raises(SourceError, match="no split 'test': it has train 1, val 2"):
         load_sources(source, split="test")
-    with pytest.raises(SourceError, match="has no splits"):
-        load_sources(write(tmp_path / "plain.csv", "a.mp4,x\n"), split="val")
+    for header in ("", "path,label\n"):
+        with pytest.raises(SourceError, match="has no splits"):
+            load_sources(write(tmp_path / "plain.csv", f"{header}a.mp4,x\n"), split="val")
