@@ -18,13 +18,14 @@ import pytest
 import webdataset
 
 from i2v.pipelines.shards import ShardSet
+from i2v.pipelines.store import StoreError
 from i2v.shard_tools import make_shards as make_shards_module
 from i2v.shard_tools import source_video, writer
 from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import EncodeSettings, encode_video
 from i2v.shard_tools.make_shards import main
 from i2v.shard_tools.output import Output, OutputError
-from i2v.shard_tools.source_video import RejectedVideo, StoreError
+from i2v.shard_tools.source_video import RejectedVideo
 from i2v.shard_tools.sources import Video, load_sources
 from tests.videos import REAL_VIDEOS, decode, moving, noise, write_audio, write_video
 
