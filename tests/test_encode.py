@@ -1,12 +1,17 @@
 """One video: whatever comes in, a clip of the stored kind comes out, or a reason."""
 
+import contextlib
 import errno
 import io
 import itertools
 import os
 import re
 import signal
+import subprocess
+import sys
 from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -24,7 +29,7 @@ from i2v.shard_tools.encode import LIBRARY, EncodedClip, EncodeSettings, encode_
 from i2v.shard_tools.pool import encode_videos
 from i2v.shard_tools.source_video import RejectedVideo, open_video
 from i2v.shard_tools.sources import Video
-from tests.processes import LIMIT, gone
+from tests.processes import LIMIT, gone, wait_for
 from tests.stores import Store
 from tests.videos import decode, moving, noise, solid, write_audio, write_video
 
@@ -399,6 +404,48 @@ def test_a_mount_that_is_gone_ends_the_run_and_a_file_that_cannot_be_read_does_n
 def test_a_store_that_cannot_be_asked_ends_the_run_of_a_pool():
     with pytest.raises(StoreError, match="nosuch://x/a.mp4 cannot be opened: Protocol not known: nosuch.$"):
         list(encode_videos([Video("nosuch://x/a.mp4")], SMALL, workers=1, timeout=60))
+
+
+def test_a_video_in_a_store_has_the_time_in_which_a_store_is_given_up(monkeypatch):
+    """Else a store that stalls would cost videos, if the limit of a video is short."""
+    monkeypatch.setattr(pool.time, "monotonic", lambda: 1000.0)
+    worker = pool._Worker.__new__(pool._Worker)
+    worker.ready, worker.connection = True, SimpleNamespace(send=lambda video: None)
+    for video, seconds in ((Video("s3://x/a.mp4"), 5 + Retry().patience), (Video("a.mp4"), 5), ("a.mp4", 5)):
+        worker.start(0, video, 5)
+        assert worker.deadline == 1000 + seconds
+
+
+BLOCKED = """
+import os, sys
+from i2v.shard_tools import pool
+from i2v.shard_tools.encode import EncodeSettings
+
+def encode_video(video, settings):
+    print(os.getpid(), flush=True)
+    open(video)  # a FIFO that nobody writes to
+
+pool.encode_video = encode_video
+if __name__ == "__main__":
+    list(pool.encode_videos(sys.argv[1:], EncodeSettings(), workers=1))
+"""
+
+
+@pytest.mark.process
+def test_a_worker_that_waits_for_a_file_ends_with_its_parent(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    (tmp_path / "blocked.py").write_text(BLOCKED)
+    line, ours = [sys.executable, tmp_path / "blocked.py", tmp_path / "a.mp4"], {"PYTHONPATH": str(Path(__file__).parents[1])}
+    parent = subprocess.Popen(line, env=os.environ | ours, stdout=subprocess.PIPE)
+    worker = int(parent.stdout.readline())
+    try:
+        parent.kill()
+        parent.wait()
+        wait_for(lambda: gone(worker))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+        parent.stdout.close()
 
 
 # ---- faults ----------------------------------------------------------------------------------------------------------

@@ -191,6 +191,28 @@ def test_killed_and_asked_to_stop_it_continues(source, whole, tmp_path):
 
 
 @pytest.mark.process
+def test_a_store_that_stalls_ends_the_run_and_the_same_command_continues(source, tmp_path):
+    """It says nothing about the video, which is not rejected."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for index, name in enumerate(("0.mp4", "1.mp4", "2.mp4", "stalled.mp4")):
+        (folder / name).write_bytes((source / ["climb", "run", "swim"][index % 3] / f"{index}.mp4").read_bytes())
+    (folder / "stall").touch()
+    (folder / "list.csv").write_text("".join(f"store://data/{path.name},x\n" for path in sorted(folder.glob("*.mp4"))))
+    arguments = ("tests.stalled_make_shards", folder / "list.csv", "--out", tmp_path / "out", *OPTIONS)
+    process = command(*arguments, program="-m")
+    _, errors = process.communicate()
+    assert process.returncode == 1 and errors.splitlines()[-1] == (
+        "make_shards: store://data/stalled.mp4 cannot be read, tried 2 times (TimeoutError: no answer in 0.06 s); "
+        "what is done is kept, the same command continues."
+    )
+    (folder / "stall").unlink()
+    process = command(*arguments, program="-m")
+    text, errors = process.communicate()
+    assert process.returncode == 0 and "4 clips of 4 videos" in text, errors
+
+
+@pytest.mark.process
 @pytest.mark.parametrize("room", [0, 3_000, 30_000, 70_000])
 def test_a_full_disk_is_one_sentence_and_the_state_is_kept(room, source, whole, tmp_path, monkeypatch, capsys):
     def full(descriptor, data):
