@@ -27,7 +27,7 @@ from i2v.atomic import unique
 
 CHUNK = 16 << 20  # bytes of one request, at most
 BLOCK = 4 << 20  # bytes that are read ahead in an open file
-LONG = 10  # times as long as other requests may take what is many (a listing: one for a thousand names) or of any size
+LONG = 10  # times as long as one request may take what is many (in a listing one for a thousand names) or of any size
 PUT_IS_ATOMIC = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "memory"}  # others: upload, then rename
 
 T = TypeVar("T")
@@ -110,24 +110,24 @@ class Store:
             raise StoreError(f"{self.where(name)}: the store does not tell its size.")
         return size
 
-    def entries(self) -> list[Entry]:
-        """What is in the folder, not deeper."""
+    def entries(self, times: float = 1) -> list[Entry]:
+        """What is in the folder, not deeper. times: how many time limits it may take."""
 
         def ls(path: str) -> list[Entry]:
             self._fs.invalidate_cache()
             found = [e for e in self._fs.ls(path, detail=True) if e["name"].strip("/") != path.strip("/")]
             return [Entry(e["name"].rstrip("/").rpartition("/")[2], e.get("size"), e.get("type") == "directory") for e in found]
 
-        return self._ask("listed", "", ls, LONG)
+        return self._ask("listed", "", ls, times)
 
     def below(self) -> list[str]:
         """Every file in the folder at any depth, relative to it."""
         prefix = self._path.strip("/") + "/" if self._path.strip("/") else ""
         return [name.lstrip("/").removeprefix(prefix) for name in self._ask("listed", "", self._fs.find, LONG)]
 
-    def read(self, name: str = "") -> bytes:
-        """All of a file that fits in memory, in one request, as it may be replaced at any time."""
-        return self._ask("read", name, self._fs.cat_file, LONG)
+    def read(self, name: str = "", times: float = 1) -> bytes:
+        """All of a small file, in one request, as it may be replaced at any time."""
+        return self._ask("read", name, self._fs.cat_file, times)
 
     def chunks(self, name: str = "", size: int | None = None) -> Iterator[bytes]:
         """All of a file, piece by piece. size: in bytes, if it is known."""
@@ -141,7 +141,7 @@ class Store:
         if info.get("type") == "directory":
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.where(name))
         if info.get("size") is None or info.get("partial") is False:  # a web server that gives only whole files
-            whole = self.read(name)
+            whole = self.read(name, LONG)
             part = Part(lambda start, end: whole[start:end], len(whole), first, size)
         else:
             part = Part(lambda start, end: self._piece(name, start, end), info["size"], first, size)

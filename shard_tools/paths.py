@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from i2v.pipelines.store import Store, is_url
+from i2v.pipelines.store import LONG, Store, is_url
 
 VIDEO_SUFFIXES = frozenset(
     ".264 .265 .266 .3g2 .3gp .amv .asf .av1 .avc .avi .avs .cavs .dif .divx .drc .dv .evo .f4v .flv .gif .gxf .h261 .h263"
@@ -94,7 +94,7 @@ def entries(folder: str) -> tuple[list[str], list[str]]:
     """Names of the files and of the folders in a folder, sorted, without hidden ones."""
     with reading(folder):
         if is_url(folder):
-            found = [(entry.name, entry.is_folder) for entry in Store(folder).entries()]
+            found = [(entry.name, entry.is_folder) for entry in Store(folder).entries(LONG)]
         else:
             found = [(entry.name, entry.is_dir()) for entry in os.scandir(folder)]
     found = sorted((name, is_dir) for name, is_dir in found if not is_hidden(name))
