@@ -1,13 +1,13 @@
 """Checkpoints: one safetensors file each, written to a temporary name and renamed, so that it is whole or not there.
 
 A checkpoint holds only what was trained, under the model's own names, and (last.safetensors) the optimizer's state
-under "optimizer/<parameter>/<name>". Its header is JSON: how to rebuild the model, which backbone it belongs to, class
-names, how clips were cut, and where in the data the run is.
+under "optimizer/<parameter>/<name>". Its header is JSON: Meta.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -15,15 +15,42 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from i2v.atomic import replacing
+from i2v.config import with_defaults
 
 FORMAT = "i2v-checkpoint"
-VERSION = 1  # of the header; a key that a later version adds has a default, with which older files are completed
+VERSION = 1  # of Meta: its fields are only added to, with defaults that complete older files
 OPTIMIZER = "optimizer/"
 
 
-def save_checkpoint(path: Path, tensors: dict[str, torch.Tensor], meta: dict) -> None:
+@dataclass(frozen=True)
+class Backbone:
+    """Which frozen weights a checkpoint belongs to."""
+
+    name: str | dict  # as configured
+    weights: str  # where the run had them
+    fingerprint: str | None
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What a checkpoint says beside its tensors: what the model is, how it looks at clips, and how it was made."""
+
+    model: dict  # arguments of create_model
+    backbone: Backbone
+    classes: list[str]
+    stored: dict = field(default_factory=lambda: {"codec": "vp9", "gop": 8, "short_side": 256})  # how its videos were encoded
+    stream: dict | None = None  # which videos it was trained on (Loader.fingerprint); None: not known
+    clips: dict = field(default_factory=dict)  # options of build_loader
+    config: dict = field(default_factory=dict)  # of the run, with the defaults of what came later
+    progress: dict = field(default_factory=lambda: {"step": 0})  # how far the run was
+    scores: dict | None = None  # of the validation after that step
+    imported_from: str | None = None  # somebody else's file
+
+
+def save_checkpoint(path: Path, tensors: dict[str, torch.Tensor], meta: Meta) -> None:
     """Write tensors and meta (JSON) atomically. Raises OSError, one sentence, if there is no room or no way to write."""
-    header = {"format": FORMAT, "version": VERSION} | meta
+    said = {name: value for name, value in asdict(meta).items() if value is not None}
+    header = {"format": FORMAT, "version": VERSION} | said
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         with replacing(path) as temporary:
@@ -37,21 +64,23 @@ def save_checkpoint(path: Path, tensors: dict[str, torch.Tensor], meta: dict) ->
         raise OSError(f"{path} cannot be written ({reason}): make room or mend the disk; {kept}.") from error
 
 
-def load_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
+def load_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], Meta]:
     """(tensors, meta) of a file that save_checkpoint wrote. Raises ValueError with one sentence if it is not one."""
     try:
         with safe_open(path, "pt") as file:
-            meta = json.loads((file.metadata() or {}).get("i2v", "{}"))
+            header = json.loads((file.metadata() or {}).get("i2v", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: give a checkpoint that i2v.train wrote.") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a checkpoint: {error}.") from error
-    if meta.get("format") != FORMAT:
+    if header.get("format") != FORMAT or not {"model", "backbone", "classes"} <= header.keys():
         raise ValueError(f"{path} was not written by i2v.train.")
-    if meta["version"] > VERSION:
-        raise ValueError(f"{path} is of version {meta['version']}, this program reads up to {VERSION}: install a newer i2v.")
-    return tensors, meta
+    if (version := header.get("version", 1)) > VERSION:
+        raise ValueError(f"{path} is of version {version}, this program reads up to {VERSION}: install a newer i2v.")
+    said = {entry.name: header[entry.name] for entry in fields(Meta) if entry.name in header}
+    said |= {"backbone": Backbone(**header["backbone"]), "config": with_defaults(header.get("config", {}))}
+    return tensors, Meta(**said)
 
 
 def not_finite(tensors: dict[str, torch.Tensor]) -> list[str]:

@@ -11,7 +11,6 @@ device: every layer at its true size, without memory, weights or arithmetic.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import re
@@ -24,8 +23,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from i2v.config import Config, load_config
-from i2v.console import print_any_name
 from i2v.model import VideoClassifier, create_model, method_module
+from i2v.session import add_flags, command, parse
 
 CLASSES = {"k400": 400, "k700": 700, "ssv2": 174, "ucf101": 101, "hmdb51": 51, "diving48": 48}
 
@@ -166,15 +165,12 @@ def files(paths: list[str]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="i2v.complexity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command("i2v.complexity", __doc__)
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML files, or folders of them")
     parser.add_argument("--classes", type=int, help="of the classifier (default: by the data set in the file's name)")
-    parser.add_argument("--json", type=Path, help="write all rows here, with the MACs of each kind of operator")
+    add_flags(parser, "--json", json="write all rows here, with the MACs of each kind of operator")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    args = parser.parse_args()
-    print_any_name()
+    args = parse(parser)
     try:
         rows = [row for path in files(args.configs) for row in costs(path, args.classes)]
         if args.json:

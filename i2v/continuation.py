@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from i2v.config import with_defaults
+from i2v.checkpoint import Meta
 from i2v.model import OWN, complete_config
 from i2v.pipelines.augment import AugmentOptions
 from i2v.pipelines.graph import GraphOptions
@@ -38,7 +39,7 @@ FREE_TO_CHANGE = {
 CLIP_OPTIONS = (ClipOptions, AugmentOptions, GraphOptions)  # what may stand under `clips`
 
 
-def check_continuation(identity: dict, meta: dict, path: Path) -> None:
+def check_continuation(identity: Meta, meta: Meta, path: Path) -> None:
     """Raises ValueError if the checkpoint in the run's folder belongs to another experiment.
 
     Keys that a checkpoint lacks, because they came later, have their defaults: an older run can be continued.
@@ -51,19 +52,19 @@ def check_continuation(identity: dict, meta: dict, path: Path) -> None:
                 "choose another folder with out=..., or restore the value."
             )
     same = {
-        "other classes": identity["classes"] == meta["classes"],
-        "other backbone weights": identity["backbone"]["fingerprint"] == meta["backbone"]["fingerprint"],
-        "other videos, weights or shares in data.train": identity["stream"] == meta["stream"],
+        "other classes": identity.classes == meta.classes,
+        "other backbone weights": identity.backbone.fingerprint == meta.backbone.fingerprint,
+        "other videos, weights or shares in data.train": meta.stream in (identity.stream, None),
     }
     for what, equal in same.items():
         if not equal:
             raise ValueError(f"{path} belongs to a run with {what}: choose another folder with out=...")
 
 
-def settings(meta: dict) -> dict:
+def settings(meta: Meta) -> dict:
     """All that a run was told, and what it was not told at its default."""
-    config = with_defaults(meta["config"])
-    model = complete_config(**meta["model"])
+    config = copy.deepcopy(meta.config)
+    model = complete_config(**meta.model)
     config["model"] |= {key: model.pop(key) for key in OWN} | {"options": model}
     config["clips"] = {field.name: field.default for kind in CLIP_OPTIONS for field in fields(kind)} | config["clips"]
     config["data"]["order"] = asdict(OrderOptions()) | config["data"]["order"]

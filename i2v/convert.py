@@ -16,8 +16,8 @@ temporal_embedding, head.fc.*), for other programs.
 
 from __future__ import annotations
 
-import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,20 +25,19 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from i2v.atomic import replacing
-from i2v.checkpoint import load_checkpoint, not_finite, save_checkpoint
+from i2v.checkpoint import Meta, not_finite, save_checkpoint
 from i2v.config import load_config, to_dict
-from i2v.console import print_any_name
 from i2v.metrics import evaluate
 from i2v.model import merge_adapters
 from i2v.pipelines import ShardError, build_loader
-from i2v.runtime import INCLUDED, autocast_for, build_model, describe_backbone, own_tensors, restore_model
+from i2v.session import INCLUDED, Session, add_flags, build_model, command, describe_backbone, open_session, own_tensors, parse
 from i2v.shard_tools.classes import FORMS, read_class_list
 from i2v.weights import fingerprint, load_weights
 
 MERGE_TOLERANCE = 1e-4  # of the largest logit, in float32
 
 
-def import_weights(config_path: str, overrides: list[str], source: Path, classes_from: str, layout: str) -> tuple[dict, dict]:
+def import_weights(config_path: str, overrides: list[str], source: Path, classes_from: str, layout: str) -> tuple[dict, Meta]:
     """(tensors, meta) of a checkpoint with the weights of `source` in the model of a configuration."""
     config = load_config(config_path, overrides)
     classes, about = read_class_list(classes_from)
@@ -52,36 +51,26 @@ def import_weights(config_path: str, overrides: list[str], source: Path, classes
     for title, names in (("not in the file", report.missing), ("not used", report.ignored)):
         print(f"{title}: {len(names)}" + (f" ({', '.join(names[:6])}{', ...' if len(names) > 6 else ''})" if names else ""))
     described = describe_backbone(model, config.model, backbone)
-    if described["fingerprint"] != before:
+    if described.fingerprint != before:
         print("the file has a backbone of its own, which is not that of the configuration: the checkpoint includes it")
-        described["weights"] = INCLUDED
-    meta = {
-        "model": model.config,
-        "backbone": described,
-        "classes": classes,
-        "stored": {"codec": "vp9", "gop": 8, "short_side": 256},
-        "clips": config.clips,
-        "config": to_dict(config),
-        "progress": {"step": 0},
-        "imported_from": str(source),
-    }
+        described = replace(described, weights=INCLUDED)
+    meta = Meta(model.config, described, classes, clips=config.clips, config=to_dict(config), imported_from=str(source))
     return own_tensors(model, described), meta
 
 
-def merge_checkpoint(path: Path, weights: str | None, data: str | None) -> tuple[dict, dict]:
+def merge_checkpoint(args) -> tuple[dict, Meta]:
     """(tensors, meta) of the merged model of a checkpoint. Raises ValueError if the two disagree."""
-    tensors, meta = load_checkpoint(path)
-    model = restore_model(tensors, meta, weights).eval()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, merged = model.to(device), merge_adapters(model).eval().to(device)
+    session, device = open_session(args), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, session.device = session.model.to(device), device
+    merged = merge_adapters(model).eval().to(device)
     verify_merge(model, merged)
-    if data is not None:
-        before, after = (score(each, meta, data, device) for each in (model, merged))
-        print(f"top-1 on {data}: {100 * before:.2f} % before, {100 * after:.2f} % after merging")
+    if args.data is not None:
+        before, after = (score(replace(session, model=each), args.data) for each in (model, merged))
+        print(f"top-1 on {args.data}: {100 * before:.2f} % before, {100 * after:.2f} % after merging")
         if abs(before - after) > 0.001:
             raise ValueError("Merging changes the accuracy by more than 0.1 points: nothing is written.")
-    backbone = meta["backbone"] | {"weights": INCLUDED, "fingerprint": None}
-    return dict(merged.cpu().state_dict()), meta | {"model": merged.config, "backbone": backbone}
+    backbone = replace(session.meta.backbone, weights=INCLUDED, fingerprint=None)
+    return dict(merged.cpu().state_dict()), replace(session.meta, model=merged.config, backbone=backbone)
 
 
 @torch.no_grad()
@@ -100,32 +89,28 @@ def verify_merge(model, merged, clips: int = 4) -> None:
     print(f"largest difference of the logits on {clips} random clips: {difference:.1e} of the largest")
 
 
-def score(model, meta: dict, data: str, device: torch.device) -> float:
+def score(session: Session, data: str) -> float:
     """Top-1 on a data set, with the views of the run."""
-    options = meta["clips"] | {"num_frames": model.num_frames, "size": model.spec.image_size}
-    loader = build_loader(data, "test", options, 8, "gpu" if device.type == "cuda" else "cpu")
-    scores = evaluate(model, loader, len(meta["classes"]), len(loader.plan), device, autocast_for(device, torch.float32))
-    return scores.top1
+    loader = build_loader(data, **session.views())
+    classes, videos = len(session.meta.classes), len(loader.plan)
+    return evaluate(session.model, loader, classes, videos, session.device, session.autocast).top1
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="i2v.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command("i2v.convert", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", help="the experiment whose model takes the weights of --source")
-    what.add_argument("--checkpoint", type=Path, help="a checkpoint of ours, to --merge")
+    add_flags(what, "--checkpoint", checkpoint="a checkpoint of ours, to --merge")
     parser.add_argument("--source", type=Path, help="released weights: .pt .pth .pyth .safetensors")
     parser.add_argument("--layout", default="authors", choices=("authors", "i2v", "auto"), help="names in --source")
     parser.add_argument("--classes", help=f"class names: {FORMS}; numbers decide the order")
     parser.add_argument("--merge", action="store_true", help="fold the adapters into the backbone")
     parser.add_argument("--plain", action="store_true", help="with --merge: write a bare state dict with CLIP's names")
-    parser.add_argument("--weights", help="the backbone's file or tag, if it is not where the run had it")
+    add_flags(parser, "--weights")
     parser.add_argument("--data", help="shards on which the accuracy before and after --merge is compared")
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="with --config: replace its values")
-    args = parser.parse_args()
-    print_any_name()
+    args = parse(parser)
     try:
         if args.config:
             if not args.source or not args.classes:
@@ -136,7 +121,7 @@ def main() -> None:
         else:
             if not args.merge:
                 raise ValueError("--checkpoint needs --merge: there is nothing else to do with it.")
-            tensors, meta = merge_checkpoint(args.checkpoint, args.weights, args.data)
+            tensors, meta = merge_checkpoint(args)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         bad = not_finite(tensors)
         if bad:

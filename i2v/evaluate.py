@@ -11,88 +11,54 @@ clip's frames in random order: what is lost is what the model had learnt from ti
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
-from i2v.checkpoint import load_checkpoint
-from i2v.config import load_config, parse_option
-from i2v.console import print_any_name
+from tqdm import tqdm
+
 from i2v.distributed import World, close_world, init_world
 from i2v.metrics import VIEWS_AT_ONCE, Scores, evaluate, videos_at_once
 from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.shards import ShardSet
-from i2v.runtime import autocast_for, build_model, choose_precision, place, restore_model
+from i2v.session import add_flags, command, open_session, parse
 
 
 def score(args, world: World) -> tuple[Scores, list[str], dict]:
     """Scores, class names, and how they came about."""
-    model, meta, data = open_checkpoint(args) if args.checkpoint else open_config(args)
-    options = meta["clips"] | {"num_frames": model.num_frames, "size": model.spec.image_size}
-    options |= dict(map(parse_option, args.options))
+
+    def data_or(val: str | None) -> str:
+        if args.data is None and val is None:
+            raise ValueError("The run had no data.val: say with --data which shards to score on.")
+        return args.data or val
+
+    stored = {"cache": args.cache, "cache_size": args.cache_size}
+    session = open_session(args, lambda config: ShardSet(data_or(config.data.val), **stored).classes)
+    data, classes = data_or(session.meta.config["data"]["val"]), session.meta.classes
+    session.place(world.device, args.precision)
+    views = session.views(args.options)
+    options = views["options"]
     batch_size = args.batch_size or videos_at_once(options, args.memory)
-    loader = build_loader(
-        data,
-        "test",
-        options,
-        batch_size,
-        "gpu" if world.device.type == "cuda" else "cpu",
-        world.rank,
-        world.size,
-        decode=args.decode,
-        quarantine=args.quarantine,
-        cache=args.cache,
-        cache_size=args.cache_size,
-    )
-    if loader.shards.classes != meta["classes"]:
+    shared = {"rank": world.rank, "world_size": world.size, "decode": args.decode, "quarantine": args.quarantine}
+    loader = build_loader(data, batch_size=batch_size, **views, **shared, **stored)
+    if loader.shards.classes != classes:
         raise ValueError(
             f"{loader.shards.root} does not have the checkpoint's class names in the same order: "
             "make these shards with --classes and the manifest of the training shards."
         )
-    dtype = choose_precision(args.precision, world.device)
-    place(model, world.device, dtype)
-    batches = loader
-    if world.is_main:
-        from tqdm import tqdm
-
-        batches = tqdm(loader, unit="batch", disable=not sys.stderr.isatty())
+    batches = tqdm(loader, unit="batch", disable=not (world.is_main and sys.stderr.isatty()))
     at_once = max(1, int(args.memory * 1e9 / 2 / (options["num_frames"] * options["size"] ** 2 * 12)))  # half for the floats
-    scores = evaluate(
-        model,
-        batches,
-        len(meta["classes"]),
-        len(loader.plan),
-        world.device,
-        autocast_for(world.device, dtype),
-        min(VIEWS_AT_ONCE, at_once),
-    )
-    views = f"{loader.plan.clips} clips x {loader.plan.crops} crops"
-    how = {"model": str(args.checkpoint or args.config), "data": str(data), "views": views, "options": options}
-    return scores, meta["classes"], how | {"step": meta["progress"]["step"], "precision": str(dtype).removeprefix("torch.")}
-
-
-def open_checkpoint(args):
-    """(model, meta, where the data is) of a trained model."""
-    tensors, meta = load_checkpoint(args.checkpoint)
-    return restore_model(tensors, meta, args.weights), meta, require_data(args.data or meta["config"]["data"]["val"])
-
-
-def open_config(args):
-    """(model, meta, where the data is) of a model that needs no training, such as CLIP with a text head."""
-    config = load_config(args.config, [f"model.weights={args.weights}"] if args.weights else [])
-    data = require_data(args.data or config.data.val)
-    classes = ShardSet(data, args.cache, args.cache_size).classes
-    model, _ = build_model(config.model, classes)
-    if model.trainable_parameters():
-        raise ValueError(f"{args.config} is a model that must be trained first: give its run's --checkpoint.")
-    return model, {"classes": classes, "clips": config.clips, "progress": {"step": 0}}, data
-
-
-def require_data(data: str | None) -> str:
-    if data is None:
-        raise ValueError("The run had no data.val: say with --data which shards to score on.")
-    return data
+    at_once = min(VIEWS_AT_ONCE, at_once)
+    scores = evaluate(session.model, batches, len(classes), len(loader.plan), world.device, session.autocast, at_once)
+    how = {
+        "model": str(args.checkpoint or args.config),
+        "data": str(data),
+        "views": f"{loader.plan.clips} clips x {loader.plan.crops} crops",
+        "options": options,
+        "step": session.meta.progress["step"],
+        "precision": session.precision,
+    }
+    return scores, classes, how
 
 
 def report(scores: Scores, classes: list[str], how: dict) -> str:
@@ -119,14 +85,11 @@ def report(scores: Scores, classes: list[str], how: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="i2v.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command("i2v.evaluate", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--checkpoint", type=Path, help="best.safetensors or last.safetensors of a run")
+    add_flags(what, "--checkpoint")
     what.add_argument("--config", help="an experiment that needs no training: CLIP's zero-shot classification")
     parser.add_argument("--data", help="shards to score on (default: data.val of the run)")
-    parser.add_argument("--weights", help="the backbone's file or tag, if it is not where the run had it")
     parser.add_argument(
         "--memory",
         type=float,
@@ -134,20 +97,13 @@ def main() -> None:
         metavar="GB",
         help="for clips, per device (default: %(default)g): as many videos at once as fit, at least one and at most 8",
     )
-    parser.add_argument("--batch-size", type=int, help="videos per device, instead of --memory")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu"))
-    parser.add_argument("--decode", default="auto", choices=("auto", "cpu", "gpu"))
-    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "float32"))
-    parser.add_argument("--cache", help="where shards of a URL are staged")
-    parser.add_argument("--cache-size", help="how much of it they may fill, such as 200GB")
+    add_flags(parser, "--weights", "--batch-size", "--device", "--decode", batch_size="videos per device, instead of --memory")
     parser.add_argument("--quarantine", type=Path, help="a CSV to which videos that cannot be read are written")
-    parser.add_argument("--json", type=Path, help="write scores, per-class accuracy and the confusion matrix here")
-    parser.add_argument("options", nargs="*", metavar="name=value", help="how clips are cut: clips, crops, stride, ...")
-    args = parser.parse_args()
-    print_any_name()
+    about = "write scores, per-class accuracy and the confusion matrix here"
+    add_flags(parser, "--precision", "--cache", "--cache-size", "--json", json=about)
+    add_flags(parser, "options", options="how clips are cut: clips, crops, stride, ...")
+    args = parse(parser)
     try:
-        if args.json and not args.json.parent.is_dir():
-            raise ValueError(f"{args.json.parent} does not exist: --json needs a folder that does.")
         world = init_world(args.device)
         scores, classes, how = score(args, world)
     except FloatingPointError as error:

@@ -15,9 +15,7 @@ WebDataset tars, with KEY.json.
 
 from __future__ import annotations
 
-import argparse
 import csv
-import dataclasses
 import io
 import json
 import sys
@@ -32,15 +30,12 @@ import torch
 from tqdm import tqdm
 
 from i2v.atomic import replacing
-from i2v.checkpoint import load_checkpoint
-from i2v.config import load_config, parse_option
-from i2v.console import print_any_name
 from i2v.distributed import World, close_world, init_world, sum_over_ranks, wait_for_all
 from i2v.lock import held
 from i2v.metrics import VIEWS_AT_ONCE, videos_at_once
 from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.shards import ClipError
-from i2v.runtime import autocast_for, build_model, choose_precision, place, restore_model
+from i2v.session import add_flags, command, open_session, parse
 from i2v.weights import fingerprint
 
 PART = 16  # videos that are written together, and that an interruption costs at most
@@ -50,38 +45,27 @@ FILE_NAMES = ("utf-8", "surrogateescape")  # in tables, as in clips.csv: what is
 
 def extract(args, world: World) -> tuple[int, list[str]]:
     """Write the features. Returns how many videos there are, and the keys of those that could not be read."""
-    model, clips, name = open_model(args)
-    options = clips | {"num_frames": model.num_frames, "size": model.spec.image_size} | dict(map(parse_option, args.options))
-    split = "test"
-    if args.window is not None:
-        split, options = "windows", options | {"window": args.window, "hop": args.hop}
-    dtype = choose_precision(args.precision, world.device)
-    weights = fingerprint({name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head.")})
-    place(model, world.device, dtype)
-    model.eval()
-    loader = build_loader(
-        args.data,
-        split,
-        options,
-        args.batch_size or videos_at_once(options, MEMORY),
-        "gpu" if world.device.type == "cuda" else "cpu",
-        decode=args.decode,
-        cache=args.cache,
-        cache_size=args.cache_size,
-    )
+    session = open_session(args)
+    own = {name: tensor for name, tensor in session.model.state_dict().items() if not name.startswith("head.")}
+    weights = fingerprint(own)  # before anything is cast
+    session.place(world.device, args.precision)
+    views = session.views(args.options, args.window, args.hop)
+    batch_size = args.batch_size or videos_at_once(views["options"], MEMORY)
+    stored = {"decode": args.decode, "cache": args.cache, "cache_size": args.cache_size}
+    loader = build_loader(args.data, batch_size=batch_size, **views, **stored)
     how = {
-        "model": name,
+        "model": str(args.checkpoint or args.config),
         "weights": weights,
         "data": loader.fingerprint(),
         "videos": len(loader.shards),
-        "split": split,
+        "split": views["split"],
         "format": args.format,
         "part": PART,
-        "options": options,
-        "precision": str(dtype).removeprefix("torch."),
+        "options": views["options"],
+        "precision": session.precision,
     }
     with held(args.out, world):
-        return write_features(args, model, loader, how, world, autocast_for(world.device, dtype))
+        return write_features(args, session.model, loader, how, world, session.autocast)
 
 
 def write_features(args, model, loader, how: dict, world: World, autocast) -> tuple[int, list[str]]:
@@ -134,19 +118,6 @@ def add_features(found: dict[int, list], model, batch, loader, autocast) -> None
 
 def videos_of(part: int, shards) -> range:
     return range(part * PART, min((part + 1) * PART, len(shards)))
-
-
-def open_model(args):
-    """(model, how its clips are cut, what it is called)."""
-    if args.checkpoint:
-        tensors, meta = load_checkpoint(args.checkpoint)
-        return restore_model(tensors, meta, args.weights), meta["clips"], str(args.checkpoint)
-    config = load_config(args.config, [f"model.weights={args.weights}"] if args.weights else [])
-    model, _ = build_model(dataclasses.replace(config.model, head={"type": "linear"}), ["none"])  # the head is not used
-    trained = [name for name in model.trainable_parameters() if not name.startswith("head.")]
-    if trained:
-        raise ValueError(f"{args.config} is a model that must be trained first ({trained[0]}): give its run's --checkpoint.")
-    return model, config.clips, str(args.config)
 
 
 def first_rows(plan) -> np.ndarray:
@@ -244,31 +215,21 @@ def join_parts(out: Path, parts: range) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="i2v.features", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command("i2v.features", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--checkpoint", type=Path, help="best.safetensors or last.safetensors of a run")
+    add_flags(what, "--checkpoint")
     what.add_argument("--config", help="an experiment whose backbone needs no training, such as CLIP's")
     parser.add_argument("--data", required=True, help="shards: a folder or URL that make_shards wrote to")
     parser.add_argument("--out", required=True, type=Path, help="folder to write, continued if it was left unfinished")
-    parser.add_argument("--window", type=float, metavar="S", help="seconds that a row covers, sliding over the video")
-    parser.add_argument("--hop", type=float, metavar="S", help="seconds from window to window (default: --window)")
+    add_flags(parser, "--window", "--hop", window="seconds that a row covers, sliding over the video")
     parser.add_argument("--format", default="npy", choices=("npy", "shards"))
-    parser.add_argument("--weights", help="the backbone's file or tag, if it is not where the run had it")
-    parser.add_argument("--batch-size", type=int, help="windows, or videos, at once (default: what fits into 4 GB, at most 8)")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu"))
-    parser.add_argument("--decode", default="auto", choices=("auto", "cpu", "gpu"))
-    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "float32"))
-    parser.add_argument("--cache", help="where shards of a URL are staged")
-    parser.add_argument("--cache-size", help="how much of it they may fill, such as 200GB")
-    parser.add_argument("options", nargs="*", metavar="name=value", help="how clips are cut: clips, crops, fps")
-    args = parser.parse_args()
-    print_any_name()
+    about = "windows, or videos, at once (default: what fits into 4 GB, at most 8)"
+    add_flags(parser, "--weights", "--batch-size", "--device", "--decode", batch_size=about)
+    about = "how clips are cut: clips, crops, fps"
+    add_flags(parser, "--precision", "--cache", "--cache-size", "options", options=about)
+    args = parse(parser)
     world = None
     try:
-        if args.hop is not None and args.window is None:
-            raise ValueError("--hop says how far windows are apart: give --window as well.")
         world = init_world(args.device)
         videos, unreadable = extract(args, world)
     except (ValueError, TypeError, OSError, ShardError) as error:

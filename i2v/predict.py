@@ -11,7 +11,6 @@ H.264 or HEVC are imitated with VP9). Needs the checkpoint and the backbone's we
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import sys
@@ -20,13 +19,11 @@ from pathlib import Path
 
 import torch
 
-from i2v.checkpoint import load_checkpoint
-from i2v.console import print_any_name
 from i2v.distributed import init_world
 from i2v.metrics import videos_at_once, view_probabilities
 from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.graph import CPU_CODECS
-from i2v.runtime import autocast_for, choose_precision, place, restore_model
+from i2v.session import Session, add_flags, command, open_session, parse
 from i2v.shard_tools.dataset import OutputError, make_shards
 from i2v.shard_tools.encode import EncodeSettings
 from i2v.shard_tools.paths import videos_below
@@ -52,19 +49,16 @@ def find_videos(paths: list[Path]) -> list[Path]:
 
 
 @torch.no_grad()
-def predict(model, meta: dict, videos: list[Path], device: torch.device, autocast, workers: int, window=None, hop=None) -> dict:
+def predict(session: Session, videos: list[Path], workers: int = 0, window=None, hop=None) -> dict:
     """For every video a list of (start, end, probabilities): seconds as players count them, and a (K,) tensor; or why it
     could not be read.
 
     window, hop: seconds; None: the views of the run's evaluation, averaged, are one answer for the whole video.
     """
-    stored = dict(meta["stored"])
+    stored, views = dict(session.meta.stored), session.views((), window, hop)
     if stored["codec"] not in CPU_CODECS:
         stored |= {"codec": "vp9", "crf": None}
-    options = meta["clips"] | {"num_frames": model.num_frames, "size": model.spec.image_size}
-    split = "test"
     if window is not None:
-        split, options = "windows", options | {"window": window, "hop": hop}
         stored["max_seconds"] = None
     found: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -73,11 +67,10 @@ def predict(model, meta: dict, videos: list[Path], device: torch.device, autocas
         with open(Path(folder) / "rejected.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
             found |= {row["path"]: row["reason"] for row in csv.DictReader(file)}
         if manifest["clips"]:
-            where = "gpu" if device.type == "cuda" else "cpu"
-            loader = build_loader(folder, split, options, min(videos_at_once(options, MEMORY), manifest["clips"]), where)
+            loader = build_loader(folder, batch_size=min(videos_at_once(views["options"], MEMORY), manifest["clips"]), **views)
             for batch in loader:
-                with autocast():
-                    probabilities = view_probabilities(model, batch).cpu()
+                with session.autocast():
+                    probabilities = view_probabilities(session.model, batch).cpu()
                 for i in batch.weights.nonzero().flatten().tolist():
                     clip = int(batch.ids[i])
                     length = float(loader.shards.clips["frames"][clip] / loader.shards.clips["fps"][clip])
@@ -91,42 +84,27 @@ def predict(model, meta: dict, videos: list[Path], device: torch.device, autocas
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="i2v.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command("i2v.predict", __doc__)
     parser.add_argument("--checkpoint", required=True, type=Path, help="best.safetensors or last.safetensors of a run")
     parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="files, or folders that are searched for them")
     parser.add_argument("--top", type=int, default=5, help="how many classes to name")
-    parser.add_argument("--window", type=float, metavar="S", help="an answer for every so many seconds of a video")
-    parser.add_argument("--hop", type=float, metavar="S", help="seconds from window to window (default: --window)")
-    parser.add_argument("--weights", help="the backbone's file or tag, if it is not where the run had it")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu"))
-    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "float32"))
+    add_flags(parser, "--window", "--hop", window="an answer for every so many seconds of a video")
+    add_flags(parser, "--weights", "--device", "--precision")
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare videos (default: this one)")
-    parser.add_argument("--json", type=Path, help="write all of it here as well")
-    args = parser.parse_args()
-    print_any_name()
+    add_flags(parser, "--json", json="write all of it here as well")
+    args = parse(parser)
     try:
         if args.top < 1:
             raise ValueError(f"--top is {args.top}: it must be at least 1.")
-        if args.hop is not None and args.window is None:
-            raise ValueError("--hop says how far windows are apart: give --window as well.")
         if args.workers < 0:
             raise ValueError(f"--workers is {args.workers}: it must be at least 0.")
-        if args.json and not args.json.parent.is_dir():
-            raise ValueError(f"{args.json.parent} does not exist: --json needs a folder that does.")
-        videos = find_videos(args.videos)
-        tensors, meta = load_checkpoint(args.checkpoint)
-        device = init_world(args.device).device
-        model = restore_model(tensors, meta, args.weights).eval()
-        dtype = choose_precision(args.precision, device)
-        place(model, device, dtype)
+        videos, session = find_videos(args.videos), open_session(args)
+        session.place(init_world(args.device).device, args.precision)
         results = []
         for first in range(0, len(videos), AT_ONCE):
-            chunk = videos[first : first + AT_ONCE]
-            found = predict(model, meta, chunk, device, autocast_for(device, dtype), args.workers, args.window, args.hop)
+            found = predict(session, videos[first : first + AT_ONCE], args.workers, args.window, args.hop)
             for video, answer in found.items():
-                results.append(show(video, answer, meta["classes"], args.top, args.window is not None))
+                results.append(show(video, answer, session.meta.classes, args.top, args.window is not None))
     except (ValueError, TypeError, OSError, ShardError, OutputError) as error:
         sys.exit(f"i2v.predict: {error}")
     if args.json:

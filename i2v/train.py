@@ -16,7 +16,7 @@ import math
 import random
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ import yaml
 from torch.nn.parallel import DistributedDataParallel
 
 from i2v.atomic import replacing
-from i2v.checkpoint import OPTIMIZER, load_checkpoint, not_finite, optimizer_tensors, restore_optimizer, save_checkpoint
+from i2v.checkpoint import OPTIMIZER, Meta, load_checkpoint, not_finite, optimizer_tensors, restore_optimizer, save_checkpoint
 from i2v.config import Config, load_config, to_dict
 from i2v.continuation import check_continuation
 from i2v.distributed import StopSignal, World, all_agree, close_world, init_world, share_buffers, sum_over_ranks
@@ -38,7 +38,7 @@ from i2v.optim import build_optimizer, learning_rate
 from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.options import OrderOptions
 from i2v.runlog import RunLog
-from i2v.runtime import autocast_for, build_model, choose_precision, compile_blocks, describe_backbone, own_tensors, place
+from i2v.session import autocast_for, build_model, choose_precision, compile_blocks, describe_backbone, own_tensors, place
 from i2v.weights import load_weights
 
 SAVED = "The state of the run is saved: the same command continues from it."
@@ -85,7 +85,7 @@ def train_in(out: Path, config: Config, world: World) -> None:
     # ---- where were we? ----------------------------------------------------------------------------------------------
     train, last = config.train, out / "last.safetensors"
     saved, meta = load_checkpoint(last) if last.exists() else ({}, None)
-    progress = Progress(**meta["progress"]) if meta else Progress()
+    progress = Progress(**meta.progress) if meta else Progress()
 
     # ---- data --------------------------------------------------------------------------------------------------------
     # A step is batch_size clips on any number of devices; what does not fit at once is accumulated. The loader's only
@@ -106,15 +106,15 @@ def train_in(out: Path, config: Config, world: World) -> None:
     parameters = model.trainable_parameters()
     if not parameters:
         raise ValueError(f"{config.model.method} with a {config.model.head['type']} head trains nothing: use i2v.evaluate.")
-    identity = {
-        "model": model.config,
-        "backbone": describe_backbone(model, config.model, source),
-        "classes": classes,
-        "stored": how_stored(loader.shards.manifest),
-        "stream": loader.fingerprint(),
-        "clips": config.clips,
-        "config": to_dict(config),
-    }
+    identity = Meta(
+        model=model.config,
+        backbone=describe_backbone(model, config.model, source),
+        classes=classes,
+        stored=how_stored(loader.shards.manifest),
+        stream=loader.fingerprint(),
+        clips=config.clips,
+        config=to_dict(config),
+    )
     if meta:
         check_continuation(identity, meta, last)
         load_weights(model, {name: tensor for name, tensor in saved.items() if not name.startswith(OPTIMIZER)}, "i2v")
@@ -140,10 +140,10 @@ def train_in(out: Path, config: Config, world: World) -> None:
             temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
 
     def save(name: str, tensors: dict, **more) -> None:
-        save_state(out / name, tensors, identity | {"progress": progress.as_dict()} | more, world)
+        save_state(out / name, tensors, replace(identity, progress=progress.as_dict(), **more), world)
 
     def save_last() -> None:
-        save("last.safetensors", own_tensors(model, identity["backbone"]) | optimizer_tensors(optimizer))
+        save("last.safetensors", own_tensors(model, identity.backbone) | optimizer_tensors(optimizer))
 
     def validate() -> None:
         share_buffers(model)  # each rank's BatchNorm saw other clips: all score with, and save, those of rank 0
@@ -153,7 +153,7 @@ def train_in(out: Path, config: Config, world: World) -> None:
         log.test(progress.step, progress.samples / clips_per_epoch, scores)
         if scores.top1 > progress.best:
             progress.best = scores.top1
-            save("best.safetensors", own_tensors(model, identity["backbone"]), scores=scores.summary())
+            save("best.safetensors", own_tensors(model, identity.backbone), scores=scores.summary())
 
     # ---- loop --------------------------------------------------------------------------------------------------------
     # Nothing in it waits for the device but the log, every log_every steps: sums stay on the device, and whether to stop
@@ -215,13 +215,13 @@ def replicate(model, world: World):
     return model, DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
-def save_state(path: Path, tensors: dict, meta: dict, world: World) -> None:
+def save_state(path: Path, tensors: dict, meta: Meta, world: World) -> None:
     """Write a checkpoint, once; on all ranks alike it succeeds or raises.
 
     Raises FloatingPointError, and leaves the file as it was, for a state that is not finite: nothing continues from one.
     """
-    step, bad = meta["progress"]["step"], not_finite(tensors)
-    if not math.isfinite(meta["progress"]["loss"]):
+    step, bad = meta.progress["step"], not_finite(tensors)
+    if not math.isfinite(meta.progress["loss"]):
         bad.insert(0, "the loss")
     if not all_agree(not bad):
         what = f"{bad[0]} and {len(bad) - 1} more" if len(bad) > 1 else bad[0] if bad else "the state of another process"
@@ -242,7 +242,7 @@ def after_divergence(config: Config) -> str:
     precision = "" if config.train.precision == "float32" else ", or with train.precision=float32"
     kept = "nothing was saved yet"
     if last.exists():
-        kept = f"{last} is kept as it was after step {load_checkpoint(last)[1]['progress']['step']}"
+        kept = f"{last} is kept as it was after step {load_checkpoint(last)[1].progress['step']}"
     return (
         f"{kept}, but continued it would come to the same end; begin anew in another folder with a lower learning rate "
         f"({lower}){precision}."
@@ -377,7 +377,7 @@ def crosses(before: int, after: int, every: float) -> bool:
 def describe(log: RunLog, config: Config, world: World, model, meta, source, dtype, batch: str, videos: int) -> None:
     trained = sum(p.numel() for p in model.trainable_parameters().values())
     frozen = sum(p.numel() for p in model.frozen_parameters().values())
-    begin = f"continuing after step {meta['progress']['step']}" if meta else "starting"
+    begin = f"continuing after step {meta.progress['step']}" if meta else "starting"
     log.say(
         f"{begin}: {config.model.method} in {config.out}, {videos} videos, "
         f"{trained / 1e6:.3f} M parameters train, {frozen / 1e6:.3f} M are frozen ({source})"
@@ -386,7 +386,7 @@ def describe(log: RunLog, config: Config, world: World, model, meta, source, dty
         f"{world.size} x {world.device}, {str(dtype).removeprefix('torch.')}, batch {config.train.batch_size} = "
         f"{world.size} devices x {batch} passes"
     )
-    before = meta["config"]["train"]["batch_size"] if meta else config.train.batch_size
+    before = meta.config["train"]["batch_size"] if meta else config.train.batch_size
     if before != config.train.batch_size:
         log.say(
             f"WARNING: the steps before were of {before} clips: with train.batch_size {config.train.batch_size} the run goes "

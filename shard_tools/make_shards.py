@@ -27,6 +27,8 @@ from i2v.shard_tools.output import Output, OutputError
 from i2v.shard_tools.paths import is_url
 from i2v.shard_tools.sources import LAYOUTS, Listing, Video, read_sources
 
+NAMED = 8  # classes that the summary names
+
 EPILOG = """\
 what comes out, in DIR
   shard-000000.tar    WebDataset: 000000-000000.mp4, 000000-000000.json, ... in shuffled order
@@ -283,6 +285,10 @@ def summary(manifest: dict, output: Output, seconds: float) -> str:
         f"  sizes     {', '.join(f'{size}: {count:,}' for size, count in sizes[:8])}"
         + (f" and {len(sizes) - 8} more" if len(sizes) > 8 else ""),
     ]
+    if manifest["classes"]:
+        names = manifest["classes"]
+        more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+        lines.insert(1, f"  classes   {', '.join(names[:NAMED])}{more}")
     if manifest["appended"]:
         last = manifest["appended"][-1]
         lines.insert(1, f"  appended  {last['clips']:,} of them last; rejected then: {last['rejected']:,}")

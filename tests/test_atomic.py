@@ -1,13 +1,14 @@
 """A file that is being replaced is the old one or the new one for whoever reads it, whatever ends the writer."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 
 from i2v import atomic, checkpoint
 from i2v.atomic import remove_leftovers, replacing
-from i2v.checkpoint import load_checkpoint, save_checkpoint
+from i2v.checkpoint import Backbone, Meta, load_checkpoint, save_checkpoint
 
 
 class Died(BaseException):
@@ -65,8 +66,8 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, Died])
 def test_a_checkpoint_that_is_being_written_does_not_touch_the_one_before(tmp_path, monkeypatch, error):
-    path = tmp_path / "last.safetensors"
-    save_checkpoint(path, {"a": torch.ones(3)}, {"step": 1})
+    path, meta = tmp_path / "last.safetensors", Meta({}, Backbone("", "", None), [])
+    save_checkpoint(path, {"a": torch.ones(3)}, meta)
     before, save = path.read_bytes(), checkpoint.save_file
 
     def save_half(tensors, name, metadata):
@@ -78,9 +79,9 @@ def test_a_checkpoint_that_is_being_written_does_not_touch_the_one_before(tmp_pa
 
     monkeypatch.setattr(checkpoint, "save_file", save_half)
     with pytest.raises(error):
-        save_checkpoint(path, {"a": torch.zeros(3)}, {"step": 2})
+        save_checkpoint(path, {"a": torch.zeros(3)}, replace(meta, progress={"step": 2}))
     assert path.read_bytes() == before and os.listdir(tmp_path) == [path.name]
     monkeypatch.undo()
-    save_checkpoint(path, {"a": torch.zeros(3)}, {"step": 2})
+    save_checkpoint(path, {"a": torch.zeros(3)}, replace(meta, progress={"step": 2}))
     tensors, meta = load_checkpoint(path)
-    assert meta["step"] == 2 and torch.equal(tensors["a"], torch.zeros(3))
+    assert meta.progress["step"] == 2 and torch.equal(tensors["a"], torch.zeros(3))

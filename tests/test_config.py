@@ -22,7 +22,7 @@ from tests.references import figures, find
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-EXPERIMENTS = [path for path in CONFIGS if path.parent.name != "demo"]
+EXPERIMENTS = [path for path in CONFIGS if path.parent.name not in ("demo", "configs")]
 MINIMAL = {"model": {"method": "st_adapter"}, "data": {"train": "a"}, "train": {"epochs": 1, "batch_size": 2, "lr": 0.1}}
 
 

@@ -10,9 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import i2v.convert as program
-from i2v.checkpoint import load_checkpoint, save_checkpoint
+from i2v.checkpoint import Backbone, Meta, load_checkpoint, save_checkpoint
 from i2v.model import create_model, merge_adapters
-from i2v.runtime import own_tensors, restore_model
+from i2v.session import own_tensors, restore_model
 from i2v.vit import VisionTransformer, ViTSpec
 from i2v.weights import fingerprint, load_weights, read_state_dict
 
@@ -65,7 +65,7 @@ def test_released_weights_become_a_checkpoint_with_the_same_logits(tmp_path, mon
         tmp_path / "out.safetensors",
     )
     assert f"{tmp_path}/classes.txt: {classes} names, numbered from 0.\n" in capsys.readouterr().out
-    assert load_checkpoint(tmp_path / "out.safetensors")[1]["classes"] == [f"class {i}" for i in range(classes)]
+    assert load_checkpoint(tmp_path / "out.safetensors")[1].classes == [f"class {i}" for i in range(classes)]
     model = restore_model(*load_checkpoint(tmp_path / "out.safetensors")).eval()
     assert torch.allclose(model(golden["input"]), golden["logits"], atol=1e-5)
 
@@ -80,19 +80,9 @@ def zeroi2v(tmp_path, shapes):
     for parameter in model.trainable_parameters().values():
         torch.nn.init.normal_(parameter, std=0.1)
     manifest = json.loads((shapes / "vp9-val" / "manifest.json").read_text())
-    meta = {
-        "model": model.config,
-        "classes": manifest["classes"],
-        "clips": {},
-        "progress": {"step": 1},
-        "config": {},
-        "backbone": {
-            "name": GEOMETRY,
-            "weights": str(tmp_path / "clip.safetensors"),
-            "fingerprint": fingerprint(model.frozen_parameters()),
-        },
-    }
-    save_checkpoint(tmp_path / "best.safetensors", own_tensors(model, meta["backbone"]), meta)
+    backbone = Backbone(GEOMETRY, str(tmp_path / "clip.safetensors"), fingerprint(model.frozen_parameters()))
+    meta = Meta(model.config, backbone, manifest["classes"])
+    save_checkpoint(tmp_path / "best.safetensors", own_tensors(model, backbone), meta)
     return tmp_path / "best.safetensors"
 
 
@@ -139,7 +129,7 @@ def test_a_merge_that_changes_the_logits_is_refused_and_nothing_is_written(zeroi
 
 def test_a_method_without_a_merge_says_so(tmp_path, monkeypatch):
     model = create_model("st_adapter", GEOMETRY, 4, 8, adapter_width=8)
-    meta = {"model": model.config, "backbone": {"name": GEOMETRY, "weights": "included", "fingerprint": ""}, "classes": []}
-    save_checkpoint(tmp_path / "a.safetensors", own_tensors(model, meta["backbone"]), meta)
+    backbone = Backbone(GEOMETRY, "included", None)
+    save_checkpoint(tmp_path / "a.safetensors", own_tensors(model, backbone), Meta(model.config, backbone, []))
     with pytest.raises(SystemExit, match="'st_adapter' model cannot be merged"):
         convert(monkeypatch, "--checkpoint", tmp_path / "a.safetensors", "--merge", "--out", tmp_path / "b.safetensors")

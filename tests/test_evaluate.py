@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,13 @@ import torch
 from safetensors.torch import save_file
 
 from i2v import metrics
-from i2v.checkpoint import load_checkpoint, save_checkpoint
+from i2v.checkpoint import Backbone, Meta, load_checkpoint, save_checkpoint
 from i2v.metrics import evaluate
 from i2v.model import create_model
 from i2v.pipelines import Batch
 from i2v.pipelines.shards import ShardSet
 from i2v.predict import find_videos
-from i2v.runtime import restore_model
+from i2v.session import restore_model
 from i2v.vit import VisionTransformer, ViTSpec
 from i2v.weights import fingerprint, load_weights
 from tests.processes import LIMIT
@@ -37,19 +38,15 @@ def checkpoint(shapes, tmp_path_factory):
     load_weights(model, folder / "clip.safetensors", "clip")
     for parameter in model.trainable_parameters().values():
         torch.nn.init.normal_(parameter, std=0.3)
-    meta = {
-        "model": model.config,
-        "classes": classes,
-        "clips": {"flip": 0, "clips": 2, "crops": 3},
-        "backbone": {
-            "name": GEOMETRY,
-            "weights": str(folder / "clip.safetensors"),
-            "fingerprint": fingerprint(model.frozen_parameters()),
-        },
-        "stored": {"codec": "vp9", "gop": 8, "short_side": 48},
-        "config": {"data": {"val": str(shapes / "vp9-val")}},
-        "progress": {"step": 3},
-    }
+    meta = Meta(
+        model.config,
+        Backbone(GEOMETRY, str(folder / "clip.safetensors"), fingerprint(model.frozen_parameters())),
+        classes,
+        stored={"codec": "vp9", "gop": 8, "short_side": 48},
+        clips={"flip": 0, "clips": 2, "crops": 3},
+        config={"data": {"val": str(shapes / "vp9-val")}},
+        progress={"step": 3},
+    )
     save_checkpoint(folder / "best.safetensors", model.trainable_parameters(), meta)
     return folder / "best.safetensors"
 
@@ -134,7 +131,7 @@ def test_a_checkpoint_refuses_another_backbone_and_another_method(checkpoint, tm
     with pytest.raises(ValueError, match="was trained on another backbone"):
         restore_model(tensors, meta, str(tmp_path / "other.safetensors"))
     with pytest.raises(ValueError, match="does not fit the model as layout 'i2v'"):
-        restore_model(tensors, meta | {"model": meta["model"] | {"adapter_width": 8}})
+        restore_model(tensors, replace(meta, model=meta.model | {"adapter_width": 8}))
     with pytest.raises(ValueError, match="unexpected"):
         load_weights(create_model("clip", GEOMETRY, 4, 8), tensors, "i2v")
 

@@ -1,7 +1,6 @@
 """Every shipped YAML goes the whole way, with a small backbone: from the file to batches, a prediction, features and costs."""
 
 import csv
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,13 +9,13 @@ import torch
 import yaml
 
 from benchmarks import throughput
-from i2v.checkpoint import load_checkpoint, save_checkpoint
+from i2v.checkpoint import Meta, save_checkpoint
 from i2v.complexity import cost
 from i2v.config import load_config, to_dict
 from i2v.distributed import World
 from i2v.features import extract
 from i2v.predict import predict
-from i2v.runtime import describe_backbone, own_tensors, restore_model
+from i2v.session import describe_backbone, open_session, own_tensors
 from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import EncodeSettings
 from i2v.shard_tools.sources import Video
@@ -76,20 +75,12 @@ def test_every_config_goes_the_whole_way(path, data, monkeypatch):
     # As a checkpoint, on videos without labels, although left and right may be told apart in training
     torch.manual_seed(0)
     model = throughput.fresh_model(config.model, len(CLASSES))
-    meta = {
-        "model": model.config,
-        "backbone": describe_backbone(model, config.model, "random"),
-        "classes": CLASSES,
-        "stored": STORED,
-        "clips": config.clips,
-        "config": to_dict(config),
-        "progress": {"step": 0},
-    }
+    backbone = describe_backbone(model, config.model, "random")
+    meta = Meta(model.config, backbone, CLASSES, stored=STORED, clips=config.clips, config=to_dict(config))
     checkpoint = data / f"{path.parent.name}-{path.stem}.safetensors"
-    save_checkpoint(checkpoint, own_tensors(model, meta["backbone"]), meta)
-    model = restore_model(*load_checkpoint(checkpoint)).eval()
-    video = data / "0.mp4"
-    ((start, end, probabilities),) = predict(model, meta, [video], WORLD.device, nullcontext, workers=0)[str(video)]
+    save_checkpoint(checkpoint, own_tensors(model, backbone), meta)
+    video, session = data / "0.mp4", open_session(SimpleNamespace(checkpoint=checkpoint, weights=None))
+    ((start, end, probabilities),) = predict(session, [video])[str(video)]
     assert (start, end) == (0, 1) and probabilities.shape == (len(CLASSES),)
     assert probabilities.sum().item() == pytest.approx(1, abs=1e-4)
     args = SimpleNamespace(

@@ -20,7 +20,7 @@ from i2v.config import load_config
 from i2v.distributed import World
 from i2v.pipelines import build_loader
 from i2v.pipelines.loader import Loader
-from i2v.runtime import build_model
+from i2v.session import build_model
 from i2v.vit import VisionTransformer, ViTSpec
 from tests.processes import LIMIT
 

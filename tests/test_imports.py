@@ -20,6 +20,7 @@ ENTRY_POINTS = {
     "i2v.shard_tools.make_shards",
     "i2v.shard_tools.verify",
     "i2v.shard_tools.describe",
+    "i2v.shard_tools.relabel",
     "i2v.pipelines.preview",
 }
 

@@ -1,5 +1,6 @@
 """Whoever makes the shards, wherever they go and whatever breaks on the way: the same bytes."""
 
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -128,7 +129,7 @@ def test_a_task_that_missed_what_others_did_leaves_it_alone(source, whole, tmp_p
         make(source, out, on_progress=stop_after(7))
     videos, _ = load_sources(source)
     counts = []
-    job = {"of": "another"}, EncodeSettings(short_side=48), 0, 60
+    job = {"of": "another"}, functools.partial(pool.encode_videos, settings=EncodeSettings(short_side=48))
     before = contents(out)
     encode_shards(Output(out), [(0, videos[:3]), (1, videos[3:6])], *job, lambda *counted: counts.append(counted))
     assert counts == [(3, 0), (3, 0)] and contents(out) == before

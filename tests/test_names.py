@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import save_file
 
 from i2v import complexity, convert, evaluate, features, predict
-from i2v.checkpoint import save_checkpoint
+from i2v.checkpoint import Meta, save_checkpoint
 from i2v.config import load_config
 from i2v.model import create_model
 from i2v.pipelines import preview
 from i2v.pipelines.quarantine import Quarantine
 from i2v.pipelines.shards import ShardSet
-from i2v.runtime import describe_backbone
+from i2v.session import describe_backbone
 from i2v.shard_tools import describe, make_shards, verify
 from i2v.vit import VisionTransformer, ViTSpec
 from i2v.weights import load_weights
@@ -51,15 +51,13 @@ def place(tmp_path_factory):
     config = load_config(folder / "k400_é.yaml")
     model = create_model("zeroi2v", GEOMETRY, 4, 2)
     load_weights(model, folder / "clip.safetensors", "clip")
-    meta = {
-        "model": model.config,
-        "backbone": describe_backbone(model, config.model, str(folder / "clip.safetensors")),
-        "classes": ShardSet(shards).classes,
-        "clips": {},
-        "stored": {"codec": "vp9", "gop": 8, "short_side": 48},
-        "config": {"data": {"val": str(shards)}},
-        "progress": {"step": 1},
-    }
+    meta = Meta(
+        model.config,
+        describe_backbone(model, config.model, str(folder / "clip.safetensors")),
+        ShardSet(shards).classes,
+        stored={"codec": "vp9", "gop": 8, "short_side": 48},
+        config={"data": {"val": str(shards)}},
+    )
     save_checkpoint(folder / "best.safetensors", model.trainable_parameters(), meta)
     return folder
 

@@ -1,16 +1,18 @@
 """bf16 agrees with float32, and training moves what the recipe trains and nothing else: every method."""
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from i2v.checkpoint import Meta
 from i2v.config import ModelConfig, load_config
 from i2v.distributed import World
 from i2v.model import create_model
-from i2v.runtime import (
+from i2v.session import (
     autocast_for,
     choose_precision,
     compile_blocks,
@@ -74,12 +76,12 @@ def test_a_checkpoint_asks_for_clip_only_where_something_of_it_is_missing(train,
         model.head.set_text_features(torch.randn(8, 32))
     source = load_backbone(model, GEOMETRY, str(path))
     described = describe_backbone(model, described_model, source)
-    tensors, meta = own_tensors(model, described), {"model": model.config, "backbone": described}
+    tensors, meta = own_tensors(model, described), Meta(model.config, described, [])
     restored = restore_model(tensors, meta).state_dict()
     assert all(torch.equal(tensor, restored[name]) for name, tensor in model.state_dict().items())
     if (train, head) == ("all", "linear"):
         path.unlink()
-        older = meta | {"backbone": described | {"weights": str(path)}}
+        older = replace(meta, backbone=replace(described, weights=str(path)))
         restored = restore_model(tensors, older).state_dict()
         assert all(torch.equal(tensor, restored[name]) for name, tensor in model.state_dict().items())
     else:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from i2v.checkpoint import load_checkpoint
 from i2v.config import load_config
 from i2v.distributed import World
-from i2v.runtime import restore_model
+from i2v.session import restore_model
 from i2v.train import run
 from tests.test_evaluate import command
 from tests.test_heads import clip  # noqa: F401
@@ -57,7 +57,7 @@ def test_an_adapter_with_a_text_head_needs_no_text_tower_afterwards(write, tmp_p
     assert refused.returncode == 1 and "must be trained first" in refused.stderr
     run(load_config(config), World(0, 1, torch.device("cpu")))
     tensors, meta = load_checkpoint(tmp_path / "run" / "best.safetensors")
-    assert tensors["head.text_features"].shape == (8, 24) and meta["model"]["head"]["class_names"] == meta["classes"]
+    assert tensors["head.text_features"].shape == (8, 24) and meta.model["head"]["class_names"] == meta.classes
     visual = {n: t for n, t in clip.state_dict().items() if n.startswith("visual.") or n == "logit_scale"}
     save_file(visual, tmp_path / "visual.safetensors")
     model = restore_model(tensors, meta, str(tmp_path / "visual.safetensors"))

@@ -1,15 +1,14 @@
 """Times that we give are those that a player shows: of a video that begins later than its sound, too."""
 
-import contextlib
-
 import pytest
-import torch
 
 from i2v import predict
+from i2v.checkpoint import Backbone, Meta
 from i2v.features import spans
 from i2v.model import create_model
 from i2v.pipelines import build_loader
 from i2v.pipelines.shards import ShardSet
+from i2v.session import Session
 from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import EncodeSettings
 from i2v.shard_tools.sources import Video
@@ -58,9 +57,9 @@ def test_what_is_stored_says_when_it_begins(late, tmp_path):
 
 def test_predictions_say_what_happens_when_a_player_shows_it(late):
     model = create_model("clip", GEOMETRY, 2, 3).eval()
-    meta = {"stored": {"codec": "vp9", "gop": 8, "short_side": 48}, "clips": {}}
+    meta = Meta(model.config, Backbone("", "", None), [], stored={"codec": "vp9", "gop": 8, "short_side": 48})
     videos = [late / "late.mkv", late / "video.mp4"]
-    found = predict.predict(model, meta, videos, torch.device("cpu"), contextlib.nullcontext, 0, window=1.0)
+    found = predict.predict(Session(model, meta), videos, window=1.0)
     for video, begin in zip(videos, (LATER, 0.0)):
         times = [(start, end) for start, end, _ in found[str(video)]]
         assert times == [pytest.approx((begin, begin + 1), abs=1e-6), pytest.approx((begin + 1, begin + 2), abs=1e-6)]

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from i2v.checkpoint import load_checkpoint, save_checkpoint
+from i2v.checkpoint import load_checkpoint
 from i2v.config import load_config
 from i2v.distributed import World
 from i2v.lock import only_writer
@@ -113,7 +114,7 @@ def test_a_run_leaves_what_a_user_needs(config, tmp_path):
     assert any(name.startswith("events.out.tfevents") for name in names)
     weights, meta = load_checkpoint(tmp_path / "best.safetensors")
     assert all(name.startswith("head.") or "adapter" in name for name in weights)  # adapters only, no backbone
-    assert meta["classes"] == sorted(meta["classes"]) and len(meta["classes"]) == 8
+    assert meta.classes == sorted(meta.classes) and len(meta.classes) == 8
     assert [r["counted"] for r in log if "top1" in r] == [16]
     assert load_config(tmp_path / "config.yaml").train.max_steps == 3
 
@@ -140,7 +141,7 @@ def test_killed_twice_and_continued_equals_uninterrupted(config, uninterrupted, 
 @pytest.mark.process
 def test_sigterm_writes_a_checkpoint_and_exits_with_0(config, uninterrupted, tmp_path):
     assert spawn(config, tmp_path, kill=("SIGTERM", 4)) == 0
-    assert load_checkpoint(tmp_path / "last.safetensors")[1]["progress"]["step"] == 5
+    assert load_checkpoint(tmp_path / "last.safetensors")[1].progress["step"] == 5
     assert_same(train(config, tmp_path), uninterrupted)
 
 
@@ -154,14 +155,14 @@ def test_the_best_checkpoint_is_that_of_the_best_evaluation(config, tmp_path, mo
     for steps, best in ((6, 3), (12, 3), (18, 15)):
         train(config, tmp_path, *options, f"train.max_steps={steps}")
         meta = load_checkpoint(tmp_path / "best.safetensors")[1]
-        assert meta["progress"]["step"] == best and meta["scores"]["top1"] == (0.75 if best == 15 else 0.5)
+        assert meta.progress["step"] == best and meta.scores["top1"] == (0.75 if best == 15 else 0.5)
 
 
 @pytest.mark.process
 def test_two_ranks_killed_and_continued_equal_two_ranks_uninterrupted(config, tmp_path):
     assert spawn(config, tmp_path / "whole", ranks=2) == 0
     assert spawn(config, tmp_path / "killed", ranks=2, kill=("SIGKILL", 7)) != 0
-    assert load_checkpoint(tmp_path / "killed" / "last.safetensors")[1]["progress"]["step"] == 6
+    assert load_checkpoint(tmp_path / "killed" / "last.safetensors")[1].progress["step"] == 6
     assert spawn(config, tmp_path / "killed", ranks=2) == 0
     assert_same(result(tmp_path / "killed"), result(tmp_path / "whole"))
 
@@ -235,11 +236,11 @@ def test_a_run_whose_checkpoint_holds_every_weight_continues_without_the_backbon
     train(config, tmp_path / "run", *whole, "train.max_steps=1")
     clip.unlink()
     train(config, tmp_path / "run", *whole, "train.max_steps=2")
-    assert load_checkpoint(tmp_path / "run" / "last.safetensors")[1]["progress"]["step"] == 2
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors")[1].progress["step"] == 2
 
 
 def test_a_random_backbone_travels_with_the_checkpoint(config, tmp_path):
-    from i2v.runtime import restore_model
+    from i2v.session import restore_model
 
     train(config, tmp_path, "model.weights=random", "train.max_steps=1", "data.val=null")
     first, second = (restore_model(*load_checkpoint(tmp_path / "last.safetensors")).eval() for _ in range(2))
@@ -359,7 +360,7 @@ def test_a_store_that_fails_on_one_of_two_ranks_stops_both_with_the_state_saved(
         out = f"failed{failing}"
         failed = run_two(out, failing, 16)  # in the second pass of the second step: the graph works one batch ahead
         assert failed.returncode != 0 and "the store does not answer." in failed.stderr
-        assert load_checkpoint(tmp_path / out / "last.safetensors")[1]["progress"]["step"] == 1
+        assert load_checkpoint(tmp_path / out / "last.safetensors")[1].progress["step"] == 1
         assert run_two(out).returncode == 0
         assert_same(result(tmp_path / out), result(tmp_path / "whole"))
 
@@ -375,7 +376,7 @@ def test_data_that_fails_stops_the_run_with_its_state_saved(config, tmp_path, mo
         patched.setattr(program, "build_loader", failing_from(8 * step + 7))
         train(config, tmp_path / "failed", "data.val=null")
     _, meta = load_checkpoint(tmp_path / "failed" / "last.safetensors")
-    assert meta["progress"]["step"] == saved
+    assert meta.progress["step"] == saved
     again = train(config, tmp_path / "failed", "data.val=null")
     assert_same(again, whole)
 
@@ -429,9 +430,11 @@ def test_a_run_is_not_continued_with_another_experiment(config, tmp_path, change
 
 
 def edit_meta(path, change):
-    tensors, meta = load_checkpoint(path)
+    """Change what a checkpoint says, as it stands in the file."""
+    with safe_open(path, "pt") as file:
+        meta = json.loads(file.metadata()["i2v"])
     change(meta)
-    save_checkpoint(path, tensors, meta)
+    save_file(load_file(path), path, {"i2v": json.dumps(meta)})
 
 
 @pytest.mark.parametrize(
@@ -462,7 +465,23 @@ def test_a_run_from_before_a_key_existed_is_continued_at_its_default(config, tmp
     with pytest.raises(ValueError, match=f"belongs to a run with {name}.* = .*, this one has"):
         train(config, tmp_path, "train.max_steps=2", "data.val=null", f"{name}={other}")
     train(config, tmp_path, "train.max_steps=2", "data.val=null", f"{name}={default}")
-    assert load_checkpoint(tmp_path / "last.safetensors")[1]["progress"]["step"] == 2
+    assert load_checkpoint(tmp_path / "last.safetensors")[1].progress["step"] == 2
+
+
+def test_a_checkpoint_that_says_less_is_read_and_continued(config, uninterrupted, tmp_path):
+    """No version, nothing about the stream of videos, sections of its configuration missing: it has their defaults."""
+    train(config, tmp_path, "train.max_steps=3", "train.eval_every=100")
+
+    def forget(meta):
+        assert meta.pop("version") == 1 and meta.pop("stream") and meta.pop("clips") is not None and meta.pop("stored")
+        del meta["config"]["data"]["cache"], meta["config"]["train"]["mixup"]
+
+    edit_meta(tmp_path / "last.safetensors", forget)
+    meta = load_checkpoint(tmp_path / "last.safetensors")[1]
+    assert meta.stream is None and meta.clips == {} and meta.stored["codec"] == "vp9"
+    assert meta.config["data"]["cache"] is None and meta.config["train"]["mixup"] == 0
+    weights, _ = train(config, tmp_path)
+    assert all(torch.equal(weights[name], uninterrupted[0][name]) for name in weights)
 
 
 def test_a_checkpoint_of_a_newer_version_is_refused(config, tmp_path):
@@ -603,7 +622,7 @@ def test_the_remedy_for_divergence_works(config, tmp_path):
     remedy = re.search(r"\((out=\S+) (train.lr=\S+)\)", str(raised.value)).groups()
     assert load_config(config, ["train.lr=3e-3", *remedy]).train.lr == pytest.approx(1e30 / 3, rel=0.2)
     run(load_config(config, [*options, remedy[0], "train.lr=1e-3"]), CPU)
-    assert load_checkpoint(tmp_path / "a-2" / "last.safetensors")[1]["progress"]["step"] == 4
+    assert load_checkpoint(tmp_path / "a-2" / "last.safetensors")[1].progress["step"] == 4
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,252 @@
+"""From a configuration or a checkpoint to a model that looks at clips, on a device and in the right precision."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from i2v.checkpoint import OPTIMIZER, Backbone, Meta, load_checkpoint
+from i2v.config import Config, ModelConfig, load_config, parse_option, to_dict
+from i2v.console import print_any_name
+from i2v.model import VideoClassifier, create_model
+from i2v.text import text_features
+from i2v.vit import Attention
+from i2v.weights import COUNTER, backbone_file, fingerprint, load_weights
+
+INCLUDED = "included"  # where a backbone is that no other file holds: in the checkpoint
+
+
+@dataclass
+class Session:
+    """A model in eval mode, and what its checkpoint says about it; on the CPU in float32 until it is placed."""
+
+    model: VideoClassifier
+    meta: Meta
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+
+    def place(self, device: torch.device, precision: str) -> None:
+        """Move the model to where it will run; precision: auto, bf16 or float32."""
+        self.device, self.dtype = device, choose_precision(precision, device)
+        place(self.model, device, self.dtype)
+
+    @property
+    def autocast(self) -> Callable:
+        """Gives the context in which the model runs."""
+        return autocast_for(self.device, self.dtype)
+
+    @property
+    def precision(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def views(self, overrides: Iterable[str] = (), window: float | None = None, hop: float | None = None) -> dict:
+        """The arguments split, options and device of build_loader that show a video as the run's evaluation did.
+
+        overrides: name=value that the user wants otherwise. window, hop: seconds; windows that slide over the video instead.
+        """
+        options = self.meta.clips | {"num_frames": self.model.num_frames, "size": self.model.spec.image_size}
+        options |= dict(map(parse_option, overrides))
+        split = "test"
+        if window is not None:
+            split, options = "windows", options | {"window": window, "hop": hop}
+        return {"split": split, "options": options, "device": "gpu" if self.device.type == "cuda" else "cpu"}
+
+
+def open_session(args, classes_of: Callable[[Config], list[str]] | None = None) -> Session:
+    """What --checkpoint or --config and --weights name. A configuration must be of a model that needs no training.
+
+    classes_of: the class names of a configuration's data; None: its head will not be used. Raises ValueError or OSError.
+    """
+    if args.checkpoint:
+        tensors, meta = load_checkpoint(args.checkpoint)
+        return Session(restore_model(tensors, meta, args.weights).eval(), meta)
+    config = load_config(args.config, [f"model.weights={args.weights}"] if args.weights else [])
+    classes = classes_of(config) if classes_of else ["none"]
+    config = (
+        config if classes_of else dataclasses.replace(config, model=dataclasses.replace(config.model, head={"type": "linear"}))
+    )
+    model, source = build_model(config.model, classes)
+    trained = [name for name in model.trainable_parameters() if classes_of or not name.startswith("head.")]
+    if trained:
+        which = "" if classes_of else f" ({trained[0]})"
+        raise ValueError(f"{args.config} is a model that must be trained first{which}: give its run's --checkpoint.")
+    backbone = Backbone(config.model.backbone, source, None)
+    return Session(model.eval(), Meta(model.config, backbone, classes, clips=config.clips, config=to_dict(config)))
+
+
+# ---- from weights to a model and back --------------------------------------------------------------------------------
+
+
+def build_model(config: ModelConfig, classes: list[str], saved: Mapping[str, torch.Tensor] = {}) -> tuple[VideoClassifier, str]:
+    """The model of an experiment with CLIP's weights, adapters fresh, and where the weights came from.
+
+    A text head gets its class names, and their embeddings from the text tower of the same CLIP, unless they are given.
+    saved: tensors that will be loaded afterwards; where they leave nothing to CLIP, its file is not needed.
+    """
+    head = dict(config.head)
+    is_text = head.get("type") == "text"
+    if is_text:
+        names = head.setdefault("class_names", classes)
+        if names != classes and set(names) == set(classes):
+            raise ValueError("model.head.class_names has the classes of the data in another order: leave it out.")
+    model = create_model(config.method, config.backbone, config.num_frames, len(classes), head, **config.options)
+    if is_complete(saved, model):
+        return model, INCLUDED
+    source = load_backbone(model, config.backbone, config.weights)
+    if is_text:
+        if source == "random":
+            raise ValueError("model.weights is random, but a text head needs CLIP's text tower: give CLIP's weights.")
+        names, templates = head["class_names"], model.config["head"]["templates"]
+        model.head.set_text_features(text_features(names, config.backbone, source, templates))
+    return model, source
+
+
+def is_complete(tensors: Mapping[str, torch.Tensor], model: VideoClassifier) -> bool:
+    """Whether a checkpoint's tensors fill the whole model: then no other file is asked for."""
+    return all(name in tensors or name.endswith(COUNTER) for name in model.state_dict())
+
+
+def load_backbone(model: VideoClassifier, name: str | dict, weights: str) -> str:
+    """Fill the trunk with CLIP's weights; returns where they came from.
+
+    name: the backbone as configured. weights: a file, an open_clip tag such as "openai", or "random".
+    Raises ValueError or OSError with one sentence.
+    """
+    if weights == "random":
+        return "random"
+    if Path(weights).exists() or "/" in weights or Path(weights).suffix:
+        path = weights
+    elif isinstance(name, str):
+        path = backbone_file(name, weights)
+    else:
+        raise ValueError(f"weights is {weights!r}, which is no file, and tags need the name of a backbone: give a file.")
+    load_weights(model, path, layout="clip")
+    return str(path)
+
+
+def describe_backbone(model: VideoClassifier, config: ModelConfig, source: str) -> Backbone:
+    """Which frozen weights a checkpoint belongs to. It includes a random trunk, which is in no file, and one that trains.
+
+    Call it before the model is placed.
+    """
+    where = INCLUDED if source == "random" or not model.frozen_parameters() else source
+    return Backbone(config.backbone, where, fingerprint(model.frozen_parameters()))
+
+
+def restore_model(tensors: dict[str, torch.Tensor], meta: Meta, weights: str | None = None) -> VideoClassifier:
+    """The model of a checkpoint, complete: its own weights and those of its backbone.
+
+    weights: where the backbone is, if not where the run had it. Raises ValueError if it is another backbone.
+    """
+    model, backbone = create_model(**meta.model), meta.backbone
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(OPTIMIZER)}
+    where = weights or backbone.weights
+    if where != INCLUDED and not is_complete(own, model):
+        load_backbone(model, backbone.name, where)
+        found = fingerprint(model.frozen_parameters())
+        if found != backbone.fingerprint:
+            raise ValueError(
+                f"This checkpoint was trained on another backbone than {where} "
+                f"(fingerprint {backbone.fingerprint}, found {found}): give the one it was trained on."
+            )
+    load_weights(model, own, layout="i2v")
+    return model
+
+
+def own_tensors(model: VideoClassifier, backbone: Backbone) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds: all that the backbone's file does not tell (backbone: see describe_backbone)."""
+    frozen = {} if backbone.weights == INCLUDED else model.frozen_parameters()
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+
+
+# ---- devices ---------------------------------------------------------------------------------------------------------
+
+
+def choose_precision(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products: bf16 where the device has it in hardware, else float32."""
+    if precision == "auto":
+        in_hardware = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if in_hardware else torch.float32
+    return {"bf16": torch.bfloat16, "float32": torch.float32}[precision]
+
+
+def place(model: VideoClassifier, device: torch.device, dtype: torch.dtype) -> None:
+    """Move the model to its device. Frozen matrices are stored in the dtype they are multiplied in; what is trained,
+    and what normalises, stays float32."""
+    model.to(device)
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d, Attention)):
+            for parameter in module.parameters(recurse=False):
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(dtype)
+    patches = model.trunk.conv1
+    patches.to(memory_format=torch.channels_last if patches.weight.ndim == 4 else torch.channels_last_3d)
+
+
+def autocast_for(device: torch.device, dtype: torch.dtype):
+    """A function that gives the context in which the model runs."""
+    if dtype == torch.float32:
+        return nullcontext
+    return lambda: torch.autocast(device.type, dtype)
+
+
+def compile_blocks(model: VideoClassifier) -> None:
+    """torch.compile, block by block: identical blocks are compiled once, and parameter names stay as they are.
+
+    A backbone that owns its trunk (DiST) has a side network as well, which is compiled as a whole.
+    """
+    for block in model.trunk.transformer.resblocks:
+        block.compile(dynamic=False)
+    if model.trunk is not model.backbone:
+        for part in model.backbone.children():
+            if part is not model.trunk:
+                part.compile(dynamic=False)
+
+
+# ---- what commands share ---------------------------------------------------------------------------------------------
+
+PLACES = ("auto", "cpu", "gpu")
+FLAGS = {
+    "--checkpoint": {"type": Path, "help": "best.safetensors or last.safetensors of a run"},
+    "--weights": {"help": "the backbone's file or tag, if it is not where the run had it"},
+    "--window": {"type": float, "metavar": "S"},
+    "--hop": {"type": float, "metavar": "S", "help": "seconds from window to window (default: --window)"},
+    "--batch-size": {"type": int},
+    "--device": {"default": "auto", "choices": PLACES},
+    "--decode": {"default": "auto", "choices": PLACES},
+    "--precision": {"default": "auto", "choices": ("auto", "bf16", "float32")},
+    "--cache": {"help": "where shards of a URL are staged"},
+    "--cache-size": {"help": "how much of it they may fill, such as 200GB"},
+    "--json": {"type": Path},
+    "options": {"nargs": "*", "metavar": "name=value"},
+}
+
+
+def add_flags(to, *names: str, **own: str) -> None:
+    """Add some of FLAGS to a parser or a group of it; own: what a flag is for in this command."""
+    for name in names:
+        about = own.get(name.lstrip("-").replace("-", "_"))
+        to.add_argument(name, **FLAGS[name] | ({"help": about} if about else {}))
+
+
+def command(name: str, about: str | None) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=name, description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments of a command, in which what flags mean together is right; else it ends with one sentence."""
+    args = parser.parse_args()
+    print_any_name()
+    if getattr(args, "hop", None) is not None and args.window is None:
+        sys.exit(f"{parser.prog}: --hop says how far windows are apart: give --window as well.")
+    if getattr(args, "json", None) and not args.json.parent.is_dir():
+        sys.exit(f"{parser.prog}: {args.json.parent} does not exist: --json needs a folder that does.")
+    return args
