@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import threading
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -67,8 +68,7 @@ def place(tmp_path):
 
 
 def put(place):
-    local = f"{place.url.removeprefix('troubled://')}/a"
-    place.put(store.Path(local), "c")
+    place.put(Path(place.url.removeprefix("troubled://"), "a"), "c")
     return store.Store(place.url).read("c")
 
 
@@ -186,6 +186,32 @@ def test_a_full_disk_is_not_the_stores_fault():
         with pytest.raises(OSError, match=os.strerror(code)) as raised:
             store.patiently("store://a", "read", call)
         assert not isinstance(raised.value, StoreError) and calls == [1]
+
+
+@pytest.mark.parametrize("action", ["size", "exists", "entries"])
+def test_what_others_changed_is_seen_although_file_systems_remember(place, action, monkeypatch):
+    """Those of object stores keep listings, and answer from them."""
+    kept = {}
+
+    def remembering(method):
+        real = getattr(Troubled, method)
+        return lambda self, path, **options: kept.setdefault((method, path), real(self, path, **options))
+
+    for method in ("info", "ls"):
+        monkeypatch.setattr(Troubled, method, remembering(method))
+    monkeypatch.setattr(Troubled, "invalidate_cache", lambda self: kept.clear())
+    for length in (len(DATA), 7):
+        Path(place.url.removeprefix("troubled://"), "a").write_bytes(DATA[:length])
+        answer = {"size": length, "exists": True, "entries": Entry("a", length, False)}[action]
+        assert ACTIONS[action][0](place) == answer
+
+
+def test_a_folder_is_not_in_itself(place, monkeypatch):
+    """An object store may have an object that stands for the folder."""
+    known = Troubled.ls
+    marker = {"name": f"{place.url.removeprefix('troubled:/')}/", "size": 0, "type": "file"}
+    monkeypatch.setattr(Troubled, "ls", lambda *_, **options: [marker, *known(*_, **options)])
+    assert {entry.name for entry in place.entries()} == {"a", "deep"}
 
 
 @pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: b"", lambda data: data + b"x"])
