@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
         what = f"read {error.filename}" if _is_elsewhere(error.filename, arguments) else f"write to {arguments.out}"
         return _fail(1, f"cannot {what} ({error.strerror or error}); {kept}")
     except RuntimeError as error:
-        return _fail(1, f"{error}; {kept}")
+        return _fail(1, f"{str(error).removesuffix('.')}; {kept}")
     except KeyboardInterrupt:
         return _fail(130, f"interrupted; {kept}")
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from i2v.pipelines.store import UnknownStore
 from i2v.shard_tools import make_shards
 from i2v.shard_tools.paths import SourceError
 from i2v.shard_tools.sources import load_sources, read_sources, source_hash
@@ -171,7 +172,7 @@ def test_lists_and_videos_behind_urls(tmp_path, memory):
     assert classes == list(SSV2_LABELS)
     with pytest.raises(SourceError, match="memory://bucket/none.csv does not exist"):
         load_sources(f"{url}/none.csv")
-    with pytest.raises(SourceError, match="nothing://x cannot be read: Protocol not known"):
+    with pytest.raises(UnknownStore, match="nothing://x cannot be opened: Protocol not known"):
         load_sources("nothing://x")
 
 
