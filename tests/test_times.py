@@ -59,7 +59,7 @@ def test_predictions_say_what_happens_when_a_player_shows_it(late):
     model = create_model("clip", GEOMETRY, 2, 3).eval()
     meta = Meta(model.config, Backbone("", "", None), [], stored={"codec": "vp9", "gop": 8, "short_side": 48})
     videos = [late / "late.mkv", late / "video.mp4"]
-    found = predict.predict(Session(model, meta), videos, window=1.0)
+    found = dict(predict.predict(Session(model, meta), videos, window=1.0))
     for video, begin in zip(videos, (LATER, 0.0)):
         times = [(start, end) for start, end, _ in found[str(video)]]
         assert times == [pytest.approx((begin, begin + 1), abs=1e-6), pytest.approx((begin + 1, begin + 2), abs=1e-6)]
