@@ -88,7 +88,8 @@ def look_at(
                 probabilities = view_probabilities(session.model, batch).cpu()
             for i in batch.weights.nonzero().flatten().tolist():
                 clip = int(batch.ids[i])
-                length, begin = float(shards.clips["frames"][clip] / shards.clips["fps"][clip]), shards.begin(clip)
+                length = float(shards.clips["frames"][clip] / shards.clips["fps"][clip])
+                begin = round(clips[names[clip]].begin, 6)  # as shards say it
                 start, end = loader.plan.window(int(batch.positions[i])) if window is not None else (0.0, length)
                 found[names[clip]].append((begin + start, begin + min(end, length), probabilities[i]))
         found |= {names[clip]: reason for clip, reason in loader.bad.items()}

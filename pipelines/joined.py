@@ -26,10 +26,9 @@ class JoinedShards:
                     f"make them with the same --classes."
                 )
         self.firsts = np.cumsum([0, *map(len, sets)]).tolist()
-        self.clips = {name: np.concatenate([each.clips[name] for each in sets]) for name in FIELDS}
-        # Shards are numbered through.
         self.first_shards = np.cumsum([0, *(len(each.manifest["shards"]) for each in sets)]).tolist()
-        self.clips["shard"] = np.concatenate([each.clips["shard"] + first for each, first in zip(sets, self.first_shards)])
+        self.clips = {name: np.concatenate([each.clips[name] for each in sets]) for name in FIELDS}
+        self.clips["shard"] += np.repeat(self.first_shards[:-1], list(map(len, sets))).astype(np.uint32)
         self.root = " + ".join(str(each.root) for each in sets)
         self.classes, self.manifest = sets[0].classes, sets[0].manifest
         self.codecs, self.remote = set.union(*(each.codecs for each in sets)), any(each.remote for each in sets)
@@ -62,10 +61,6 @@ class JoinedShards:
     def metadata(self, clip_id: int) -> dict:
         k, local = self._find(clip_id)
         return self.sets[k].metadata(local)
-
-    def begin(self, clip_id: int) -> float:
-        k, local = self._find(clip_id)
-        return self.sets[k].begin(local)
 
     def expect(self, shards: Iterable[int]) -> None:
         shards = list(shards)

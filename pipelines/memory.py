@@ -41,9 +41,6 @@ class ClipsInMemory:
         spans, _, positions = needed_slice(frames, clip.fragments["size"], clip.header_size, self.gop)
         return np.concatenate([data[start : start + length] for start, length in spans]), positions
 
-    def begin(self, clip_id: int) -> float:
-        return round(self.encoded[clip_id].begin, 6)  # as a shard says it
-
     def expect(self, shards: Iterable[int]) -> None:
         pass
 

@@ -90,7 +90,6 @@ class ShardSet:
         return None
 
     def expect(self, shards: Iterable[int]) -> None:
-        """Say which shards will be read next, in this order: remote ones are staged ahead. Local ones need nothing."""
         self.files.expect(self._shards[shard] for shard in shards)
 
     def key(self, clip_id: int) -> str:
@@ -99,7 +98,6 @@ class ShardSet:
         return clip_key(shard_number(self._shards[shard].name), clip_id - int(self.first_clips[shard]))
 
     def clip_crc(self, clip_id: int) -> int:
-        """Checksum of the clip's first frame as it is stored: tells it from other clips."""
         return int(self.fragments["crc"][int(self.clips["first_fragment"][clip_id])])
 
     def times(self, clip_id: int) -> np.ndarray:
@@ -148,7 +146,6 @@ class ShardSet:
         return facts.get("begin", facts.get("start") or 0.0)
 
     def checksums(self) -> list[int]:
-        """Which videos these are, with which labels, wherever they lie."""
         pixels = repr([shard.get("crc32") for shard in self.manifest["shards"]]).encode()
         return [zlib.crc32(np.ascontiguousarray(self.clips["label"]), zlib.crc32(pixels))]
 

@@ -27,7 +27,7 @@ class ClipSource(Protocol):
         """The clip's name, which no other has."""
 
     def clip_crc(self, clip_id: int) -> int:
-        """A checksum that tells it from other clips."""
+        """Checksum of the clip's first frame as it is stored: tells it from other clips."""
 
     def times(self, clip_id: int) -> np.ndarray:
         """(frames,) float32: when each stored frame is shown, in seconds from the first. May raise ClipError."""
@@ -38,11 +38,8 @@ class ClipSource(Protocol):
         Returns the slice as (bytes,) uint8, and where in it the wanted frames are, (N,) int32. May raise ClipError.
         """
 
-    def begin(self, clip_id: int) -> float:
-        """When the clip's first frame is shown, in seconds of its source as players count them. May raise ClipError."""
-
     def expect(self, shards: Iterable[int]) -> None:
-        """Which shards will be read next, in this order."""
+        """Hear which shards will be read next, in this order: remote ones are staged ahead, others need nothing."""
 
     def checksums(self) -> list[int]:
         """Of each data set: which videos these are, with which labels, wherever they lie."""

@@ -16,17 +16,11 @@ from i2v.pipelines.source import ClipSource
 
 
 def open_sources(manifest, split: str, cache=None, cache_size=None) -> tuple[list[ClipSource], list[float] | None]:
-    """Sources and shares, as build_loader is given them. Raises ValueError and ShardError."""
+    """Sources and shares, as build_loader is given them; no shares: videos of all data sets are alike. Raises ValueError."""
     if hasattr(manifest, "checksums"):
         return [manifest], None
-    paths, shares = parse_manifests(manifest, split)
-    return [ShardSet(path, cache, cache_size) for path in paths], shares
-
-
-def parse_manifests(manifest, split: str) -> tuple[list, list[float] | None]:
-    """Paths and shares; no shares: videos of all data sets are alike. Raises ValueError."""
     if isinstance(manifest, (str, os.PathLike)):
-        return [manifest], None
+        return [ShardSet(manifest, cache, cache_size)], None
     if not isinstance(manifest, (list, tuple)) or not manifest:
         raise ValueError(f"manifest is {manifest!r}: it must be a path, or a list of paths or of {{path, weight}}.")
     if split != "train" and len(manifest) > 1:
@@ -40,7 +34,8 @@ def parse_manifests(manifest, split: str) -> tuple[list, list[float] | None]:
     weighted = ["weight" in entry for entry in entries]
     if any(weighted) and not all(weighted):
         raise ValueError("Some data sets of the mixture have a weight and some have none: give all of them one, or none.")
-    return [entry["path"] for entry in entries], [float(entry["weight"]) for entry in entries] if all(weighted) else None
+    shares = [float(entry["weight"]) for entry in entries] if all(weighted) else None
+    return [ShardSet(entry["path"], cache, cache_size) for entry in entries], shares
 
 
 def training_order(
