@@ -99,6 +99,15 @@ def any_of(*flags: bool) -> list[bool]:
     return [bool(count) for count in raised]
 
 
+def share_batchnorms(model: torch.nn.Module, world: World) -> None:
+    """Let batch norms collect the statistics of all GPUs' clips together. A CPU's batch norms cannot.
+
+    Call it before the optimizer is made: from then on the model's modules and parameters stay what they are.
+    """
+    if world.size > 1 and world.device.type == "cuda":
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
 def all_agree(fine: bool) -> bool:
     """Whether every rank says so."""
     return not any_of(not fine)[0]

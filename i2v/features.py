@@ -89,27 +89,29 @@ def own_parts(out: Path, parts: range, world: World) -> list[int]:
 def features_of_parts(model, loader, parts: list[int], autocast) -> Iterator[tuple[int, dict[int, list]]]:
     """Each part, as soon as it is complete, with [(features, spans), ...] of each of its videos that could be read.
 
-    Neighbouring parts are one pass of the loader: to begin a pass costs a pipeline, and what that reads and decodes ahead.
+    All parts are one pass of the loader: to begin one costs a pipeline, and what that reads and decodes ahead.
     """
-    rows, shards = first_rows(loader.plan), loader.shards
-    for run in np.split(np.array(parts), np.flatnonzero(np.diff(parts) != 1) + 1) if parts else []:
-        waiting, found = deque(run.tolist()), defaultdict(list)
-        loader.start, loader.stop = int(rows[videos_of(run[0], shards)[0]]), int(rows[videos_of(run[-1], shards)[-1] + 1])
-        with closing(iter(loader)) as batches:
-            for batch in batches:
-                add_features(found, model, batch, loader, autocast)
-                while waiting and rows[videos_of(waiting[0], shards)[-1] + 1] <= batch.samples_seen:
-                    part = waiting.popleft()
-                    pieces = {video: found.pop(video, []) for video in videos_of(part, shards)}
-                    yield part, {video: its for video, its in pieces.items() if len(its) == rows[video + 1] - rows[video]}
+    if not parts:
+        return
+    rows, shards, found = first_rows(loader.plan), loader.shards, defaultdict(list)
+    positions = [np.arange(rows[videos.start], rows[videos.stop]) for videos in (videos_of(part, shards) for part in parts)]
+    loader.only = np.concatenate(positions)
+    waiting = deque(zip(parts, np.cumsum(list(map(len, positions)))))
+    with closing(iter(loader)) as batches:
+        for batch in batches:
+            add_features(found, model, batch, loader, autocast)
+            while waiting and waiting[0][1] <= batch.samples_seen:
+                part, _ = waiting.popleft()
+                pieces = {video: found.pop(video, []) for video in videos_of(part, shards)}
+                yield part, {video: its for video, its in pieces.items() if len(its) == rows[video + 1] - rows[video]}
 
 
 def add_features(found: dict[int, list], model, batch, loader, autocast) -> None:
-    """Of each sample of a batch, up to loader.stop, that could be read: (features, spans), to those of its video."""
+    """Of each sample of a batch that is wanted and could be read: (features, spans), to those of its video."""
     with torch.no_grad(), autocast():
         features = features_of(model, batch, loader.plan)
     for i, (position, clip, weight) in enumerate(zip(batch.positions.tolist(), batch.ids.tolist(), batch.weights.tolist())):
-        if position < loader.stop and weight:
+        if position <= loader.only[-1] and weight:
             try:
                 found[clip].append((features[i], spans(loader.plan, loader.shards, clip, position, batch.frames[i].numpy())))
             except ClipError:

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from i2v.distributed import World
 from i2v.model import VideoClassifier
 from i2v.vit import Attention
 
@@ -41,15 +40,6 @@ def autocast_for(device: torch.device, dtype: torch.dtype):
     if dtype == torch.float32:
         return nullcontext
     return lambda: torch.autocast(device.type, dtype)
-
-
-def share_batchnorms(model: VideoClassifier, world: World) -> None:
-    """Let batch norms collect the statistics of all GPUs' clips together. A CPU's batch norms cannot.
-
-    Call it before the optimizer is made: from then on the model's modules and parameters stay what they are.
-    """
-    if world.size > 1 and world.device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def compile_blocks(model: VideoClassifier) -> None:

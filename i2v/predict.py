@@ -12,10 +12,10 @@ H.264 or HEVC are imitated with VP9). Needs the checkpoint and the backbone's we
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
-import tempfile
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -25,14 +25,16 @@ from i2v.hub import find_model
 from i2v.metrics import videos_at_once, view_probabilities
 from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.graph import CPU_CODECS
+from i2v.pipelines.memory import ClipsInMemory
 from i2v.session import Session, add_flags, command, open_session, parse
-from i2v.shard_tools.dataset import OutputError, make_shards
-from i2v.shard_tools.encode import EncodeSettings
+from i2v.shard_tools.encode import EncodedClip, EncodeSettings
 from i2v.shard_tools.paths import videos_below
+from i2v.shard_tools.pool import encode_videos
+from i2v.shard_tools.source_video import StoreError
 from i2v.shard_tools.sources import Video
 
 MEMORY = 4.0  # GB for clips
-AT_ONCE = 64  # videos per round: results come soon, and little disk is needed
+AT_ONCE, BYTES_AT_ONCE = 64, 1 << 30  # videos per round, as they are stored: results come soon, and fit into memory
 
 
 def find_videos(paths: list[Path]) -> list[Path]:
@@ -50,39 +52,50 @@ def find_videos(paths: list[Path]) -> list[Path]:
     return list(dict.fromkeys(videos))
 
 
-@torch.no_grad()
-def predict(session: Session, videos: list[Path], workers: int = 0, window=None, hop=None) -> dict:
-    """For every video a list of (start, end, probabilities): seconds as players count them, and a (K,) tensor; or why it
-    could not be read.
+def predict(session: Session, videos: list[Path], workers: int = 0, window=None, hop=None) -> Iterator[tuple[str, list | str]]:
+    """Every video, in order, with a list of (start, end, probabilities): seconds as players count them, and a (K,) tensor;
+    or with why it could not be read.
 
     window, hop: seconds; None: the views of the run's evaluation, averaged, are one answer for the whole video.
     """
-    stored, views = dict(session.meta.stored), session.views((), window, hop)
+    stored = dict(session.meta.stored)
     if stored["codec"] not in CPU_CODECS:
         stored |= {"codec": "vp9", "crf": None}
     if window is not None:
         stored["max_seconds"] = None
-    found: dict[str, object] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        items = [Video(str(video), source=str(i)) for i, video in enumerate(videos)]  # a name may be no text
-        manifest = make_shards(items, [], folder, EncodeSettings(**stored), workers=workers)
-        with open(Path(folder) / "rejected.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            found |= {row["path"]: row["reason"] for row in csv.DictReader(file)}
-        if manifest["clips"]:
-            loader = build_loader(folder, batch_size=min(videos_at_once(views["options"], MEMORY), manifest["clips"]), **views)
-            for batch in loader:
-                with session.autocast():
-                    probabilities = view_probabilities(session.model, batch).cpu()
-                for i in batch.weights.nonzero().flatten().tolist():
-                    clip = int(batch.ids[i])
-                    length = float(loader.shards.clips["frames"][clip] / loader.shards.clips["fps"][clip])
-                    begin = loader.shards.begin(clip)
-                    start, end = loader.plan.window(int(batch.positions[i])) if window is not None else (0.0, length)
-                    answers = found.setdefault(loader.shards.metadata(clip)["source"], [])
-                    answers.append((begin + start, begin + min(end, length), probabilities[i]))
-            for clip, reason in loader.bad.items():
-                found[loader.shards.metadata(clip)["source"]] = reason
-    return {str(video): found[str(i)] for i, video in enumerate(videos)}
+    settings, chunk = EncodeSettings(**stored), {}
+    with closing(encode_videos((Video(str(video)) for video in videos), settings, workers)) as outcomes:
+        for video, outcome in zip(videos, outcomes):
+            chunk[str(video)] = outcome
+            size = sum(len(clip.data) for clip in chunk.values() if isinstance(clip, EncodedClip))
+            if len(chunk) == AT_ONCE or size >= BYTES_AT_ONCE:
+                yield from look_at(session, chunk, settings, window, hop)
+                chunk = {}
+    yield from look_at(session, chunk, settings, window, hop)
+
+
+@torch.no_grad()
+def look_at(
+    session: Session, outcomes: dict[str, object], settings: EncodeSettings, window, hop
+) -> list[tuple[str, list | str]]:
+    """The answers for some videos, each encoded or rejected."""
+    clips = {video: clip for video, clip in outcomes.items() if isinstance(clip, EncodedClip)}
+    names = list(clips)
+    found = {video: [] if video in clips else outcome.reason for video, outcome in outcomes.items()}
+    if clips:
+        shards, views = ClipsInMemory(list(clips.values()), names, settings.codec, settings.gop), session.views((), window, hop)
+        loader = build_loader(shards, batch_size=min(videos_at_once(views["options"], MEMORY), len(clips)), **views)
+        for batch in loader:
+            with session.autocast():
+                probabilities = view_probabilities(session.model, batch).cpu()
+            for i in batch.weights.nonzero().flatten().tolist():
+                clip = int(batch.ids[i])
+                length = float(shards.clips["frames"][clip] / shards.clips["fps"][clip])
+                begin = round(clips[names[clip]].begin, 6)  # as shards say it
+                start, end = loader.plan.window(int(batch.positions[i])) if window is not None else (0.0, length)
+                found[names[clip]].append((begin + start, begin + min(end, length), probabilities[i]))
+        found |= {names[clip]: reason for clip, reason in loader.bad.items()}
+    return list(found.items())
 
 
 class Predictor:
@@ -138,12 +151,10 @@ def main() -> None:
             raise ValueError(f"--workers is {args.workers}: it must be at least 0.")
         videos, session = find_videos(args.videos), open_session(args)
         session.place(init_world(args.device).device, args.precision)
-        results = []
-        for first in range(0, len(videos), AT_ONCE):
-            found = predict(session, videos[first : first + AT_ONCE], args.workers, args.window, args.hop)
-            for video, answer in found.items():
-                results.append(show(video, answer, session.meta.classes, args.top, args.window is not None))
-    except (ValueError, TypeError, OSError, ShardError, OutputError) as error:
+        classes, results = session.meta.classes, []
+        for video, answer in predict(session, videos, args.workers, args.window, args.hop):
+            results.append(show(video, answer, classes, args.top, args.window is not None))
+    except (ValueError, TypeError, OSError, ShardError, StoreError) as error:
         sys.exit(f"i2v.predict: {error}")
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,21 +29,14 @@ class Session:
     model: VideoClassifier
     meta: Meta
     device: torch.device = torch.device("cpu")
-    dtype: torch.dtype = torch.float32
+    precision: str = "float32"
+    autocast: Callable = nullcontext  # gives the context in which the model runs
 
     def place(self, device: torch.device, precision: str) -> None:
-        """Move the model to where it will run; precision: auto, bf16 or float32."""
-        self.device, self.dtype = device, choose_precision(precision, device)
-        place(self.model, device, self.dtype)
-
-    @property
-    def autocast(self) -> Callable:
-        """Gives the context in which the model runs."""
-        return autocast_for(self.device, self.dtype)
-
-    @property
-    def precision(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+        """Move the model to where it will run; precision: auto, bf16, fp16 or float32."""
+        dtype = choose_precision(precision, device)
+        place(self.model, device, dtype)
+        self.device, self.precision, self.autocast = device, str(dtype).removeprefix("torch."), autocast_for(device, dtype)
 
     def views(self, overrides: Iterable[str] = (), window: float | None = None, hop: float | None = None) -> dict:
         """The arguments split, options and device of build_loader that show a video as the run's evaluation did.
@@ -67,11 +60,10 @@ def open_session(args, classes_of: Callable[[Config], list[str]] | None = None) 
         tensors, meta = load_checkpoint(args.checkpoint)
         return Session(restore_model(tensors, meta, args.weights).eval(), meta)
     config = load_config(args.config, [f"model.weights={args.weights}"] if args.weights else [])
-    classes = classes_of(config) if classes_of else ["none"]
-    config = (
-        config if classes_of else dataclasses.replace(config, model=dataclasses.replace(config.model, head={"type": "linear"}))
-    )
-    model, source = build_model(config.model, classes)
+    classes, described = ["none"], replace(config.model, head={"type": "linear"})
+    if classes_of:
+        classes, described = classes_of(config), config.model
+    model, source = build_model(described, classes)
     trained = [name for name in model.trainable_parameters() if classes_of or not name.startswith("head.")]
     if trained:
         which = "" if classes_of else f" ({trained[0]})"
@@ -176,7 +168,7 @@ FLAGS = {
     "--batch-size": {"type": int},
     "--device": {"default": "auto", "choices": PLACES},
     "--decode": {"default": "auto", "choices": PLACES},
-    "--precision": {"default": "auto", "choices": ("auto", "bf16", "float32")},
+    "--precision": {"default": "auto", "choices": ("auto", "bf16", "fp16", "float32")},
     "--cache": {"help": "where shards of a URL are staged"},
     "--cache-size": {"help": "how much of it they may fill, such as 200GB"},
     "--json": {"type": Path},

@@ -26,7 +26,7 @@ from i2v.atomic import replacing
 from i2v.checkpoint import Meta, load_checkpoint, restore_optimizer, weights_of
 from i2v.config import Config, load_config, to_dict
 from i2v.continuation import check_continuation
-from i2v.distributed import World, close_world, end_of_another, init_world, share_buffers
+from i2v.distributed import World, close_world, end_of_another, init_world, share_batchnorms, share_buffers
 from i2v.ema import Average
 from i2v.feed import check_labels, class_weights, how_stored, open_loader, split_batch, together
 from i2v.finite import Guard, TooManyBadSteps
@@ -36,7 +36,7 @@ from i2v.model import VideoClassifier
 from i2v.optim import build_optimizer, layers_of, learning_rate
 from i2v.pipelines import ShardError
 from i2v.pipelines.loader import Loader
-from i2v.placement import autocast_for, choose_precision, compile_blocks, place, recompute_blocks, share_batchnorms
+from i2v.placement import autocast_for, choose_precision, compile_blocks, place, recompute_blocks
 from i2v.progress import Progress
 from i2v.runlog import RunLog
 from i2v.saving import AVERAGED, Saver, crosses, kept_epoch

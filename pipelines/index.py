@@ -18,7 +18,7 @@ import zlib
 
 import numpy as np
 
-from i2v.pipelines.storage import ShardError
+from i2v.pipelines.store import ShardError
 
 FORMAT = "i2v-shards"
 VERSION = 2
@@ -92,6 +92,24 @@ def needed_fragments(frames: np.ndarray, gop: int, count: int) -> np.ndarray:
     last = np.full(-(-count // gop), -1, dtype=np.int64)
     np.maximum.at(last, frames // gop, frames % gop)
     return (np.arange(gop)[None, :] <= last[:, None]).reshape(-1)[:count]
+
+
+def needed_slice(
+    frames: np.ndarray, sizes: np.ndarray, header_size: int, gop: int
+) -> tuple[list[tuple[int, int]], np.ndarray, np.ndarray]:
+    """Of an mp4 with fragments of these sizes, the smallest playable slice that holds `frames`.
+
+    Returns its parts, (offset, bytes) each; the fragments that are in it; and where in it each of the frames is, (N,) int32.
+    """
+    needed = needed_fragments(frames, gop, len(sizes))
+    chosen = np.flatnonzero(needed)
+    starts = np.zeros(len(sizes) + 1, dtype=np.int64)
+    np.cumsum(sizes, out=starts[1:])
+    starts += header_size
+    breaks = np.flatnonzero(np.diff(chosen) != 1) + 1
+    runs = zip(starts[chosen[[0, *breaks]]].tolist(), starts[chosen[[*(breaks - 1), -1]] + 1].tolist())
+    spans = [(0, header_size), *((start, end - start) for start, end in runs)]
+    return spans, chosen, (np.cumsum(needed) - 1)[frames].astype(np.int32)
 
 
 def fragment_sizes(data: bytes) -> tuple[int, list[int]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from i2v.pipelines.shards import ShardError, ShardSet
 
-FIELDS = ("frames", "width", "height", "fps", "label")
+FIELDS = ("shard", "frames", "width", "height", "fps", "label")
 
 
 class JoinedShards:
@@ -24,9 +26,12 @@ class JoinedShards:
                     f"make them with the same --classes."
                 )
         self.firsts = np.cumsum([0, *map(len, sets)]).tolist()
+        self.first_shards = np.cumsum([0, *(len(each.manifest["shards"]) for each in sets)]).tolist()
         self.clips = {name: np.concatenate([each.clips[name] for each in sets]) for name in FIELDS}
+        self.clips["shard"] += np.repeat(self.first_shards[:-1], list(map(len, sets))).astype(np.uint32)
         self.root = " + ".join(str(each.root) for each in sets)
         self.classes, self.manifest = sets[0].classes, sets[0].manifest
+        self.codecs, self.remote = set.union(*(each.codecs for each in sets)), any(each.remote for each in sets)
 
     def __len__(self) -> int:
         return self.firsts[-1]
@@ -56,6 +61,14 @@ class JoinedShards:
     def metadata(self, clip_id: int) -> dict:
         k, local = self._find(clip_id)
         return self.sets[k].metadata(local)
+
+    def expect(self, shards: Iterable[int]) -> None:
+        shards = list(shards)
+        for each, first, end in zip(self.sets, self.first_shards, self.first_shards[1:]):
+            each.expect([shard - first for shard in shards if first <= shard < end])
+
+    def checksums(self) -> list[int]:
+        return [checksum for each in self.sets for checksum in each.checksums()]
 
     def _find(self, clip_id: int) -> tuple[int, int]:
         """(data set, clip in it)"""

@@ -12,7 +12,7 @@ import functools
 import importlib.util
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 
@@ -25,8 +25,9 @@ from i2v.pipelines.joined import JoinedShards
 from i2v.pipelines.options import ClipOptions, OrderOptions
 from i2v.pipelines.plan import ClipSpec, Plan
 from i2v.pipelines.quarantine import Quarantine
-from i2v.pipelines.shards import ClipError, ShardError, ShardSet
-from i2v.pipelines.stream import fingerprint, parse_manifests, training_order
+from i2v.pipelines.shards import ClipError, ShardError
+from i2v.pipelines.source import ClipSource
+from i2v.pipelines.stream import fingerprint, open_sources, training_order
 
 READ_THREADS = 4
 READ_AHEAD = 8  # at most so many batches are being read while DALI works, and no more bytes than `prefetch_bytes`
@@ -77,10 +78,11 @@ def build_loader(
     prefetch_bytes: int = 1 << 30,
     **more_options,
 ) -> Loader:
-    """Batches of clips from a sharded data set.
+    """Batches of clips from a sharded data set, or from another source of clips.
 
     manifest: the folder or URL that make_shards wrote to, or its manifest.json; for training also a list of them, or of
-    {"path": ..., "weight": ...}, the weights being shares of the stream. split: "train" (endless: a new order each epoch),
+    {"path": ..., "weight": ...}, the weights being shares of the stream; or an open ClipSource.
+    split: "train" (endless: a new order each epoch),
     "val" (each video once, in order, one centre view), "test" (each video once, clips x crops views) or "windows" (each
     video once, as many windows as it is long).
     options, more_options: fields of ClipOptions (frames, crops, views), AugmentOptions (RandAugment, colours, erasing),
@@ -116,8 +118,7 @@ def build_loader(
             raise ValueError(f"{name} is {value!r}: it must be a whole number, at least {least}.")
     if rank >= world_size:
         raise ValueError(f"rank is {rank}: it must be between 0 and {world_size - 1}.")
-    paths, shares = parse_manifests(manifest, split)
-    sets = [ShardSet(path, cache, cache_size) for path in paths]
+    sets, shares = open_sources(manifest, split, cache, cache_size)
     shards = sets[0] if len(sets) == 1 else JoinedShards(sets)
     order = None
     if split == "train":
@@ -130,11 +131,10 @@ def build_loader(
     graph = _fields(GraphOptions, given) | {"size": clip_options.size, "crops": plan.crops, "augment": plan.augment}
     # Many views take much memory as floats: they are normalised when they are looked at (Batch.views).
     graph = GraphOptions(**graph | ({"dtype": "uint8"} if views > 1 else {}))
-    decoders = {choose_decoder(each.codec, device, decode) for each in sets}
+    decoders = {choose_decoder(codec, device, decode) for codec in shards.codecs}
     if len(decoders) > 1:
         raise ValueError(f"{shards.root} are of codecs that are decoded in different places: set decode to cpu.")
     return Loader(
-        sets=sets,
         shards=shards,
         plan=plan,
         graph=graph,
@@ -154,8 +154,7 @@ def build_loader(
 class Loader:
     """Iterate over it for batches; see build_loader. Each iteration begins at `start` again."""
 
-    sets: list[ShardSet]
-    shards: ShardSet | JoinedShards  # all of them
+    shards: ClipSource
     plan: Plan
     graph: GraphOptions
     batch_size: int
@@ -167,7 +166,7 @@ class Loader:
     threads: int
     quarantine: Quarantine
     prefetch_bytes: int
-    stop: int | None = None  # position at which an evaluation ends before the last video
+    only: np.ndarray | None = None  # of an evaluation: to which positions, in order, this loader keeps; None: all
 
     def __post_init__(self):
         self._labels = np.array(self.shards.clips["label"], dtype=np.int64)
@@ -186,8 +185,11 @@ class Loader:
         """Batches of one evaluation; training has no end."""
         if self.plan.split == "train":
             raise TypeError("A training loader has no length: it runs on across epochs.")
-        end = len(self.plan) if self.stop is None else min(self.stop, len(self.plan))
-        return -(-max(end - self.start, 0) // (self.batch_size * self.world_size))
+        return -(-max(self._end - self.start, 0) // (self.batch_size * self.world_size))
+
+    @property
+    def _end(self) -> int:
+        return len(self.plan if self.only is None else self.only)
 
     def __iter__(self):
         step, readers = 0, ThreadPoolExecutor(READ_THREADS)
@@ -209,12 +211,19 @@ class Loader:
 
     def fingerprint(self) -> dict:
         """Which videos these are and how often each comes, wherever they lie: what a run must not change midway."""
-        return fingerprint(self.sets, self.plan.order if self.plan.split == "train" else None)
+        return fingerprint(self.shards, self.plan.order if self.plan.split == "train" else None)
 
-    def positions(self, step: int) -> range:
-        """Absolute positions in the stream of this rank's batch at a step."""
+    def positions(self, step: int) -> Sequence[int]:
+        """Absolute positions in the stream of this rank's batch at a step; what is behind the last one fills its batch."""
         first = self.start + (step * self.world_size + self.rank) * self.batch_size
-        return range(first, first + self.batch_size)
+        return self._positions(first, first + self.batch_size)
+
+    def _positions(self, first: int, end: int) -> Sequence[int]:
+        if self.only is None:
+            return range(first, end)
+        wanted = self.only[first:end].tolist()
+        behind = int(self.only[-1]) + 1 + max(first - len(self.only), 0)
+        return wanted + list(range(behind, behind + end - first - len(wanted)))
 
     def _run(self, step: int, readers: ThreadPoolExecutor, in_flight: deque):
         """Batches from `step` on; in_flight: what the graph has been given and has not delivered."""
@@ -262,32 +271,28 @@ class Loader:
         return max(1, min(READ_AHEAD, self.prefetch_bytes // self._batch_bytes)) if self._batch_bytes else 1
 
     def _stage(self, step: int) -> None:
-        """Tell remote data sets which shards they will need."""
-        if not any(each.remote for each in self.sets):
+        """Tell a remote data set which shards it will need."""
+        if not self.shards.remote:
             return
         position = self.start + step * self.batch_size * self.world_size
         horizon = self._horizon()
         if self.plan.split == "train":
             ahead = self.plan.order.shards_ahead(position, horizon)
         else:
-            ids = [self.plan.locate(p)[1] for p in range(position, min(position + horizon, len(self.plan)))]
+            ids = [self.plan.locate(p)[1] for p in self._positions(position, min(position + horizon, self._end))]
             ahead = list(dict.fromkeys(self.shards.clips["shard"][ids].tolist()))
-        first = 0
-        for each in self.sets:
-            count = len(each.manifest["shards"])
-            each.expect([shard - first for shard in ahead if first <= shard < first + count])
-            first += count
+        self.shards.expect(ahead)
 
     def _horizon(self) -> int:
         """Positions to look ahead: until the next look, and a few shards more."""
-        per_shard = -(-len(self.shards) // sum(len(each.manifest["shards"]) for each in self.sets))
+        per_shard = -(-len(self.shards) // (int(self.shards.clips["shard"][-1]) + 1))
         return 2 * STAGE_EVERY * self.batch_size * self.world_size + 4 * per_shard
 
     def _submit(self, step: int, readers: ThreadPoolExecutor) -> _Prepared:
         positions = self.positions(step)
         seen = self.start + (step + 1) * self.batch_size * self.world_size
         if self.plan.split != "train":
-            seen = min(seen, len(self.plan))
+            seen = min(seen, self._end)
         return _Prepared([readers.submit(self._read, position) for position in positions], positions, seen)
 
     def _read(self, position: int) -> _Clip:
@@ -383,7 +388,7 @@ class _Prepared:
     """A batch whose clips are being read."""
 
     futures: list[Future]
-    positions: range
+    positions: Sequence[int]
     samples_seen: int
 
     def wait(self) -> list[_Clip]:

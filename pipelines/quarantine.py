@@ -7,7 +7,8 @@ import os
 import threading
 from pathlib import Path
 
-from i2v.pipelines.shards import ShardError, ShardSet
+from i2v.pipelines.shards import ShardError
+from i2v.pipelines.source import ClipSource
 
 BAD_FRACTION, BAD_CLIPS = 0.001, 5  # a run stops when more than the larger of the two are in quarantine
 
@@ -19,7 +20,7 @@ class Quarantine:
     path: a CSV that the ranks of a run share and that outlives it; None: only this process counts.
     """
 
-    def __init__(self, path: str | os.PathLike | None, shards: ShardSet):
+    def __init__(self, path: str | os.PathLike | None, shards: ClipSource):
         self.path, self.shards = None if path is None else Path(path), shards
         self._lock = threading.Lock()
         self.bad: dict[int, str] = self._read()

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from i2v.pipelines.files import File, open_files
 from i2v.pipelines.index import (
     BLOCK,
     CLIP,
@@ -28,14 +29,14 @@ from i2v.pipelines.index import (
     impossible_records,
     index_file,
     is_intact,
-    needed_fragments,
+    needed_slice,
     padded,
     parse_manifest,
     parse_records,
     shard_number,
     times_are_possible,
 )
-from i2v.pipelines.storage import File, ShardError, open_files
+from i2v.pipelines.store import ShardError
 
 SOUND_AMONG = 1000  # clips in which one that can be read must be found
 
@@ -51,7 +52,7 @@ class ClipError(RuntimeError):
 class ShardSet:
     """A sharded data set, open for reading. Safe to use from several threads.
 
-    manifest: the folder or its manifest.json, local or as a URL such as s3://bucket/k400 (pipelines/storage.py).
+    manifest: the folder or its manifest.json, local or as a URL such as s3://bucket/k400 (pipelines/files.py).
     cache: a folder on a local disk, for URLs only: shards are copied there and may be shared by any number of processes.
     cache_size: how much the cache may fill, in bytes or as text such as "200GB"; None: most of what is free.
     Raises ShardError with one sentence if the data set cannot be trusted or reached.
@@ -64,6 +65,7 @@ class ShardSet:
         self.root, self.remote = self.files.root, self.files.remote
         where = self.files.where(name)
         self.manifest = _usable(parse_manifest(self.files.fetch(name), where), where)
+        self.classes, self.codecs = self.manifest["classes"], {self.manifest["codec"]}
         self.clips = self._map_index("clips", CLIP, self.manifest["clips"])
         self.fragments = self._map_index("fragments", FRAGMENT, self.manifest["frames"])
         for clip, what in impossible_records(self.clips, self.manifest):
@@ -78,14 +80,6 @@ class ShardSet:
     def __len__(self) -> int:
         return len(self.clips)
 
-    @property
-    def classes(self) -> list[str]:
-        return self.manifest["classes"]
-
-    @property
-    def codec(self) -> str:
-        return self.manifest["codec"]
-
     @functools.cached_property
     def sound_clip(self) -> int | None:
         """The first clip whose first frame can be read; None: it is not among the first SOUND_AMONG. A remote data set stages
@@ -97,7 +91,6 @@ class ShardSet:
         return None
 
     def expect(self, shards: Iterable[int]) -> None:
-        """Say which shards will be read next, in this order: remote ones are staged ahead. Local ones need nothing."""
         self.files.expect(self._shards[shard] for shard in shards)
 
     def key(self, clip_id: int) -> str:
@@ -106,7 +99,6 @@ class ShardSet:
         return clip_key(shard_number(self._shards[shard].name), clip_id - int(self.first_clips[shard]))
 
     def clip_crc(self, clip_id: int) -> int:
-        """Checksum of the clip's first frame as it is stored: tells it from other clips."""
         return int(self.fragments["crc"][int(self.clips["first_fragment"][clip_id])])
 
     def times(self, clip_id: int) -> np.ndarray:
@@ -154,21 +146,21 @@ class ShardSet:
         facts = self.metadata(clip_id)
         return facts.get("begin", facts.get("start") or 0.0)
 
+    def checksums(self) -> list[int]:
+        pixels = repr([shard.get("crc32") for shard in self.manifest["shards"]]).encode()
+        return [zlib.crc32(np.ascontiguousarray(self.clips["label"]), zlib.crc32(pixels))]
+
     def _read(self, clip_id: int, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         shard, offset, header_size, header_crc, first, count, *_ = self.clips[clip_id].item()
         frames = np.asarray(frames, dtype=np.int64)
         if frames.size == 0 or frames.min() < 0 or frames.max() >= count:
             raise IndexError(f"clip {clip_id} has {count} frames, asked for {frames.tolist()}")
-        needed = needed_fragments(frames, self.manifest["gop"], count)
         stored = self.fragments[first : first + count]
-        chosen = np.flatnonzero(needed)
+        spans, chosen, positions = needed_slice(frames, stored["size"], header_size, self.manifest["gop"])
+        spans = [(offset + start, length) for start, length in spans]
         # What is read, each part with its checksum: the header and the chosen fragments.
         sizes = [header_size, *stored["size"][chosen].tolist()]
         crcs = [header_crc, *stored["crc"][chosen].tolist()]
-        starts = np.zeros(count + 1, dtype=np.int64)  # in the tar
-        np.cumsum(stored["size"], out=starts[1:])
-        starts += offset + header_size
-        spans = [(offset, header_size)] + [(int(starts[a]), int(starts[b] - starts[a])) for a, b in _runs(chosen)]
 
         file = self._shards[shard]
         while True:
@@ -177,8 +169,7 @@ class ShardSet:
                     data = _gather(descriptor, spans, file.size)
                     bad = _first_difference(data, sizes, crcs)
                     if bad is None:
-                        position = np.cumsum(needed) - 1  # stored frame -> frame of the slice
-                        return data, position[frames].astype(np.int32)
+                        return data, positions
                     what = "the header" if bad == 0 else f"frame {chosen[bad - 1]}"
                     reason, cause = f": {what} is damaged (checksum differs)", None
                 except OSError as error:
@@ -209,7 +200,7 @@ class ShardSet:
             if any(self._is_in_place(descriptor, clip_id) for clip_id in clips) or _has_crc32(descriptor, file.crc32):
                 return
         remedy = "restore the file, or run make_shards again into a new folder"
-        remedy = f"restore the file, and delete its copy in {self.files.cache}" if self.remote else remedy
+        remedy = f"restore the file, and delete its copy in {self.files.cache.folder}" if self.remote else remedy
         where = self.files.where(file.name)
         raise ShardError(f"{where} is not the file this index was made for (no clip is where the index says): {remedy}.")
 
@@ -241,12 +232,6 @@ class ShardSet:
                     problem = ShardError(f"{where} cannot be read as an index: {error}.")
                 if not self.files.discard(file, descriptor):
                     raise problem
-
-
-def _runs(indices: np.ndarray) -> list[tuple[int, int]]:
-    """Sorted indices as half-open runs: [0 1 2 8 9] -> [(0, 3), (8, 10)]."""
-    breaks = np.flatnonzero(np.diff(indices) != 1) + 1
-    return list(zip(indices[[0, *breaks]].tolist(), (indices[[*(breaks - 1), -1]] + 1).tolist()))
 
 
 def _member(descriptor: int, at: int) -> tuple[str, int] | None:

@@ -9,16 +9,18 @@ import zlib
 
 import numpy as np
 
-from i2v.pipelines.joined import JoinedShards
 from i2v.pipelines.options import OrderOptions
 from i2v.pipelines.order import Mixture, Order, balancing_weights
 from i2v.pipelines.shards import ShardSet
+from i2v.pipelines.source import ClipSource
 
 
-def parse_manifests(manifest, split: str) -> tuple[list, list[float] | None]:
-    """Paths and shares; no shares: videos of all data sets are alike. Raises ValueError."""
-    if isinstance(manifest, (str, os.PathLike)):
+def open_sources(manifest, split: str, cache=None, cache_size=None) -> tuple[list[ClipSource], list[float] | None]:
+    """Sources and shares, as build_loader is given them; no shares: videos of all data sets are alike. Raises ValueError."""
+    if hasattr(manifest, "checksums"):
         return [manifest], None
+    if isinstance(manifest, (str, os.PathLike)):
+        return [ShardSet(manifest, cache, cache_size)], None
     if not isinstance(manifest, (list, tuple)) or not manifest:
         raise ValueError(f"manifest is {manifest!r}: it must be a path, or a list of paths or of {{path, weight}}.")
     if split != "train" and len(manifest) > 1:
@@ -32,11 +34,12 @@ def parse_manifests(manifest, split: str) -> tuple[list, list[float] | None]:
     weighted = ["weight" in entry for entry in entries]
     if any(weighted) and not all(weighted):
         raise ValueError("Some data sets of the mixture have a weight and some have none: give all of them one, or none.")
-    return [entry["path"] for entry in entries], [float(entry["weight"]) for entry in entries] if all(weighted) else None
+    shares = [float(entry["weight"]) for entry in entries] if all(weighted) else None
+    return [ShardSet(entry["path"], cache, cache_size) for entry in entries], shares
 
 
 def training_order(
-    shards: ShardSet | JoinedShards, sets: list[ShardSet], shares: list[float] | None, options: OrderOptions, seed: int, weights
+    shards: ClipSource, sets: list[ClipSource], shares: list[float] | None, options: OrderOptions, seed: int, weights
 ) -> Order | Mixture:
     """Which video comes when. weights: see sample_weights of build_loader. Raises ValueError."""
     if weights is not None and options.balance:
@@ -45,21 +48,20 @@ def training_order(
         weights = read_weights(weights, shards)
     else:
         weights = balancing_weights(np.asarray(shards.clips["label"]), options.balance)
-    first_shards = np.cumsum([0, *(len(each.manifest["shards"]) for each in sets)])
-    of_shard = [np.array(each.clips["shard"], dtype=np.int64) + first for each, first in zip(sets, first_shards)]
+    of_shard = np.array(shards.clips["shard"], dtype=np.int64)
     if shares is None:
-        return Order(np.concatenate(of_shard), options, seed, weights)
+        return Order(of_shard, options, seed, weights)
     firsts = np.cumsum([0, *map(len, sets)]).tolist()
     orders = []
     for number, (each, a, b) in enumerate(zip(sets, firsts, firsts[1:])):
         own = None if weights is None else weights[a:b]
         if own is not None and own.sum() == 0:
             raise ValueError(f"All weights of the videos in {each.root} are 0: leave the data set out of the mixture.")
-        orders.append(Order(of_shard[number], options, seed, own, number))
+        orders.append(Order(of_shard[a:b], options, seed, own, number))
     return Mixture(orders, firsts, shares, seed)
 
 
-def read_weights(given, shards: ShardSet | JoinedShards) -> np.ndarray:
+def read_weights(given, shards: ClipSource) -> np.ndarray:
     """(n,) from an array, a .npy or a CSV of key,weight. Raises ValueError."""
     is_file = isinstance(given, (str, os.PathLike))
     source = str(given) if is_file else "sample_weights"
@@ -75,7 +77,7 @@ def read_weights(given, shards: ShardSet | JoinedShards) -> np.ndarray:
     return weights
 
 
-def _weights_by_key(path: str, shards: ShardSet | JoinedShards) -> list[float]:
+def _weights_by_key(path: str, shards: ClipSource) -> list[float]:
     """One weight per video, from a CSV in UTF-8, with or without a byte order mark, that has each key once."""
     rows = _rows(path)
     header = ",".join(rows[0][1]) if rows else ""
@@ -126,12 +128,9 @@ def _weight(text: str, where: str) -> float:
     return weight
 
 
-def fingerprint(sets: list[ShardSet], order: Order | Mixture | None) -> dict:
+def fingerprint(shards: ClipSource, order: Order | Mixture | None) -> dict:
     """Which videos these are and how often each comes, wherever they lie: what a run must not change midway."""
-    videos = []
-    for each in sets:
-        pixels = repr([shard.get("crc32") for shard in each.manifest["shards"]]).encode()
-        videos.append(zlib.crc32(np.ascontiguousarray(each.clips["label"]), zlib.crc32(pixels)))
     parts = order.orders if isinstance(order, Mixture) else [order] if order else []
     weights = [None if part.weights is None else zlib.crc32(np.ascontiguousarray(part.weights)) for part in parts]
-    return {"videos": videos, "shares": order.counts.tolist() if isinstance(order, Mixture) else None, "weights": weights}
+    shares = order.counts.tolist() if isinstance(order, Mixture) else None
+    return {"videos": shards.checksums(), "shares": shares, "weights": weights}

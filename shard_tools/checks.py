@@ -29,7 +29,7 @@ from i2v.pipelines.index import (
     parse_records,
     times_are_possible,
 )
-from i2v.pipelines.storage import ShardError
+from i2v.pipelines.store import ShardError
 
 CHUNK = 1 << 26  # bytes read at once where no clip is
 JSON_ROOM = 1 << 16  # bytes, more than any clip's json takes

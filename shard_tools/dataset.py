@@ -21,10 +21,11 @@ from pathlib import Path
 import av
 import numpy as np
 
+from i2v.atomic import unique
 from i2v.pipelines.index import index_names, shard_number
 from i2v.shard_tools.encode import EncodedClip, EncodeSettings
 from i2v.shard_tools.join import ShardPlan, identity, join, known_videos
-from i2v.shard_tools.output import MAKING, Output, OutputError, unique
+from i2v.shard_tools.output import MAKING, Output, OutputError
 from i2v.shard_tools.pool import encode_videos
 from i2v.shard_tools.source_video import RejectedVideo
 from i2v.shard_tools.sources import Video, source_hash

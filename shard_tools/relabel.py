@@ -18,9 +18,10 @@ import numpy as np
 
 from i2v.console import print_any_name
 from i2v.pipelines.shards import ClipError, ShardError, ShardSet
-from i2v.shard_tools.classes import FORMS, read_class_list, read_map
 from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import EncodedClip, EncodeSettings
+from i2v.shard_tools.lists.classes import FORMS, read_class_list
+from i2v.shard_tools.lists.labels import read_map
 from i2v.shard_tools.output import OutputError
 from i2v.shard_tools.paths import SourceError
 from i2v.shard_tools.source_video import RejectedVideo

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from i2v.console import print_any_name
 from i2v.pipelines.index import clip_key, shard_number
-from i2v.pipelines.storage import ShardError
+from i2v.pipelines.store import ShardError
 from i2v.shard_tools.checks import (
     Problem,
     check_shard,

@@ -80,7 +80,7 @@ def test_every_config_goes_the_whole_way(path, data, monkeypatch):
     checkpoint = data / f"{path.parent.name}-{path.stem}.safetensors"
     save_checkpoint(checkpoint, own_tensors(model, backbone), meta)
     video, session = data / "0.mp4", open_session(SimpleNamespace(checkpoint=checkpoint, weights=None))
-    ((start, end, probabilities),) = predict(session, [video])[str(video)]
+    ((_, [(start, end, probabilities)]),) = predict(session, [video])
     assert (start, end) == (0, 1) and probabilities.shape == (len(CLASSES),)
     assert probabilities.sum().item() == pytest.approx(1, abs=1e-4)
     args = SimpleNamespace(

@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from i2v.pipelines import ShardError, build_loader
+from i2v.pipelines.joined import JoinedShards
 from i2v.pipelines.loader import Loader
+from i2v.pipelines.memory import ClipsInMemory
 from i2v.pipelines.shards import ShardSet
+from i2v.shard_tools.encode import EncodeSettings, encode_video
 from tests.stores import Store
 
 OPTIONS = {"num_frames": 4, "size": 32, "threads": 1, "device": "cpu"}
@@ -408,3 +411,67 @@ def test_shards_that_a_cpu_cannot_decode_are_refused_with_the_remedy(shapes, tmp
     shard(shapes / "val", tmp_path / "h264", codec="h264")
     with pytest.raises(ValueError, match="The shards are h264, .* run make_shards again with --codec vp9"):
         build_loader(tmp_path / "h264", **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def encoded(shapes):
+    """Some videos of the data set, encoded in memory: their ids in it, and the source of clips."""
+    shards = ShardSet(shapes / "vp9-val")
+    ids, settings = [2, 0, 5, 11, 7], EncodeSettings(short_side=48)
+    paths = [shapes / "val" / shards.metadata(i)["source"] for i in ids]
+    return (
+        ids,
+        shards,
+        ClipsInMemory([encode_video(path, settings) for path in paths], list(map(str, ids)), "vp9", settings.gop),
+    )
+
+
+def test_a_source_in_memory_is_a_data_set_without_files(encoded):
+    ids, shards, memory = encoded
+    for local, clip in enumerate(ids):
+        count = int(memory.clips["frames"][local])
+        for frames in ([0], [count - 1, 3, 3], range(count)):
+            for found, expected in zip(memory.read(local, np.array(frames)), shards.read(clip, np.array(frames))):
+                assert found.dtype == expected.dtype and np.array_equal(found, expected)
+        assert np.array_equal(memory.times(local), shards.times(clip))
+        assert memory.clip_crc(local) == shards.clip_crc(clip) and memory.key(local) == str(clip)
+        for name in ("frames", "width", "height", "fps"):
+            assert memory.clips[name][local] == shards.clips[name][clip]
+    assert len(memory) == 5 and set(memory.clips["label"]) == {-1} and memory.checksums() != shards.checksums()
+
+
+@pytest.mark.parametrize("split, options", [("test", {"clips": 2, "crops": 3}), ("windows", {"window": 0.3, "hop": 0.2})])
+def test_clips_in_memory_are_those_of_the_data_set(encoded, split, options):
+    ids, shards, memory = encoded
+    expected, found = ({}, {})
+    for source, pixels_of in ((shards, expected), (memory, found)):
+        for batch in build_loader(source, split, options, 4, **OPTIONS):
+            for clip, weight, made in zip(batch.ids.tolist(), batch.weights.tolist(), batch.pixels):
+                if weight:
+                    pixels_of.setdefault(clip, []).append(made.numpy().tobytes())
+    assert found == {local: expected[clip] for local, clip in enumerate(ids)}
+
+
+@pytest.mark.parametrize("only", [[3], [0, 1, 2, 3, 9, 12, 13], [5, 6, 7, 8, 15]])
+def test_a_loader_keeps_to_some_positions(shapes, only):
+    loader = build_loader(shapes / "vp9-val", "val", batch_size=4, **OPTIONS)
+    whole = {p: made for b in loader for p, made in zip(b.positions.tolist(), b.clips.numpy())}
+    loader.only = np.array(only)
+    batches = list(loader)
+    assert len(batches) == len(loader) == -(-len(only) // 4)
+    assert [batch.samples_seen for batch in batches] == [min(4 * i + 4, len(only)) for i in range(len(batches))]
+    seen = [p for batch in batches for p in batch.positions.tolist()]
+    assert seen[: len(only)] == only and min(seen[len(only) :], default=99) > only[-1] and len(set(seen)) == len(seen)
+    made = [clip for batch in batches for clip in batch.clips.numpy()]
+    assert all(np.array_equal(clip, whole[position]) for position, clip in zip(only, made))
+
+
+def test_of_several_data_sets_each_hears_of_its_own_shards(shapes, monkeypatch):
+    heard = []
+    monkeypatch.setattr(ShardSet, "expect", lambda self, shards: heard.append((self.root, list(shards))))
+    one, two = (ShardSet(shapes / name) for name in ("vp9", "vp9-val"))
+    joined, first = JoinedShards([one, two]), len(one.manifest["shards"])
+    assert joined.clips["shard"].tolist() == [*one.clips["shard"].tolist(), *(two.clips["shard"] + first).tolist()]
+    joined.expect(iter([first, 0, first - 1]))
+    assert heard == [(one.root, [0, first - 1]), (two.root, [0])]
+    assert joined.checksums() == [*one.checksums(), *two.checksums()]

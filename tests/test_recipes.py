@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -259,7 +260,6 @@ def test_a_run_starts_from_another_runs_adapters_with_a_fresh_head(config, shape
     first = train(config, tmp_path / "first", "train.max_steps=2", "data.val=null", "train.ema=0.9")[0]
     init = tmp_path / "k400.safetensors"
     load, meta = load_checkpoint(tmp_path / "first" / "last.safetensors")
-    from dataclasses import replace
 
     from i2v.checkpoint import save_checkpoint
 

@@ -1,6 +1,7 @@
 """Times that we give are those that a player shows: of a video that begins later than its sound, too."""
 
 import pytest
+import torch
 
 from i2v import predict
 from i2v.checkpoint import Backbone, Meta
@@ -55,11 +56,33 @@ def test_what_is_stored_says_when_it_begins(late, tmp_path):
                 assert [start for start, _ in rows] == pytest.approx([begin + 0.3 * i for i in range(len(rows))], abs=1e-6)
 
 
-def test_predictions_say_what_happens_when_a_player_shows_it(late):
+@pytest.fixture(scope="module")
+def session():
+    torch.manual_seed(0)
     model = create_model("clip", GEOMETRY, 2, 3).eval()
-    meta = Meta(model.config, Backbone("", "", None), [], stored={"codec": "vp9", "gop": 8, "short_side": 48})
+    stored = {"codec": "h264", "gop": 8, "short_side": 48, "max_seconds": 0.5}  # of which VP9 is made
+    return Session(model, Meta(model.config, Backbone("", "", None), [], stored=stored))
+
+
+def test_predictions_say_what_happens_when_a_player_shows_it(late, session):
+    """To the end of the video, although training saw less of it."""
     videos = [late / "late.mkv", late / "video.mp4"]
-    found = predict.predict(Session(model, meta), videos, window=1.0)
+    found = dict(predict.predict(session, videos, window=1.0))
     for video, begin in zip(videos, (LATER, 0.0)):
         times = [(start, end) for start, end, _ in found[str(video)]]
         assert times == [pytest.approx((begin, begin + 1), abs=1e-6), pytest.approx((begin + 1, begin + 2), abs=1e-6)]
+
+
+@pytest.mark.parametrize("limit, value, rounds", [("AT_ONCE", 2, [2, 1]), ("BYTES_AT_ONCE", 1, [1, 2])])
+def test_rounds_are_of_a_few_videos_and_change_nothing(late, session, tmp_path, monkeypatch, limit, value, rounds):
+    (tmp_path / "none.mp4").write_text("no video" * 9)
+    videos, made, look_at = [late / "late.mkv", tmp_path / "none.mp4", late / "video.mp4"], [], predict.look_at
+    whole = list(predict.predict(session, videos))
+    monkeypatch.setattr(predict, limit, value)
+    monkeypatch.setattr(predict, "look_at", lambda *given: made.append(len(given[1])) or look_at(*given))
+    found = list(predict.predict(session, videos))
+    assert [name for name, _ in found] == [name for name, _ in whole] == list(map(str, videos))
+    assert found[1][1] == whole[1][1] and "cannot be opened as a video" in found[1][1]
+    for (_, ((start, end, one),)), (_, ((_, _, other),)) in zip(found[::2], whole[::2]):
+        assert torch.allclose(one, other, atol=1e-6) and (start, end) == pytest.approx((start, start + 0.5), abs=0.05)
+    assert [size for size in made if size] == rounds

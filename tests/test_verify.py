@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from i2v.pipelines.index import manifest_crc32
 from i2v.pipelines.shards import ShardSet
-from i2v.pipelines.storage import ShardError
+from i2v.pipelines.store import ShardError
 from i2v.shard_tools import verify as command
 from i2v.shard_tools.checks import decode
 from i2v.shard_tools.dataset import make_shards
