@@ -16,6 +16,7 @@ from typing import Annotated
 
 import yaml
 
+import i2v
 from i2v.metrics import METRICS
 from i2v.optim import SCHEDULES
 from i2v.rules import Count, at_least, between, broken, is_finite, more_than, one_of
@@ -105,12 +106,32 @@ class Config:
     out: str | None = None  # the run's folder; None: runs/<the config's place under configs/>
 
 
-def load_config(path: str, overrides: list[str] = ()) -> Config:
-    """Read a YAML file, apply `section.key=value` overrides (values are YAML), check everything. Raises ConfigError."""
+def installed_configs() -> dict[str, Path]:
+    """The experiments that come with this program: name, as st_adapter/k400_vit-b16_8f, -> file."""
+    folders = [Path(place, "configs") for place in i2v.__path__]
+    files = sorted(path for folder in folders for path in folder.glob("*/*.yaml"))
+    return {f"{path.parent.name}/{path.stem}": path for path in files}
+
+
+def find_config(path: str | Path) -> Path:
+    """A file as it is; else the installed experiment of that name, with or without configs/ before and .yaml behind it."""
+    path = Path(path)
+    known = {} if path.exists() or path.is_absolute() else installed_configs()
+    return known.get(str(path).removeprefix("configs/").removesuffix(".yaml"), path)
+
+
+def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
+    """Read a YAML file, or an installed one by its name, apply `section.key=value` overrides (values are YAML), check
+    everything. Raises ConfigError."""
+    path = find_config(path)
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}): give --config the path of a YAML file.") from error
+        near = difflib.get_close_matches(str(path), installed_configs(), n=1) or ["st_adapter/k400_vit-b16_8f"]
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}): give --config the path of a YAML file, or the name of one that is "
+            f"installed, such as {near[0]}."
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is no text in UTF-8 ({error}): save it as that.") from error
     values = _parse(text, str(path))
@@ -120,7 +141,7 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
         _apply(values, override)
     config = _build(Config, values, "", path)
     if config.out is None:
-        config = dataclasses.replace(config, out=str(_default_out(Path(path))))
+        config = dataclasses.replace(config, out=str(_default_out(path)))
     _check_values(config, path)
     _refuse_infinite(values, "", path)
     return config

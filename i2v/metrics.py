@@ -59,12 +59,12 @@ def videos_at_once(options: dict, memory: float) -> int:
 
 @torch.no_grad()
 def evaluate(
-    model, batches, classes: int, expected: int, device: torch.device, autocast, at_once: int = VIEWS_AT_ONCE
+    model, batches, classes: int, expected: int, device: torch.device, autocast, at_once: int = VIEWS_AT_ONCE, keep=None
 ) -> Scores:
     """Score `model` on labelled batches (pipelines.Batch); weight 0 counts for nothing.
 
     expected: videos that must be counted over all ranks. autocast: a context factory for the precision. at_once: clips in
-    one forward pass; a video may have more views than that.
+    one forward pass; a video may have more views than that. keep: called with every batch and its (B, K) probabilities.
     The sums are integers, so the result does not depend on batch size or number of ranks.
     Raises ValueError for labels outside the model's classes, FloatingPointError for outputs that are not numbers.
     """
@@ -77,6 +77,8 @@ def evaluate(
         labels, counts = batch.labels, batch.weights > 0
         with autocast():
             probabilities = view_probabilities(model, batch, at_once)
+        if keep is not None:
+            keep(batch, probabilities)
         broken += (~probabilities.isfinite().all(-1) & counts).sum()
         unknown += (((labels < 0) | (labels >= classes)) & counts).sum()
         labels = labels.clamp(0, classes - 1)
