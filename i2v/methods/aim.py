@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import nn
 
 from i2v.rules import between, one_of
-from i2v.video import FrameTransformer
+from i2v.video import FrameTransformer, from_mmaction
 from i2v.vit import Block, DropPath
 
 
@@ -96,3 +96,6 @@ def build(
         return AIMBlock(spec, layer, hidden, temporal_adapters, adapter_scale, probability)
 
     return FrameTransformer(spec, block, num_frames).train_only(Adapter)
+
+
+from_authors = from_mmaction  # the name in our model of a parameter in the authors' checkpoints

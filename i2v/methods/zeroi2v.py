@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import nn
 
 from i2v.rules import Count, between, one_of
-from i2v.video import FrameTransformer
+from i2v.video import FrameTransformer, from_mmaction
 from i2v.vit import Block
 
 ADAPTERS = ("T_Adapter_in", "S_Adapter", "MLP_Adapter", "MLP_Adapter_out")  # the authors' names, in order of use
@@ -183,3 +183,6 @@ def merge(model):
     merged.backbone.requires_grad_(False)
     merged.config["merged"] = True
     return merged
+
+
+from_authors = from_mmaction  # the name in our model of a parameter in the authors' checkpoints
