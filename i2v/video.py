@@ -31,8 +31,8 @@ class FrameTransformer(VisionTransformer):
                 f"sample {self.num_frames} frames, or create the model with num_frames={clips.shape[2]}"
             )
         frames = rearrange(clips, "b c t h w -> (b t) c h w")  # a view when the clips are channels-last
-        tokens = self.encode(self.embed(frames), self.num_frames)  # (B*T, L, C)
-        return reduce(self.ln_post(tokens[:, 0]), "(b t) c -> b c", "mean", t=self.num_frames)
+        tokens = self.class_tokens(self.embed(frames), self.num_frames)  # (B*T, C)
+        return reduce(self.ln_post(tokens), "(b t) c -> b c", "mean", t=self.num_frames)
 
     def train_only(self, adapter):
         """The recipe of both: modules of the class `adapter`, the temporal embedding and ln_post train, the rest is frozen."""

@@ -54,9 +54,9 @@ class AIMBlock(Block):
         self.MLP_Adapter = Adapter(spec.width, hidden, skip=False)
         self.drop_path = None if drop_path is None else DropPath(drop_path)
 
-    def forward(self, x, num_frames):
+    def forward(self, x, num_frames, wanted=None):
         x = x + self.drop(self.over_frames(self.ln_1(x), num_frames), num_frames)
-        x = x + self.S_Adapter(self.attn(self.ln_1(x)))
+        x = x[:, :wanted] + self.S_Adapter(self.attn(self.ln_1(x), wanted))
         y = self.ln_2(x)
         return x + self.mlp(y) + self.drop(self.scale * self.MLP_Adapter(y), num_frames)
 

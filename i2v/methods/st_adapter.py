@@ -4,7 +4,7 @@
 
 placed before the attention and/or before the MLP of a frozen CLIP block. As in the authors' code the class token is
 averaged over the frames and then normalised by the frozen ln_post, and the adapter before the last MLP reaches no
-logit: it is kept, with zero gradients, so that checkpoints and optimiser state match theirs.
+logit: it is kept, never run, with zero gradients, so that checkpoints and optimiser state match theirs.
 """
 
 import torch
@@ -13,7 +13,7 @@ from einops import rearrange, reduce
 from torch import nn
 
 from i2v.rules import Count
-from i2v.vit import Block, VisionTransformer
+from i2v.vit import Block, VisionTransformer, unused
 
 POSITIONS = ("pre_attn", "pre_mlp")
 
@@ -66,12 +66,13 @@ class AdaptedBlock(Block):
         self.adapter_pre_attn = Adapter(spec, adapter_width, kernel_size) if "pre_attn" in positions else None
         self.adapter_pre_mlp = Adapter(spec, adapter_width, kernel_size) if "pre_mlp" in positions else None
 
-    def forward(self, x, num_frames):
+    def forward(self, x, num_frames, wanted=None):
         if self.adapter_pre_attn is not None:
             x = self.adapter_pre_attn(x, num_frames)
-        x = x + self.attn(self.ln_1(x))
+        x = x[:, :wanted] + self.attn(self.ln_1(x), wanted)
         if self.adapter_pre_mlp is not None:
-            x = self.adapter_pre_mlp(x, num_frames)
+            # An adapter leaves the class token as it is.
+            x = self.adapter_pre_mlp(x, num_frames) if wanted is None else x + unused(self.adapter_pre_mlp)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -81,8 +82,8 @@ class STAdapterTransformer(VisionTransformer):
     def forward(self, clips):
         num_frames = clips.shape[2]
         frames = rearrange(clips, "b c t h w -> (b t) c h w")  # a view when the clips are channels-last
-        tokens = self.encode(self.embed(frames), num_frames)  # (B*T, L, C)
-        return self.ln_post(reduce(tokens[:, 0], "(b t) c -> b c", "mean", t=num_frames))
+        tokens = self.class_tokens(self.embed(frames), num_frames)  # (B*T, C)
+        return self.ln_post(reduce(tokens, "(b t) c -> b c", "mean", t=num_frames))
 
 
 def build(spec, num_frames, *, adapter_width: Count = 384, kernel_size=(3, 1, 1), positions=("pre_mlp",), adapted_layers=None):

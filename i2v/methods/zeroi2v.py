@@ -77,10 +77,10 @@ class ShiftBlock(Block):
         for name in ADAPTERS:
             setattr(self, name, make_adapter() if name in adapters else nn.Identity())
 
-    def forward(self, x, num_frames):
-        q, k, v = self.attn.qkv(self.T_Adapter_in(self.ln_1(x)))
+    def forward(self, x, num_frames, wanted=None):
+        q, k, v = self.attn.qkv(self.T_Adapter_in(self.ln_1(x)), wanted)
         k, v = shift(k, self.shifts, num_frames), shift(v, self.shifts, num_frames)
-        x = x + self.S_Adapter(self.attn.attend(q, k, v))
+        x = x[:, :wanted] + self.S_Adapter(self.attn.attend(q, k, v))
         return x + self.MLP_Adapter_out(self.mlp(self.MLP_Adapter(self.ln_2(x))))
 
     @torch.no_grad()
