@@ -48,6 +48,13 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+class LayerNorm(nn.LayerNorm):
+    """In float32 inside, under autocast too, and in its input's dtype outside: what follows reads no more than it needs."""
+
+    def forward(self, x):
+        return super().forward(x).to(x.dtype)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over the middle axis of (N, L, C); qkv and attend are separate so that a method can
     change the keys and values between them."""
@@ -86,9 +93,9 @@ class Block(nn.Module):
     def __init__(self, spec, layer=0):
         super().__init__()
         activation = QuickGELU() if spec.activation == "quick_gelu" else nn.GELU()
-        self.ln_1 = nn.LayerNorm(spec.width)
+        self.ln_1 = LayerNorm(spec.width)
         self.attn = Attention(spec)
-        self.ln_2 = nn.LayerNorm(spec.width)
+        self.ln_2 = LayerNorm(spec.width)
         self.mlp = nn.Sequential(
             OrderedDict(
                 c_fc=nn.Linear(spec.width, 4 * spec.width), activation=activation, c_proj=nn.Linear(4 * spec.width, spec.width)
@@ -98,6 +105,16 @@ class Block(nn.Module):
     def forward(self, x, num_frames, wanted=None):
         x = x[:, :wanted] + self.attn(self.ln_1(x), wanted)
         return x + self.mlp(self.ln_2(x))
+
+
+def residual_stream(tokens):
+    """Tokens in the dtype that autocast computes in: every layer reads and writes them several times, in both directions.
+
+    Without autocast as they are. The sums of a layer are rounded to it; norms and the head compute in float32.
+    """
+    device = tokens.device.type
+    autocast = device != "meta" and torch.is_autocast_enabled(device)
+    return tokens.to(torch.get_autocast_dtype(device)) if autocast else tokens
 
 
 def unused(module):
@@ -182,7 +199,7 @@ class VisionTransformer(nn.Module):
 
     def embed(self, images):
         """(N, 3, H, W) -> tokens (N, L, C): what enters the first layer; a method may add to tokenize before ln_pre."""
-        return self.ln_pre(self.tokenize(images))
+        return residual_stream(self.ln_pre(self.tokenize(images)))
 
     def encode(self, tokens, num_frames=1, wanted=None):
         """Tokens (N, L, C) through every layer -> the first `wanted` of them, (N, wanted, C); None: all."""
@@ -192,8 +209,8 @@ class VisionTransformer(nn.Module):
         return last(tokens, num_frames, wanted)
 
     def class_tokens(self, tokens, num_frames=1):
-        """Tokens (N, L, C) through every layer -> (N, C), the class tokens alone."""
-        return self.encode(tokens, num_frames, wanted=1)[:, 0]
+        """Tokens (N, L, C) through every layer -> (N, C), the class tokens alone, in ln_post's dtype."""
+        return self.encode(tokens, num_frames, wanted=1)[:, 0].to(self.ln_post.weight.dtype)
 
     def features(self, images, num_frames=1):
         """(N, 3, H, W) -> the tokens (N, L, C) after each layer, as a list."""
