@@ -73,10 +73,13 @@ class Attention(nn.Module):
         (wq, wkv), (bq, bkv) = (p.split((x.shape[-1], 2 * x.shape[-1])) for p in (self.in_proj_weight, self.in_proj_bias))
         return F.linear(x[:, :wanted], wq, bq), *F.linear(x, wkv, bkv).chunk(2, dim=-1)
 
-    def attend(self, q, k, v):
-        """softmax(q k^T / sqrt(d)) v per head, then the output projection: q (N, Q, C), k, v (N, L, C) -> (N, Q, C)."""
+    def attend(self, q, k, v, mask=None):
+        """softmax(q k^T / sqrt(d)) v per head, then the output projection: q (N, Q, C), k, v (N, L, C) -> (N, Q, C).
+
+        mask: (Q, L), true where a query may look.
+        """
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))  # (N, heads, L, d)
-        x = F.scaled_dot_product_attention(q, k, v)
+        x = F.scaled_dot_product_attention(q, k, v, mask)
         return self.out_proj(x.transpose(1, 2).flatten(2))  # (N, Q, C)
 
     def forward(self, x, wanted=None):

@@ -11,14 +11,18 @@ with pooled frames. drop_path drops whole clips, as stochastic depth is meant; t
 the tokens, drops the same token positions in all clips of a batch instead.
 """
 
+import math
 from typing import Annotated
 
+import torch
 from einops import rearrange
 from torch import nn
 
 from i2v.rules import between, one_of
 from i2v.video import FrameTransformer, from_mmaction
 from i2v.vit import Block, DropPath
+
+TILE = 128  # queries and keys
 
 
 class Adapter(nn.Module):
@@ -42,6 +46,22 @@ class Adapter(nn.Module):
         return x + delta if self.skip else delta
 
 
+def attend_within(x, attn, tile=None):
+    """Self-attention within each of many short sequences: (N, T, C) -> the same.
+
+    A GPU's kernels work on tiles of 128 queries and keys, of which T = 8 would leave 15 in 16 empty; so as many sequences
+    as fit a tile and divide N are read as one, uncopied, in which a token sees its own sequence only. tile: None takes
+    the device's.
+    """
+    count, length, width = x.shape
+    tile = tile or (TILE if x.device.type == "cuda" else length)
+    together = math.gcd(count, max(tile // length, 1)) * length  # tokens that are one sequence
+    q, k, v = (y.reshape(-1, together, width) for y in attn.qkv(x))
+    own = torch.arange(together, device=x.device) // length
+    mask = own[:, None] == own if together > length else None
+    return attn.attend(q, k, v, mask).reshape(x.shape)
+
+
 class AIMBlock(Block):
     """A CLIP block with temporal, spatial and joint adaptation; drop_path is its probability, or None."""
 
@@ -63,7 +83,7 @@ class AIMBlock(Block):
     def over_frames(self, x, num_frames):
         """(B*T, L, C) -> (B*T, L, C): attention among the T tokens that share a position, between the adapters."""
         sequences = rearrange(x, "(b t) l c -> (b l) t c", t=num_frames)
-        sequences = self.T_Adapter(self.attn(self.T_Adapter_in(sequences)))
+        sequences = self.T_Adapter(attend_within(self.T_Adapter_in(sequences), self.attn))
         return rearrange(sequences, "(b l) t c -> (b t) l c", l=x.shape[1])
 
     def drop(self, x, num_frames):
