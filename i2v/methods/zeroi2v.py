@@ -12,6 +12,7 @@ import copy
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
@@ -37,7 +38,9 @@ class LinearAdapter(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x):
-        return x + self.scale * self.D_fc2(self.dropout(self.D_fc1(x)))
+        # scale enters before the second product: scaling its result would read and write all channels once more, both ways.
+        hidden, fc2 = self.scale * self.dropout(self.D_fc1(x)), self.D_fc2
+        return x + F.linear(hidden, fc2.weight, self.scale * fc2.bias)
 
     def affine(self):
         """(W (C, C), b (C,)) in float64, with which this adapter is W x + b when nothing is dropped."""
