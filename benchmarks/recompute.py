@@ -23,7 +23,7 @@ from benchmarks.machine import write_result
 from benchmarks.measure import in_fresh_process, peak_resident_mb, resident_mb, shown_command
 from benchmarks.throughput import fresh_model, synthetic_batch
 from i2v.config import load_config
-from i2v.recompute import recompute_blocks
+from i2v.placement import recompute_blocks
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = {

@@ -34,7 +34,7 @@ from i2v.heads import TextHead
 from i2v.model import VideoClassifier, backbone_spec, create_model
 from i2v.optim import build_optimizer, layers_of
 from i2v.pipelines import Batch, ShardError, build_loader
-from i2v.session import autocast_for, choose_precision, compile_blocks, place
+from i2v.placement import autocast_for, choose_precision, compile_blocks, place
 from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import EncodeSettings
 from i2v.shard_tools.sources import load_sources

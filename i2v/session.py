@@ -6,19 +6,17 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from i2v.checkpoint import Backbone, Meta, load_checkpoint, weights_of
 from i2v.config import Config, ModelConfig, load_config, parse_option, to_dict
 from i2v.console import print_any_name
 from i2v.model import VideoClassifier, create_model
+from i2v.placement import autocast_for, choose_precision, place
 from i2v.text import text_features
-from i2v.vit import Attention
 from i2v.weights import COUNTER, backbone_file, fingerprint, load_weights
 
 INCLUDED = "included"  # where a backbone is that no other file holds: in the checkpoint
@@ -165,51 +163,6 @@ def own_tensors(model: VideoClassifier, backbone: Backbone) -> dict[str, torch.T
     """What a checkpoint holds: all that the backbone's file does not tell (backbone: see describe_backbone)."""
     frozen = {} if backbone.weights == INCLUDED else model.frozen_parameters()
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
-
-
-# ---- devices ---------------------------------------------------------------------------------------------------------
-
-
-def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products: bf16 where the device has it in hardware, fp16 on older GPUs, float32 without one."""
-    if precision == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}[precision]
-
-
-def place(model: VideoClassifier, device: torch.device, dtype: torch.dtype) -> None:
-    """Move the model to its device. Frozen matrices are stored in the dtype they are multiplied in; what is trained,
-    and what normalises, stays float32."""
-    model.to(device)
-    for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d, Attention)):
-            for parameter in module.parameters(recurse=False):
-                if not parameter.requires_grad:
-                    parameter.data = parameter.data.to(dtype)
-    patches = model.trunk.conv1
-    patches.to(memory_format=torch.channels_last if patches.weight.ndim == 4 else torch.channels_last_3d)
-
-
-def autocast_for(device: torch.device, dtype: torch.dtype):
-    """A function that gives the context in which the model runs."""
-    if dtype == torch.float32:
-        return nullcontext
-    return lambda: torch.autocast(device.type, dtype)
-
-
-def compile_blocks(model: VideoClassifier) -> None:
-    """torch.compile, block by block: identical blocks are compiled once, and parameter names stay as they are.
-
-    A backbone that owns its trunk (DiST) has a side network as well, which is compiled as a whole.
-    """
-    for block in model.trunk.transformer.resblocks:
-        block.forward = torch.compile(block.forward, dynamic=False)
-    if model.trunk is not model.backbone:
-        for part in model.backbone.children():
-            if part is not model.trunk:
-                part.compile(dynamic=False)
 
 
 # ---- what commands share ---------------------------------------------------------------------------------------------

@@ -32,10 +32,10 @@ from i2v.metrics import evaluate
 from i2v.optim import learning_rate
 from i2v.pipelines import ShardError
 from i2v.pipelines.loader import Loader
+from i2v.placement import autocast_for
 from i2v.progress import Progress
 from i2v.runlog import RunLog
 from i2v.saving import AVERAGED, Saver, crosses, kept_epoch
-from i2v.session import autocast_for
 from i2v.stall import Watch
 from i2v.step import Passes, take_step
 from i2v.stop import Stopped, StopSignal

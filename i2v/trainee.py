@@ -15,8 +15,8 @@ from i2v.ema import Average
 from i2v.feed import how_stored
 from i2v.model import VideoClassifier
 from i2v.optim import build_optimizer, layers_of
-from i2v.recompute import recompute_blocks
-from i2v.session import build_model, choose_precision, compile_blocks, describe_backbone, place
+from i2v.placement import choose_precision, compile_blocks, place, recompute_blocks
+from i2v.session import build_model, describe_backbone
 from i2v.transfer import HEAD, start_from
 from i2v.weights import load_weights
 

@@ -16,8 +16,8 @@ from i2v.ema import Average
 from i2v.finite import Guard
 from i2v.model import create_model
 from i2v.optim import build_optimizer, parameter_groups
+from i2v.placement import autocast_for, place
 from i2v.progress import Progress
-from i2v.session import autocast_for, place
 from i2v.step import Passes, take_step
 from tests.test_precision import GEOMETRY, METHODS
 

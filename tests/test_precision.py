@@ -12,16 +12,8 @@ from i2v.checkpoint import Meta
 from i2v.config import ModelConfig, load_config
 from i2v.distributed import World
 from i2v.model import create_model
-from i2v.session import (
-    autocast_for,
-    choose_precision,
-    compile_blocks,
-    describe_backbone,
-    load_backbone,
-    own_tensors,
-    place,
-    restore_model,
-)
+from i2v.placement import autocast_for, choose_precision, compile_blocks, place
+from i2v.session import describe_backbone, load_backbone, own_tensors, restore_model
 from i2v.train import run
 from i2v.vit import VisionTransformer, ViTSpec
 from i2v.weights import read_state_dict

@@ -17,9 +17,9 @@ from i2v.config import ConfigError, load_config
 from i2v.ema import Average
 from i2v.model import create_model
 from i2v.optim import finish_gradients
-from i2v.recompute import recompute_blocks
+from i2v.placement import compile_blocks, recompute_blocks
 from i2v.saving import kept_epoch
-from i2v.session import compile_blocks, restore_model
+from i2v.session import restore_model
 from tests.test_precision import METHODS, model_of
 from tests.test_train import CPU, assert_same, config, result, run, spawn, train  # noqa: F401  config is a fixture
 
@@ -261,6 +261,7 @@ def test_a_run_starts_from_another_runs_adapters_with_a_fresh_head(config, shape
     first = train(config, tmp_path / "first", "train.max_steps=2", "data.val=null", "train.ema=0.9")[0]
     init = tmp_path / "k400.safetensors"
     load, meta = load_checkpoint(tmp_path / "first" / "last.safetensors")
+
     from i2v.checkpoint import save_checkpoint
 
     for classes, fresh in ((meta.classes, False), ([f"other {i}" for i in range(8)], True)):

@@ -1,14 +1,58 @@
-"""Memory for time: what a block computes is not kept for the backward pass but computed once more."""
+"""A model on its device: in which precision, compiled, with what it keeps for the backward pass."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from i2v.model import VideoClassifier
+from i2v.vit import Attention
+
+
+def choose_precision(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products: bf16 where the device has it in hardware, fp16 on older GPUs, float32 without one."""
+    if precision == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}[precision]
+
+
+def place(model: VideoClassifier, device: torch.device, dtype: torch.dtype) -> None:
+    """Move the model to its device. Frozen matrices are stored in the dtype they are multiplied in; what is trained,
+    and what normalises, stays float32."""
+    model.to(device)
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d, Attention)):
+            for parameter in module.parameters(recurse=False):
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(dtype)
+    patches = model.trunk.conv1
+    patches.to(memory_format=torch.channels_last if patches.weight.ndim == 4 else torch.channels_last_3d)
+
+
+def autocast_for(device: torch.device, dtype: torch.dtype):
+    """A function that gives the context in which the model runs."""
+    if dtype == torch.float32:
+        return nullcontext
+    return lambda: torch.autocast(device.type, dtype)
+
+
+def compile_blocks(model: VideoClassifier) -> None:
+    """torch.compile, block by block: identical blocks are compiled once, and parameter names stay as they are.
+
+    A backbone that owns its trunk (DiST) has a side network as well, which is compiled as a whole.
+    """
+    for block in model.trunk.transformer.resblocks:
+        block.forward = torch.compile(block.forward, dynamic=False)
+    if model.trunk is not model.backbone:
+        for part in model.backbone.children():
+            if part is not model.trunk:
+                part.compile(dynamic=False)
 
 
 def recompute_blocks(model: VideoClassifier, which: str) -> None:
