@@ -286,7 +286,7 @@ def test_no_option_of_clips_can_ask_for_too_much(shapes, option):
 
 
 def test_the_frozen_backbone_stays_as_it_was(config, tmp_path, monkeypatch):
-    import i2v.train as program
+    import i2v.trainee as program
 
     models = []
     build = program.build_model
@@ -527,7 +527,7 @@ def test_a_state_that_is_not_finite_is_never_saved(config, tmp_path, monkeypatch
 
     (A loss or gradient that is not finite never comes as far: tests/test_finite.py.)
     """
-    import i2v.train as program
+    import i2v.trainee as program
 
     method = ["model.method=tada", "model.options={route_head_dim: 16, tubelet_stride: 1}", "train.no_decay=[1-d]"]
     options = [*method, "train.log_every=100", "train.save_every=100", "train.eval_every=100"]
