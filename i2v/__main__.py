@@ -13,6 +13,7 @@ COMMANDS = {  # what is typed: the program, and what it does
     "shards": ("i2v.shard_tools.make_shards", "videos -> shards, once"),
     "shards describe": ("i2v.shard_tools.describe", "what is in shards: lengths, sizes, classes"),
     "shards verify": ("i2v.shard_tools.verify", "whether shards are whole"),
+    "shards relabel": ("i2v.shard_tools.relabel", "other class names for shards, nothing encoded again"),
     "shards preview": ("i2v.pipelines.preview", "clips as the model will see them, as a picture"),
     "train": ("i2v.train", "teach an adapter on a frozen CLIP"),
     "evaluate": ("i2v.evaluate", "score a checkpoint, every video once"),

@@ -210,7 +210,7 @@ def after_divergence(config: Config) -> str:
     if last.exists():
         kept = f"{last} is kept as it was after step {load_checkpoint(last)[1].progress['step']}"
     return (
-        f"{kept}, but continued it would come to the same end; begin anew in another folder with a lower learning rate "
+        f"{kept}, but continued it would come to the same end; start again in another folder with a lower learning rate "
         f"({lower}){precision}."
     )
 

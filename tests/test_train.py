@@ -556,7 +556,7 @@ def test_a_state_that_is_not_finite_is_never_saved(config, tmp_path, monkeypatch
         return optimizer
 
     monkeypatch.setattr(program, "build_optimizer", spoilt_optimizer)
-    with pytest.raises(FloatingPointError, match="kept as it was after step 2, but continued .* begin anew in another folder"):
+    with pytest.raises(FloatingPointError, match="kept as it was after step 2, but continued .* start again in another folder"):
         train(config, tmp_path, *options)
     assert before == {name: (tmp_path / name).read_bytes() for name in before}
     assert all(math.isfinite(record.get("loss", 0)) for record in result(tmp_path)[1])
