@@ -149,7 +149,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch
             name, entry = key[len(OPTIMIZER) :].rsplit("/", 1)
             if name not in states:
                 raise ValueError(
-                    f"The checkpoint's optimizer knows {name}, which this model does not train: choose another folder with out=..."
+                    f"The checkpoint's optimizer knows {name}, which this model does not train: choose another out=..."
                 )
             parameter = parameters[name]
             # Element beside element: the fused AdamW goes through parameter and state by their place in memory.

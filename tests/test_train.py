@@ -601,7 +601,9 @@ def test_a_disk_that_is_full_is_one_sentence_and_costs_nothing(config, tmp_path,
 
     monkeypatch.setattr(checkpoint, "save_checkpoint", save_on_a_full_disk)
     remedy = "there is none yet" if first else "last.safetensors is still the one from before"
-    with pytest.raises(OSError, match=rf"last.safetensors cannot be written \(File too large.*\): make room .*; {remedy}"):
+    with pytest.raises(
+        OSError, match=rf"last.safetensors cannot be written \(File too large.*\): free some space .*; {remedy}"
+    ):
         train(config, tmp_path, "data.val=null")
     assert not [path for path in tmp_path.iterdir() if "tmp" in path.name]
     assert first or (tmp_path / "last.safetensors").read_bytes() == before
