@@ -3,6 +3,8 @@
 model = i2v.create_model("st_adapter", backbone="ViT-B-16", num_frames=8, num_classes=400)
 i2v.load_weights(model, "ViT-B-16.pt", layout="clip")
 logits = model(clips)  # (B, 3, T, H, W) normalised -> (B, num_classes)
+
+i2v.load("runs/mine").predict("video.mp4")  # or "org/name" on the Hugging Face hub
 """
 
 import importlib
@@ -11,15 +13,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from i2v.model import create_model, merge_adapters
+    from i2v.predict import Predictor, load
     from i2v.weights import load_weights
 
 # Installed, the rooms `pipelines` and `shard_tools` are inside this package; in a checkout they lie beside it.
 if not os.path.isdir(os.path.join(__path__[0], "pipelines")):
     __path__.append(os.path.dirname(__path__[0]))
 
-EXPORTS = {"create_model": "i2v.model", "merge_adapters": "i2v.model", "load_weights": "i2v.weights"}
+EXPORTS = {
+    "create_model": "i2v.model",
+    "merge_adapters": "i2v.model",
+    "load_weights": "i2v.weights",
+    "load": "i2v.predict",
+    "Predictor": "i2v.predict",
+}
 
-__all__ = ["create_model", "load_weights", "merge_adapters"]
+__all__ = ["Predictor", "create_model", "load", "load_weights", "merge_adapters"]
 
 
 def __getattr__(name: str):

@@ -13,7 +13,7 @@ COMMANDS = {  # what is typed: the program, and what it does
     "shards": ("i2v.shard_tools.make_shards", "videos -> shards, once"),
     "shards describe": ("i2v.shard_tools.describe", "what is in shards: lengths, sizes, classes"),
     "shards verify": ("i2v.shard_tools.verify", "whether shards are whole"),
-    "shards relabel": ("i2v.shard_tools.relabel", "other class names for shards, nothing encoded again"),
+    "shards relabel": ("i2v.shard_tools.relabel", "rename, merge or correct the classes of shards"),
     "shards preview": ("i2v.pipelines.preview", "clips as the model will see them, as a picture"),
     "train": ("i2v.train", "teach an adapter on a frozen CLIP"),
     "evaluate": ("i2v.evaluate", "score a checkpoint, every video once"),
@@ -21,6 +21,7 @@ COMMANDS = {  # what is typed: the program, and what it does
     "features": ("i2v.features", "one vector per video or window"),
     "convert": ("i2v.convert", "released weights -> ours; fold adapters away"),
     "report": ("i2v.report", "one page about one or several runs"),
+    "push": ("i2v.push", "a run's model to the Hugging Face hub, or to a folder of that layout"),
     "export": ("i2v.export", "a model for other programs: torch.export, ONNX, AOTInductor"),
     "complexity": ("i2v.complexity", "parameters and MACs of a configuration"),
 }

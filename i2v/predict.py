@@ -11,6 +11,7 @@ H.264 or HEVC are imitated with VP9). Needs the checkpoint and the backbone's we
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from pathlib import Path
 import torch
 
 from i2v.distributed import init_world
+from i2v.hub import find_model
 from i2v.metrics import videos_at_once, view_probabilities
 from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.graph import CPU_CODECS
@@ -94,6 +96,42 @@ def look_at(
                 found[names[clip]].append((begin + start, begin + min(end, length), probabilities[i]))
         found |= {names[clip]: reason for clip, reason in loader.bad.items()}
     return list(found.items())
+
+
+class Predictor:
+    """A trained model that says what videos show, for programs that embed it. Make one with i2v.load."""
+
+    def __init__(self, session: Session):
+        self.session = session
+
+    @property
+    def classes(self) -> list[str]:
+        return self.session.meta.classes
+
+    def predict(self, video: str | Path, top: int = 5, window: float | None = None, hop: float | None = None) -> list[dict]:
+        """[{"class", "probability"}, ...], the likeliest first; with window (seconds, one every `hop`) a list of {"start",
+        "end", "top"} for the times of the video. Raises ValueError, one sentence, if the video cannot be read."""
+        (video,) = find_videos([Path(video)])
+        answer = dict(predict(self.session, [video], 0, window, hop))[str(video)]
+        if isinstance(answer, str):
+            raise ValueError(f"{video} cannot be read: {answer}")
+        found = []
+        for start, end, probabilities in answer:
+            best = probabilities.topk(min(top, len(self.classes)))
+            named = [{"class": self.classes[i], "probability": p} for p, i in zip(best.values.tolist(), best.indices.tolist())]
+            found.append({"start": start, "end": end, "top": named})
+        return found if window is not None else found[0]["top"]
+
+
+def load(source: str | Path, *, device: str = "auto", precision: str = "auto", weights: str | None = None) -> Predictor:
+    """The model of a run's folder, of a checkpoint, of a folder that i2v.push made, or of "org/name" on the Hugging Face hub.
+
+    device: auto, cpu or gpu. precision: auto, bf16 or float32. weights: the backbone's file or tag, if it is not where the
+    run had it. Raises ValueError or OSError, one sentence.
+    """
+    session = open_session(argparse.Namespace(checkpoint=find_model(source), config=None, weights=weights))
+    session.place(init_world(device).device, precision)
+    return Predictor(session)
 
 
 def main() -> None:

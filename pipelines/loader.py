@@ -175,6 +175,7 @@ class Loader:
             self._mirrored = _swapped(self._labels, self.plan.options.flip_labels, len(self.shards.classes))
         self._refused: set[int] = set()  # positions whose clips the decoder does not take
         self._batch_bytes = 0  # of the largest batch so far
+        self._seen = self.start  # by all ranks, with the batch that was given last
 
     @property
     def bad(self) -> dict[int, str]:
@@ -198,6 +199,7 @@ class Loader:
                 in_flight: deque[_Prepared] = deque()
                 try:
                     for batch in self._run(step, readers, in_flight):
+                        self._seen = batch.samples_seen
                         yield batch
                         step += 1
                     return
@@ -208,6 +210,22 @@ class Loader:
                 self._find_undecodable(in_flight, reason)  # here, where nothing holds the old pipeline any more
         finally:
             readers.shutdown(wait=False, cancel_futures=True)
+
+    def state_dict(self) -> dict:
+        """Where in the data this is, after the batch that was given last: JSON can hold it, and all ranks have the same.
+
+        With load_state_dict the protocol of torchdata's Stateful. An evaluation that is done begins anew.
+        """
+        done = self.plan.split != "train" and self._seen >= self._end
+        return {"samples_seen": 0 if done else self._seen, "data": self.fingerprint()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Let the next iteration go on from there, with any batch size and number of ranks. ValueError for other data."""
+        if not isinstance(state, dict) or state.keys() != {"samples_seen", "data"}:
+            raise ValueError(f"{state!r:.200} is no state of a loader: give what state_dict() returned.")
+        if state["data"] != self.fingerprint():
+            raise ValueError(f"The state is of other videos than {self.shards.root} has, or of other weights: begin anew.")
+        self.start = self._seen = state["samples_seen"]
 
     def fingerprint(self) -> dict:
         """Which videos these are and how often each comes, wherever they lie: what a run must not change midway."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 import shutil
 import zlib
 
@@ -475,3 +476,29 @@ def test_of_several_data_sets_each_hears_of_its_own_shards(shapes, monkeypatch):
     joined.expect(iter([first, 0, first - 1]))
     assert heard == [(one.root, [0, first - 1]), (two.root, [0])]
     assert joined.checksums() == [*one.checksums(), *two.checksums()]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_loader_goes_on_from_its_state(shapes, split):
+    """As torchdata's Stateful asks, through JSON, with another batch size and in the middle of what is read ahead."""
+    manifest = shapes / ("vp9" if split == "train" else "vp9-val")
+    expected = [p for batch in batches(manifest, 3, split=split, batch_size=5) for p in pixels(batch)]
+    loader = build_loader(manifest, split, batch_size=5, **OPTIONS)
+    assert loader.state_dict()["samples_seen"] == 0
+    iterator = iter(loader)
+    found = [p for batch in itertools.islice(iterator, 2) for p in pixels(batch)]
+    state = json.loads(json.dumps(loader.state_dict()))
+    iterator.close()
+    other = build_loader(manifest, split, batch_size=1, **OPTIONS)
+    other.load_state_dict(state)
+    assert found + [p for batch in itertools.islice(other, 5) for p in pixels(batch)] == expected
+    assert other.state_dict()["samples_seen"] == 15
+
+
+def test_a_finished_evaluation_begins_anew_and_a_state_of_other_data_is_refused(shapes):
+    loader = build_loader(shapes / "vp9-val", "val", batch_size=9, **OPTIONS)
+    assert len(list(loader)) == 2 and loader.state_dict()["samples_seen"] == 0
+    with pytest.raises(ValueError, match="of other videos than"):
+        build_loader(shapes / "vp9", "val", batch_size=9, **OPTIONS).load_state_dict(loader.state_dict())
+    with pytest.raises(ValueError, match="is no state of a loader"):
+        loader.load_state_dict({"step": 3})

@@ -1,0 +1,142 @@
+"""A model that leaves for the hub and comes back is the same model; no network is asked."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import huggingface_hub
+import huggingface_hub.constants as constants
+import pytest
+
+import i2v
+from i2v import push
+from i2v.checkpoint import load_checkpoint, save_checkpoint
+from i2v.hub import find_model, without_places
+from tests.test_evaluate import GEOMETRY, checkpoint  # noqa: F401 (a fixture)
+from tests.test_report import scored
+
+
+@pytest.fixture
+def run(checkpoint, shapes, tmp_path):  # noqa: F811
+    """The folder of a run, with a configuration that has paths, and scores."""
+    from i2v.pipelines.shards import ShardSet
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    tensors, meta = load_checkpoint(checkpoint)
+    config = {
+        "model": {"method": "st_adapter", "backbone": GEOMETRY, "weights": meta.backbone.weights, "num_frames": 4},
+        "data": {"train": str(shapes / "vp9"), "val": str(shapes / "vp9-val")},
+        "train": {"epochs": 4.0, "batch_size": 8, "lr": 0.1, "seed": 0},
+        "out": str(folder),
+    }
+    scores = {"top1": 0.5, "top5": 0.75, "counted": 16, "expected": 16}
+    save_checkpoint(folder / "best.safetensors", tensors, replace(meta, config=config, scores=scores))
+    (folder / "config.yaml").write_text(json.dumps(config))
+    scored(ShardSet(shapes / "vp9-val"), 0).save(folder / "scores.npz")
+    return folder
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["push", *map(str, arguments)])
+    push.main()
+
+
+def video_of(shapes):
+    return next(iter(sorted((shapes / "val" / "left").iterdir())))
+
+
+def test_what_is_loaded_from_everywhere_predicts_the_same(run, shapes, tmp_path, monkeypatch, capsys):
+    video = video_of(shapes)
+    expected = i2v.load(run, device="cpu").predict(video, top=3)
+    assert len(expected) == 3 and expected[0]["probability"] >= expected[1]["probability"]
+    call(monkeypatch, run, "org/name", "--out", tmp_path / "folder")
+    assert {path.name for path in (tmp_path / "folder").iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    weights = load_checkpoint(run / "best.safetensors")[1].backbone.weights
+    assert i2v.load(tmp_path / "folder", device="cpu", weights=weights).predict(str(video), top=3) == expected
+    # With the backbone no other file is needed; in the hub's cache it is found by its name
+    cache = tmp_path / "cache" / "models--org--name"
+    snapshot = cache / "snapshots" / ("0" * 40)
+    call(monkeypatch, run, "org/name", "--out", snapshot, "--include-backbone")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    assert i2v.load("org/name", device="cpu").predict(video, top=3) == expected
+    with pytest.raises(ValueError, match="org/other is no folder here, and"):
+        i2v.load("org/other")
+
+
+def test_windows_and_what_cannot_be_read(run, shapes, tmp_path):
+    predictor = i2v.load(run / "best.safetensors", device="cpu")
+    windows = predictor.predict(video_of(shapes), top=1, window=0.3, hop=0.2)
+    assert len(windows) > 1 and windows[1]["start"] == pytest.approx(0.2, abs=1e-6) and len(windows[0]["top"]) == 1
+    assert windows[0]["top"][0]["class"] in predictor.classes
+    (tmp_path / "broken.mp4").write_text("no video")
+    with pytest.raises(ValueError, match=r"broken.mp4 cannot be read: it cannot be opened"):
+        predictor.predict(tmp_path / "broken.mp4")
+    with pytest.raises(ValueError, match="none.mp4 does not exist"):
+        predictor.predict(tmp_path / "none.mp4")
+
+
+def test_a_dry_run_shows_what_would_go_up_and_names_no_place_of_this_machine(run, shapes, monkeypatch, capsys):
+    monkeypatch.setattr(push, "upload", lambda *_: pytest.fail("it sends"))
+    call(monkeypatch, run, "org/name", "--dry-run")
+    said = capsys.readouterr().out
+    assert "MB  model.safetensors" in said and "nothing was sent" in said
+    assert "16 of 16" in said and "24 videos of 8 classes" in said and "ST-Adapter (Pan et al. 2022" in said
+    assert str(shapes) not in said and str(run) not in said
+    config = without_places({"data": {"train": [{"path": "/a/b", "weight": 1}], "val": "s3://c/d"}, "out": "/x", "clips": {}})
+    assert config["data"]["train"] == [{"path": "b", "weight": 1}] and config["data"]["val"] == "d" and config["out"] is None
+
+
+def test_the_folder_is_what_goes_up(run, monkeypatch, capsys):
+    sent = {}
+
+    class Hub:
+        def create_repo(self, name, private, exist_ok):
+            sent["repo"] = (name, private)
+
+        def upload_folder(self, repo_id, folder_path, commit_message):
+            sent["files"] = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
+            return f"https://hub/{repo_id}"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    call(monkeypatch, run, "org/name", "--private")
+    assert "sent to https://hub/org/name" in capsys.readouterr().out and sent["repo"] == ("org/name", True)
+    meta = json.loads(sent["files"]["config.json"])
+    assert meta["classes"][0] == "clockwise" and meta["backbone"]["weights"] == "clip.safetensors"
+    assert str(run).encode() not in b"".join(sent["files"].values())
+
+    class Down(Hub):
+        def create_repo(self, name, private, exist_ok):
+            raise OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Down)
+    with pytest.raises(SystemExit, match="org/name cannot be written on the hub .no route to host"):
+        call(monkeypatch, run, "org/name")
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["none", "org/name"], "none does not exist"),
+        (["empty", "org/name"], "empty has no model: there is none of best.safetensors"),
+        (["run", "name"], "'name' is no name of a repository: write org/name"),
+        (["empty/x.safetensors", "org/name"], "x.safetensors does not exist"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(arguments, said, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match=said):
+        call(monkeypatch, *arguments, "--dry-run")
+
+
+def test_names_that_are_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("none", "/none/none", "a/b/c", "a/b.safetensors"):
+        with pytest.raises(ValueError, match="does not exist: give a checkpoint, the folder of a run, or org/name"):
+            find_model(name)
