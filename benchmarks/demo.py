@@ -91,10 +91,17 @@ def main() -> None:
     )
     last = run / "last.safetensors"
     evaluate = ("-m", "i2v.evaluate", "--checkpoint", last, "--batch-size", 32)
-    seconds["evaluation"] = call("evaluate", *evaluate, "--json", run / "scores.json")
+    seconds["evaluation"] = call("evaluate", *evaluate, "--json", run / "scores.json", "--scores", run / "scores.npz")
     seconds["evaluation"] += call(
-        "a control: frames in random order", *evaluate, "--json", run / "scores_shuffled.json", "shuffle_frames=true"
+        "a control: frames in random order",
+        *evaluate,
+        "--json",
+        run / "scores_shuffled.json",
+        "--scores",
+        run / "scores_shuffled.npz",
+        "shuffle_frames=true",
     )
+    call("all of it on one page", "-m", "i2v.report", run, "--out", run / "report.html")
     one = sorted((videos / "val" / "clockwise").glob("*.mp4"))[0]
     call("predict one video", "-m", "i2v.predict", "--checkpoint", last, one, "--top", 3)
 
@@ -110,6 +117,7 @@ def main() -> None:
         write_result(args.json, command, result | {"seconds": {name: round(spent, 1) for name, spent in seconds.items()}})
     print(f"what the classes look like   {videos / 'classes.png'}")
     print(f"curves                       {run / 'curves.png'}")
+    print(f"report                       {run / 'report.html'}")
     print(f"log                          {run / 'log.jsonl'}")
     print(f"run folder                   {run}")
 

@@ -7,6 +7,11 @@ logits = model(clips)  # (B, 3, T, H, W) normalised -> (B, num_classes)
 
 import importlib
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from i2v.model import create_model, merge_adapters
+    from i2v.weights import load_weights
 
 # Installed, the rooms `pipelines` and `shard_tools` are inside this package; in a checkout they lie beside it.
 if not os.path.isdir(os.path.join(__path__[0], "pipelines")):
@@ -14,7 +19,7 @@ if not os.path.isdir(os.path.join(__path__[0], "pipelines")):
 
 EXPORTS = {"create_model": "i2v.model", "merge_adapters": "i2v.model", "load_weights": "i2v.weights"}
 
-__all__ = list(EXPORTS)
+__all__ = ["create_model", "load_weights", "merge_adapters"]
 
 
 def __getattr__(name: str):

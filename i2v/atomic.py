@@ -16,14 +16,24 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Whoever reads `path` at any time, after a power cut too, finds all of the old file or all of the new one.
     """
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{path.name}.{unique()}.tmp")
     try:
         yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
+        put_in_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Give a file that is finished its name in the same folder, on the disk: first its bytes, then the name."""
+    _sync(temporary)
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def unique() -> str:
+    """Part of the name of a temporary file in a folder that machines share, each with its own process ids."""
+    return f"{socket.gethostname()}-{uuid.uuid4().hex}"
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -1,12 +1,13 @@
 """Checkpoints: one safetensors file each, written to a temporary name and renamed, so that it is whole or not there.
 
-A checkpoint holds only what was trained, under the model's own names, and (last.safetensors) the optimizer's state
-under "optimizer/<parameter>/<name>". Its header is JSON: Meta.
+A checkpoint holds only what was trained, under the model's own names; and last.safetensors the optimizer's state under
+"optimizer/<parameter>/<name>" and the average of the weights, if there is one, under "ema/<name>". Its header is JSON: Meta.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from safetensors.torch import save_file
 
 from i2v.atomic import replacing
 from i2v.config import with_defaults
+from i2v.distributed import World, all_agree
 
 FORMAT = "i2v-checkpoint"
 VERSION = 1  # of Meta: its fields are only added to, with defaults that complete older files
-OPTIMIZER = "optimizer/"
+OPTIMIZER, EMA = "optimizer/", "ema/"
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,16 @@ def save_checkpoint(path: Path, tensors: dict[str, torch.Tensor], meta: Meta) ->
     except (SafetensorError, OSError) as error:
         reason = str(error).removeprefix("Error while serializing: ").removeprefix("I/O error: ")
         kept = f"{path.name} is still the one from before" if path.exists() else "there is none yet"
-        raise OSError(f"{path} cannot be written ({reason}): make room or mend the disk; {kept}.") from error
+        raise OSError(f"{path} cannot be written ({reason}): free some space or repair the disk; {kept}.") from error
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether save_checkpoint wrote this file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return "i2v" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
 
 
 def load_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], Meta]:
@@ -73,14 +84,40 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], Meta]:
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: give a checkpoint that i2v.train wrote.") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint: {error}.") from error
+        raise ValueError(f"{path} cannot be read as a checkpoint ({error}): copy it again, or give another.") from error
     if header.get("format") != FORMAT or not {"model", "backbone", "classes"} <= header.keys():
-        raise ValueError(f"{path} was not written by i2v.train.")
+        raise ValueError(f"{path} was not written by i2v.train: give the best.safetensors or last.safetensors of a run.")
     if (version := header.get("version", 1)) > VERSION:
         raise ValueError(f"{path} is of version {version}, this program reads up to {VERSION}: install a newer i2v.")
     said = {entry.name: header[entry.name] for entry in fields(Meta) if entry.name in header}
     said |= {"backbone": Backbone(**header["backbone"]), "config": with_defaults(header.get("config", {}))}
     return tensors, Meta(**said)
+
+
+def save_state(path: Path, tensors: dict, meta: Meta, world: World) -> None:
+    """Write a checkpoint, once; on all ranks alike it succeeds or raises.
+
+    Raises FloatingPointError, and leaves the file as it was, for a state that is not finite: nothing continues from one.
+    """
+    step, bad = meta.progress["step"], not_finite(tensors)
+    if not math.isfinite(meta.progress["loss"]):
+        bad.insert(0, "the loss")
+    if not all_agree(not bad):
+        what = f"{bad[0]} and {len(bad) - 1} more" if len(bad) > 1 else bad[0] if bad else "the state of another process"
+        raise FloatingPointError(f"After step {step} {what} is not finite, so the state is not saved")
+    problem = None
+    try:
+        if world.is_main:
+            save_checkpoint(path, tensors, meta)
+    except OSError as error:
+        problem = error
+    if not all_agree(problem is None):
+        raise problem or OSError(f"Process 0 could not write {path}.")
+
+
+def weights_of(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of a checkpoint's tensors the model's own, under its names."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith((OPTIMIZER, EMA))}
 
 
 def not_finite(tensors: dict[str, torch.Tensor]) -> list[str]:
@@ -111,10 +148,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch
         if key.startswith(OPTIMIZER):
             name, entry = key[len(OPTIMIZER) :].rsplit("/", 1)
             if name not in states:
-                raise ValueError(f"The checkpoint's optimizer knows {name}, which this model does not train.")
-            # AdamW counts its steps on the CPU, unless it is fused
-            on_cpu = entry == "step" and not optimizer.defaults.get("fused")
-            states[name][entry] = value.clone() if on_cpu else value.to(parameters[name].device, copy=True)
+                raise ValueError(
+                    f"The checkpoint's optimizer knows {name}, which this model does not train: choose another out=..."
+                )
+            parameter = parameters[name]
+            # Element beside element: the fused AdamW goes through parameter and state by their place in memory.
+            like = parameter.detach() if value.shape == parameter.shape else value.to(parameter.device)
+            states[name][entry] = torch.empty_like(like, dtype=value.dtype).copy_(value)
     for name, state in states.items():
         if state:  # there is none for a parameter that never had a gradient
             optimizer.state[parameters[name]] = state

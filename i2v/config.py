@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Annotated
 
 import yaml
 
+import i2v
+from i2v.metrics import METRICS
 from i2v.optim import SCHEDULES
 from i2v.rules import Count, at_least, between, broken, is_finite, more_than, one_of
 
@@ -33,6 +36,7 @@ class ModelConfig:
     method: str
     backbone: str | dict = "ViT-B-16"  # an open_clip name, or a geometry (see i2v.create_model)
     weights: str = "openai"  # an open_clip tag, a file, or "random"
+    init: str | None = None  # a checkpoint of this method, ours or its authors', to start from; the head may be another
     num_frames: Count = 8
     head: dict = field(default_factory=lambda: {"type": "linear", "dropout": 0.5})
     options: dict = field(default_factory=dict)
@@ -69,16 +73,28 @@ class TrainConfig:
     warmup_lr: NotNegative = 0.0  # where the warm-up begins
     min_lr: NotNegative = 0.0  # where the cosine ends
     label_smoothing: Annotated[float, between(0, 1, below=True)] = 0.0
-    mixup: Annotated[float, between(0, 1000)] = 0.0  # parameter of the Beta distribution; 0: off
+    class_weights: Annotated[float, between(0, 1)] = 0.0  # of a class in the loss: its size^-this; 1: all weigh the same
+    mixup: Annotated[float, between(0, 1000)] = 0.0  # parameter of the Beta distribution; 0: off (i2v/mixing.py)
     cutmix: Annotated[float, between(0, 1000)] = 0.0
-    precision: Annotated[str, one_of("auto", "bf16", "float32")] = "auto"  # auto: bf16 where the device has it
+    mix_probability: Annotated[float, between(0, 1)] = 1.0  # of a batch to be mixed at all
+    mix_switch: Annotated[float, between(0, 1)] = 0.5  # if both are on: of CutMix
+    clip_grad: Positive | None = None  # the largest norm of all gradients together
+    ema: Annotated[float, more_than(0), between(0, 1, below=True)] | None = None  # decay of the weights' average (i2v/ema.py)
+    head_epochs: NotNegative = 0.0  # so long only the head trains
+    # auto: bf16 where the device has it, fp16 on older GPUs, float32 without one
+    precision: Annotated[str, one_of("auto", "bf16", "fp16", "float32")] = "auto"
+    recompute: Annotated[str, one_of("none", "half", "all")] = "none"  # of the blocks, in the backward pass: saves memory
     compile: bool = True  # torch.compile, block by block
     seed: Annotated[int, between(0, 2**63 - 1)] = 0
     max_steps: Count | None = None  # stop early, on the schedule of the full run
     eval_every: Annotated[float, at_least(1e-6)] = 1.0  # epochs
     eval_batch: Count | None = None  # videos per device; None: as in training
+    best: Annotated[str, one_of(*METRICS)] = "top1"  # which figure of a validation best.safetensors has
+    keep: Count | list | None = None  # weights of every so manieth epoch, or of those listed, as epoch-5.safetensors
     save_every: Count = 500  # steps
     log_every: Count = 20  # steps
+    skip_nonfinite: Count = 3  # steps in a row without a finite loss and gradient, none of them taken, that end the run
+    stall_after: Positive = 600.0  # seconds that a process may keep the others waiting before it is named
 
 
 @dataclass(frozen=True)
@@ -90,12 +106,32 @@ class Config:
     out: str | None = None  # the run's folder; None: runs/<the config's place under configs/>
 
 
-def load_config(path: str, overrides: list[str] = ()) -> Config:
-    """Read a YAML file, apply `section.key=value` overrides (values are YAML), check everything. Raises ConfigError."""
+def installed_configs() -> dict[str, Path]:
+    """The experiments that come with this program: name, as st_adapter/k400_vit-b16_8f or starter, -> file."""
+    folders = [Path(place, "configs") for place in i2v.__path__]
+    files = {path.relative_to(folder): path for folder in folders for path in sorted(folder.rglob("*.yaml"))}
+    return {str(name.with_suffix("")): path for name, path in files.items()}
+
+
+def find_config(path: str | Path) -> Path:
+    """A file as it is; else the installed experiment of that name, with or without configs/ before and .yaml behind it."""
+    path = Path(path)
+    known = {} if path.exists() or path.is_absolute() else installed_configs()
+    return known.get(str(path).removeprefix("configs/").removesuffix(".yaml"), path)
+
+
+def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
+    """Read a YAML file, or an installed one by its name, apply `section.key=value` overrides (values are YAML), check
+    everything. Raises ConfigError."""
+    path = find_config(path)
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}): give --config the path of a YAML file.") from error
+        near = difflib.get_close_matches(str(path), installed_configs(), n=1) or ["st_adapter/k400_vit-b16_8f"]
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}): give --config the path of a YAML file, or the name of one that is "
+            f"installed, such as {near[0]}."
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is no text in UTF-8 ({error}): save it as that.") from error
     values = _parse(text, str(path))
@@ -105,7 +141,7 @@ def load_config(path: str, overrides: list[str] = ()) -> Config:
         _apply(values, override)
     config = _build(Config, values, "", path)
     if config.out is None:
-        config = dataclasses.replace(config, out=str(_default_out(Path(path))))
+        config = dataclasses.replace(config, out=str(_default_out(path)))
     _check_values(config, path)
     _refuse_infinite(values, "", path)
     return config
@@ -213,7 +249,7 @@ def _build(kind, values, where: str, path: str):
 def _convert(hint, value, where: str, path: str):
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, where, path)
-    is_number = _base(hint) is float
+    is_number = float in _types(hint)
     value = _number(value) if is_number else value  # YAML reads 1e-3 as text
     rule = broken(hint, value)
     if rule is not None:
@@ -221,9 +257,10 @@ def _convert(hint, value, where: str, path: str):
     return float(value) if is_number and value is not None else value
 
 
-def _base(hint):
-    """The type under its rules."""
-    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+def _types(hint) -> list:
+    """The types under their rules."""
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else [hint]
+    return [typing.get_args(part)[0] if typing.get_origin(part) is Annotated else part for part in parts]
 
 
 def _number(value):
@@ -245,6 +282,7 @@ def _check_values(config: Config, path: str) -> None:
             "factors, at least 0, of parts of names",
         ),
         "no_decay": (all(isinstance(entry, str) for entry in train.no_decay), "parts of names"),
+        "keep": (_are_epochs(train.keep, train.epochs), "a number of epochs, or a list of epochs up to train.epochs"),
         "betas": (len(betas) == 2 and all(is_finite(beta) and 0 <= beta < 1 for beta in betas), "two numbers in [0, 1)"),
     }
     for name, (fine, rule) in rules.items():
@@ -253,6 +291,10 @@ def _check_values(config: Config, path: str) -> None:
     for key in ("num_frames", "size", "dtype"):
         if key in config.clips:
             raise ConfigError(f"{path}: clips.{key} is decided by the model: remove it (model.num_frames, model.backbone).")
+
+
+def _are_epochs(keep, last: float) -> bool:
+    return not isinstance(keep, list) or all(is_finite(epoch) and 0 < epoch <= last for epoch in keep)
 
 
 def _join(where: str, key) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import metadata
 
 
 def print_any_name() -> None:
@@ -14,3 +15,11 @@ def print_any_name() -> None:
 def as_text(name: str) -> str:
     """The name with what is not text in it escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+def version() -> str:
+    """Of this program, as it is installed."""
+    try:
+        return metadata.version("i2v")
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -31,7 +31,7 @@ from i2v.metrics import evaluate
 from i2v.model import merge_adapters
 from i2v.pipelines import ShardError, build_loader
 from i2v.session import INCLUDED, Session, add_flags, build_model, command, describe_backbone, open_session, own_tensors, parse
-from i2v.shard_tools.classes import FORMS, read_class_list
+from i2v.shard_tools.lists.classes import FORMS, read_class_list
 from i2v.weights import fingerprint, load_weights
 
 MERGE_TOLERANCE = 1e-4  # of the largest logit, in float32

@@ -39,7 +39,7 @@ def draw_curves(log: Path, png: Path) -> None:
         else:
             for name in ("top1", "top5"):
                 axes.plot([r["step"] for r in tests], [100 * r[name] for r in tests], marker="o", markersize=3, label=name)
-            axes.set_ylim(0, 100)
+            axes.set_ylim(0, 103)  # 100 % is a line, not the frame
             axes.legend(fontsize=8)
     figure.suptitle(str(log.parent), fontsize=10)
     figure.savefig(png, dpi=110)

@@ -21,6 +21,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    store: dist.Store | None = None  # where ranks leave notes for each other
 
     @property
     def is_main(self) -> bool:
@@ -43,10 +44,13 @@ def init_world(device: str = "auto") -> World:
                 "lower --nproc-per-node, or set data.device=cpu."
             )
         torch.cuda.set_device(local)
+    store = None
     if size > 1 and not dist.is_initialized():
+        store, rank, size = next(dist.rendezvous("env://", rank, size, timeout=PATIENCE))
         # gloo carries the small host-side messages, nccl the gradients
-        dist.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout=PATIENCE)
-    return World(rank, size, torch.device("cuda", local) if use_gpu else torch.device("cpu"))
+        backend = "cpu:gloo,cuda:nccl" if use_gpu else "gloo"
+        dist.init_process_group(backend, timeout=PATIENCE, store=dist.PrefixStore("group", store), rank=rank, world_size=size)
+    return World(rank, size, torch.device("cuda", local) if use_gpu else torch.device("cpu"), store)
 
 
 def end_with_launcher() -> None:
@@ -60,6 +64,11 @@ def end_with_launcher() -> None:
 def close_world() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def end_of_another(error: RuntimeError) -> bool:
+    """Whether it says that a process of this run is gone."""
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in ("gloo", "connection", "nccl"))
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
@@ -82,45 +91,23 @@ def share_buffers(model: torch.nn.Module) -> None:
             dist.broadcast(buffer, 0)
 
 
-def all_agree(fine: bool) -> bool:
-    """Whether every rank says so. A message between hosts; devices do not wait."""
-    if not dist.is_initialized():
-        return fine
-    troubles = torch.tensor(int(not fine))
-    dist.all_reduce(troubles)
-    return not troubles.item()
+def any_of(*flags: bool) -> list[bool]:
+    """For each flag whether it is raised on any rank. A message between hosts; devices do not wait."""
+    raised = torch.tensor([int(flag) for flag in flags])
+    if dist.is_initialized():
+        dist.all_reduce(raised)
+    return [bool(count) for count in raised]
 
 
-class StopSignal:
-    """SIGTERM or Ctrl-C, agreed upon: all ranks see it after the same step, although it comes at different times.
+def share_batchnorms(model: torch.nn.Module, world: World) -> None:
+    """Let batch norms collect the statistics of all GPUs' clips together. A CPU's batch norms cannot.
 
-    A second Ctrl-C stops at once.
+    Call it before the optimizer is made: from then on the model's modules and parameters stay what they are.
     """
+    if world.size > 1 and world.device.type == "cuda":
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
-    def __init__(self):
-        self._received = False
-        self._pending = None  # (request, flag) of the vote that is under way
-        signal.signal(signal.SIGTERM, self._receive)
-        signal.signal(signal.SIGINT, self._receive)
 
-    def _receive(self, number, _):
-        if self._received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._received = True
-
-    def __call__(self) -> bool:
-        """Call once per step on every rank. The vote of a step is read at the next one, so that nobody waits for it."""
-        if not dist.is_initialized():
-            return self._received
-        flag = torch.tensor(int(self._received))
-        request = dist.all_reduce(flag, async_op=True)
-        decided = False
-        if self._pending is not None:
-            self._pending[0].wait()
-            decided = bool(self._pending[1])
-        self._pending = (request, flag)
-        return decided
-
-    def close(self) -> None:
-        if self._pending is not None:
-            self._pending[0].wait()
+def all_agree(fine: bool) -> bool:
+    """Whether every rank says so."""
+    return not any_of(not fine)[0]

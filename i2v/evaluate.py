@@ -5,6 +5,9 @@
 
     python -m i2v.evaluate --config configs/clip/k400_vit-b16_8f.yaml         # zero-shot: nothing was trained
 
+    python -m i2v.evaluate --checkpoint ... --scores a.npz                    # every video's probabilities, for i2v.report
+    python -m i2v.evaluate --from-scores a.npz b.npz                          # again, without a model; several: ensembled
+
 Views and sampling are those of the run's configuration; name=value replaces them. shuffle_frames=true shows each
 clip's frames in random order: what is lost is what the model had learnt from time.
 """
@@ -20,12 +23,13 @@ from tqdm import tqdm
 from i2v.distributed import World, close_world, init_world
 from i2v.metrics import VIEWS_AT_ONCE, Scores, evaluate, videos_at_once
 from i2v.pipelines import ShardError, build_loader
-from i2v.pipelines.shards import ShardSet
+from i2v.pipelines.shards import ClipError, ShardSet
+from i2v.scores import Collector, VideoScores, ensemble, load_scores
 from i2v.session import add_flags, command, open_session, parse
 
 
-def score(args, world: World) -> tuple[Scores, list[str], dict]:
-    """Scores, class names, and how they came about."""
+def score(args, world: World) -> tuple[Scores, VideoScores]:
+    """Totals, and what they are totals of."""
 
     def data_or(val: str | None) -> str:
         if args.data is None and val is None:
@@ -49,7 +53,8 @@ def score(args, world: World) -> tuple[Scores, list[str], dict]:
     batches = tqdm(loader, unit="batch", disable=not (world.is_main and sys.stderr.isatty()))
     at_once = max(1, int(args.memory * 1e9 / 2 / (options["num_frames"] * options["size"] ** 2 * 12)))  # half for the floats
     at_once = min(VIEWS_AT_ONCE, at_once)
-    scores = evaluate(session.model, batches, len(classes), len(loader.plan), world.device, session.autocast, at_once)
+    keep = Collector()
+    scores = evaluate(session.model, batches, len(classes), len(loader.plan), world.device, session.autocast, at_once, keep)
     how = {
         "model": str(args.checkpoint or args.config),
         "data": str(data),
@@ -58,7 +63,14 @@ def score(args, world: World) -> tuple[Scores, list[str], dict]:
         "step": session.meta.progress["step"],
         "precision": session.precision,
     }
-    return scores, classes, how
+
+    def name(video: int) -> tuple[str, str]:
+        try:
+            return loader.shards.key(video), loader.shards.metadata(video).get("source", "") if args.scores else ""
+        except ClipError:
+            return loader.shards.key(video), ""
+
+    return scores, keep.gather(classes, scores.expected, how, name)
 
 
 def report(scores: Scores, classes: list[str], how: dict) -> str:
@@ -89,6 +101,9 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     add_flags(what, "--checkpoint")
     what.add_argument("--config", help="an experiment that needs no training: CLIP's zero-shot classification")
+    what.add_argument("--from-scores", nargs="+", type=Path, metavar="NPZ", help="what --scores wrote; several: ensembled")
+    parser.add_argument("--ensemble", default="softmax", choices=("softmax", "logits"), help="of what the mean is taken")
+    parser.add_argument("--scores", type=Path, metavar="NPZ", help="write label and probabilities of every video here")
     parser.add_argument("--data", help="shards to score on (default: data.val of the run)")
     parser.add_argument(
         "--memory",
@@ -104,8 +119,16 @@ def main() -> None:
     add_flags(parser, "options", options="how clips are cut: clips, crops, stride, ...")
     args = parse(parser)
     try:
+        if args.scores and not args.scores.parent.is_dir():
+            raise ValueError(f"{args.scores.parent} does not exist: --scores needs a folder that does.")
         world = init_world(args.device)
-        scores, classes, how = score(args, world)
+        if args.from_scores:
+            videos = ensemble([load_scores(path) for path in args.from_scores], args.ensemble)
+            scores = videos.scores()
+        else:
+            scores, videos = score(args, world)
+        if args.scores and world.is_main:
+            videos.save(args.scores)
     except FloatingPointError as error:
         sys.exit(f"i2v.evaluate: {error}: try --precision float32; if it stays, the weights are damaged.")
     except (ValueError, TypeError, OSError, ShardError) as error:
@@ -114,10 +137,11 @@ def main() -> None:
         close_world()
     if not world.is_main:
         return
-    print(report(scores, classes, how))
+    classes, how = videos.classes, videos.how
+    print(report(scores, classes, how), videos.sentence(), sep="\n\n")
     if args.json:
         per_class = {name: None if x != x else x for name, x in zip(classes, scores.per_class().tolist())}
-        content = scores.summary() | {"per_class": per_class, "confusion": scores.confusion.tolist()} | how
+        content = videos.summary() | {"per_class": per_class, "confusion": scores.confusion.tolist()} | how
         args.json.write_text(json.dumps(content, indent=1))
     if scores.counted != scores.expected:
         missing = scores.expected - scores.counted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from i2v.atomic import replacing
 from i2v.curves import draw_curves, read_log
+from i2v.metrics import METRICS, Scores
 
 
 class RunLog:
@@ -41,12 +43,15 @@ class RunLog:
         if self.is_main:
             tqdm.write(text, file=sys.stderr) if sys.stderr.isatty() else print(text, file=sys.stderr, flush=True)
 
-    @contextmanager
-    def waiting(self):
-        """Time in here is waiting for data."""
-        begin = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - begin
+    def waiting_for(self, batches: Iterator) -> Iterator:
+        """The batches; the time until each is there is waiting for data."""
+        while True:
+            begin = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - begin
+            if batch is None:
+                return
+            yield batch
 
     @contextmanager
     def pausing(self):
@@ -55,37 +60,36 @@ class RunLog:
         yield
         self._paused += time.perf_counter() - begin
 
-    def train(self, step: int, samples: int, epoch: float, loss: float, lr: float) -> None:
-        """Report the steps since the last report; loss: their mean."""
+    def train(self, step: int, samples: int, epoch: float, lr: float, means: dict[str, float]) -> None:
+        """Report the steps since the last report; means: over them, of the loss and of the gradient's norm."""
         now = time.perf_counter()
         elapsed = max(now - self._since - self._paused, 1e-9)
-        record = {
-            "step": step,
-            "samples": samples,
-            "epoch": round(epoch, 4),
-            "loss": loss,
-            "lr": lr,
-            "clips_per_s": round((samples - self._samples) / elapsed, 2),
-            "data_wait": round(self._waited / elapsed, 4),
-        }
+        record = {"step": step, "samples": samples, "epoch": round(epoch, 4), "lr": lr} | means
+        record |= {"clips_per_s": round((samples - self._samples) / elapsed, 2), "data_wait": round(self._waited / elapsed, 4)}
         if self.device.type == "cuda":
             record["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         self._waited, self._paused, self._since, self._samples = 0.0, 0.0, now, samples
-        self._write(record, ("loss", "lr", "clips_per_s", "data_wait"), "train")
+        self._write(record, (*means, "lr", "clips_per_s", "data_wait"), "train")
         self._show(
             step,
-            f"step {step}  epoch {epoch:.2f}  loss {loss:.4f}  lr {lr:.2e}  "
+            f"step {step}  epoch {epoch:.2f}  loss {means['loss']:.4f}  lr {lr:.2e}  "
             f"{record['clips_per_s']:.1f} clips/s  data wait {100 * record['data_wait']:.0f} %",
         )
 
-    def test(self, step: int, epoch: float, scores) -> None:
-        """Report an evaluation (i2v.metrics.Scores)."""
-        self._write({"step": step, "epoch": round(epoch, 4)} | scores.summary(), ("top1", "top5"), "val")
-        missing = "" if scores.counted == scores.expected else "  (the others are in quarantine)"
-        self.say(
-            f"step {step}  epoch {epoch:.2f}  top-1 {100 * scores.top1:.2f} %  top-5 {100 * scores.top5:.2f} %  "
-            f"counted {scores.counted} of {scores.expected} videos{missing}"
-        )
+    def test(self, step: int, epoch: float, found: dict[str, Scores]) -> None:
+        """Report an evaluation; found: scores of the weights, and of their average, by what its figures begin with."""
+        record, named = {"step": step, "epoch": round(epoch, 4)}, []
+        for prefix, scores in found.items():
+            figures = {prefix + name: value for name, value in scores.summary().items()}
+            record |= figures
+            named += [prefix + name for name in METRICS]
+            missing = "" if scores.counted == scores.expected else "  (the others are in quarantine)"
+            self.say(
+                f"step {step}  epoch {epoch:.2f}  {'average of the weights: ' if prefix else ''}"
+                f"top-1 {100 * scores.top1:.2f} %  top-5 {100 * scores.top5:.2f} %  "
+                f"counted {scores.counted} of {scores.expected} videos{missing}"
+            )
+        self._write(record, named, "val")
         if self.is_main:
             draw_curves(self.path, self.png)
 
@@ -95,7 +99,7 @@ class RunLog:
             self._events.close()
             self._bar.close()
 
-    def _write(self, record: dict, keys: tuple[str, ...], group: str) -> None:
+    def _write(self, record: dict, keys: Sequence[str], group: str) -> None:
         if not self.is_main:
             return
         with open(self.path, "a") as file:

@@ -10,14 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from i2v.checkpoint import OPTIMIZER, Backbone, Meta, load_checkpoint
+from i2v.checkpoint import Backbone, Meta, load_checkpoint, weights_of
 from i2v.config import Config, ModelConfig, load_config, parse_option, to_dict
 from i2v.console import print_any_name
 from i2v.model import VideoClassifier, create_model
+from i2v.placement import autocast_for, choose_precision, place
 from i2v.text import text_features
-from i2v.vit import Attention
 from i2v.weights import COUNTER, backbone_file, fingerprint, load_weights
 
 INCLUDED = "included"  # where a backbone is that no other file holds: in the checkpoint
@@ -34,7 +33,7 @@ class Session:
     autocast: Callable = nullcontext  # gives the context in which the model runs
 
     def place(self, device: torch.device, precision: str) -> None:
-        """Move the model to where it will run; precision: auto, bf16 or float32."""
+        """Move the model to where it will run; precision: auto, bf16, fp16 or float32."""
         dtype = choose_precision(precision, device)
         place(self.model, device, dtype)
         self.device, self.precision, self.autocast = device, str(dtype).removeprefix("torch."), autocast_for(device, dtype)
@@ -138,7 +137,7 @@ def restore_model(tensors: dict[str, torch.Tensor], meta: Meta, weights: str | N
     weights: where the backbone is, if not where the run had it. Raises ValueError if it is another backbone.
     """
     model, backbone = create_model(**meta.model), meta.backbone
-    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(OPTIMIZER)}
+    own = weights_of(tensors)
     where = weights or backbone.weights
     if where != INCLUDED and not is_complete(own, model):
         load_backbone(model, backbone.name, where)
@@ -158,50 +157,6 @@ def own_tensors(model: VideoClassifier, backbone: Backbone) -> dict[str, torch.T
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
-# ---- devices ---------------------------------------------------------------------------------------------------------
-
-
-def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products: bf16 where the device has it in hardware, else float32."""
-    if precision == "auto":
-        in_hardware = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if in_hardware else torch.float32
-    return {"bf16": torch.bfloat16, "float32": torch.float32}[precision]
-
-
-def place(model: VideoClassifier, device: torch.device, dtype: torch.dtype) -> None:
-    """Move the model to its device. Frozen matrices are stored in the dtype they are multiplied in; what is trained,
-    and what normalises, stays float32."""
-    model.to(device)
-    for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d, Attention)):
-            for parameter in module.parameters(recurse=False):
-                if not parameter.requires_grad:
-                    parameter.data = parameter.data.to(dtype)
-    patches = model.trunk.conv1
-    patches.to(memory_format=torch.channels_last if patches.weight.ndim == 4 else torch.channels_last_3d)
-
-
-def autocast_for(device: torch.device, dtype: torch.dtype):
-    """A function that gives the context in which the model runs."""
-    if dtype == torch.float32:
-        return nullcontext
-    return lambda: torch.autocast(device.type, dtype)
-
-
-def compile_blocks(model: VideoClassifier) -> None:
-    """torch.compile, block by block: identical blocks are compiled once, and parameter names stay as they are.
-
-    A backbone that owns its trunk (DiST) has a side network as well, which is compiled as a whole.
-    """
-    for block in model.trunk.transformer.resblocks:
-        block.compile(dynamic=False)
-    if model.trunk is not model.backbone:
-        for part in model.backbone.children():
-            if part is not model.trunk:
-                part.compile(dynamic=False)
-
-
 # ---- what commands share ---------------------------------------------------------------------------------------------
 
 PLACES = ("auto", "cpu", "gpu")
@@ -213,7 +168,7 @@ FLAGS = {
     "--batch-size": {"type": int},
     "--device": {"default": "auto", "choices": PLACES},
     "--decode": {"default": "auto", "choices": PLACES},
-    "--precision": {"default": "auto", "choices": ("auto", "bf16", "float32")},
+    "--precision": {"default": "auto", "choices": ("auto", "bf16", "fp16", "float32")},
     "--cache": {"help": "where shards of a URL are staged"},
     "--cache-size": {"help": "how much of it they may fill, such as 200GB"},
     "--json": {"type": Path},

@@ -43,9 +43,10 @@ class LoadReport:
     notes: list[str] = field(default_factory=list)
 
 
-def load_weights(model: VideoClassifier, source: str | Path | Mapping, layout: str = "auto") -> LoadReport:
+def load_weights(model: VideoClassifier, source: str | Path | Mapping, layout: str = "auto", may_stay: str = "") -> LoadReport:
     """Copy a checkpoint (path or state dict) into the model, cast to the model's dtype -> LoadReport.
 
+    may_stay: a part of the model, such as "head.", that stays as it is where the file's does not fit it as a whole.
     Raises ValueError, and leaves the model as it was, when a name is missing or unexpected or a shape differs, except
     for what the layout legitimately lacks (see the top of this file).
     """
@@ -54,7 +55,8 @@ def load_weights(model: VideoClassifier, source: str | Path | Mapping, layout: s
     where = "the state dict" if isinstance(source, Mapping) else str(source)
     state, notes = unwrap(source if isinstance(source, Mapping) else read_file(source), where)
     target = model.state_dict()
-    plan = _plan(model, target, state, layout) if layout != "auto" else _detect(model, target, state, where)
+    find = partial(_detect, where=where) if layout == "auto" else partial(_plan, layout=layout)
+    plan = find(model, target, state, may_stay=may_stay)
     notes += [f"{plan.prefix} was taken out of its names"] * bool(plan.prefix)
     if plan.problems:
         remedy = (
@@ -105,13 +107,16 @@ class _Plan:
     fits: int  # names that are known
 
 
-def _plan(model, target, state, layout):
+def _plan(model, target, state, layout, may_stay):
     """How the file would be loaded under a layout, and what is wrong with it; changes nothing."""
     names_of = partial(_clip_names, model) if layout == "clip" else partial(_own_names, model, target, layout)
     prefix = _outer_prefix(state, target, *names_of(state)[:2])
     inner = {name: name.removeprefix(prefix) for name in state}
     rename, known, required = names_of(inner.values())
     renamed = {name: rename(short) for name, short in inner.items()}
+    if may_stay and not _fits(renamed, state, target, required, may_stay):
+        renamed = {name: None if ours is not None and ours.startswith(may_stay) else ours for name, ours in renamed.items()}
+        known, required = ({name for name in names if not name.startswith(may_stay)} for names in (known, required))
     sources = {ours: name for name, ours in renamed.items() if ours is not None}
     values = {ours: state[name] for ours, name in sources.items()}
     if layout == "clip" and hasattr(method_module(model.method), "from_clip"):
@@ -133,6 +138,13 @@ def _plan(model, target, state, layout):
     ignored = [name for name, ours in renamed.items() if ours is None]
     count, fits = sum(map(len, kinds.values())), len(known & set(sources))
     return _Plan(layout, prefix, sources, values, ignored, problems, count, fits)
+
+
+def _fits(renamed, state, target, required, part):
+    """Whether the file has all that the model has in a part of it, in the same shapes, and nothing else there."""
+    theirs = {ours: _shape(state[name]) for name, ours in renamed.items() if ours is not None and ours.startswith(part)}
+    needed = {name for name in required if name.startswith(part) and not may_lack(name)}
+    return needed <= theirs.keys() and all(name in target and _shape(target[name]) == shape for name, shape in theirs.items())
 
 
 def _outer_prefix(state, target, rename, known):
@@ -180,10 +192,10 @@ def _own_names(model, target, layout, names):
     return rename, set(target), set(target) - set(model.frozen_parameters())
 
 
-def _detect(model, target, state, where):
+def _detect(model, target, state, where, may_stay):
     """The plan with the fewest problems."""
     layouts = [x for x in LAYOUTS if x != "authors" or hasattr(method_module(model.method), "from_authors")]
-    plans = [_plan(model, target, state, layout) for layout in layouts]
+    plans = [_plan(model, target, state, layout, may_stay) for layout in layouts]
     plans.sort(key=lambda plan: (plan.count, plan.layout != "i2v"))
     if not any(plan.fits for plan in plans):
         raise ValueError(

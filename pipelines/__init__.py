@@ -3,8 +3,12 @@
 import importlib
 import pkgutil
 import sys
+from typing import TYPE_CHECKING
 
 from i2v.pipelines.shards import ShardError
+
+if TYPE_CHECKING:
+    from i2v.pipelines.loader import Batch, build_loader
 
 __all__ = ["Batch", "ShardError", "build_loader"]
 

@@ -18,7 +18,7 @@ import zlib
 
 import numpy as np
 
-from i2v.pipelines.storage import ShardError
+from i2v.pipelines.store import ShardError
 
 FORMAT = "i2v-shards"
 VERSION = 2

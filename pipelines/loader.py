@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import importlib.util
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -94,6 +95,8 @@ def build_loader(
     that wait for the decoder, per process.
     Raises TypeError for unknown options, ValueError for wrong values, ShardError for a data set that cannot be used.
     """
+    if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
+        raise ShardError("NVIDIA DALI is not installed: pip install 'i2v[cuda13]', or [cuda12] (`i2v doctor` tells which).")
     given = _as_dict(options)
     twice = given.keys() & more_options.keys()
     if twice:
@@ -352,7 +355,7 @@ class Loader:
         if suspects and self._decodes(self._stand_in(suspects[0][1].spec)):
             refused = [(position, clip.spec.id) for position, clip in suspects if not self._decodes(clip)]
         if not refused:
-            raise ShardError(f"DALI cannot make clips of {self.shards.root}, and not for want of a sound clip: {reason}")
+            raise ShardError(f"DALI cannot make clips of {self.shards.root}, although its clips are sound: {reason}")
         for position, clip_id in refused:
             self._refused.add(position)
             self.quarantine.add(clip_id, "the decoder refuses it")

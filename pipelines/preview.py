@@ -33,7 +33,8 @@ examples
   python pipelines/preview.py shards/train --config CONFIG --out sheet.png --epoch 3 --clips 4 crop=short_side
   python pipelines/preview.py shards/val --split test --out views.png num_frames=16 sampling=stride stride=4 crops=3
 
-exit codes: 0 done; 1 the data set cannot be read or has bad clips; 2 wrong arguments or options
+exit codes: 0 done; 1 the data set cannot be read or has bad clips; 2 wrong arguments or options;
+130 interrupted
 """
 
 
@@ -152,6 +153,9 @@ def main(argv: list[str] | None = None) -> int:
     except ShardError as error:
         print(f"preview: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("preview: interrupted; nothing was written.", file=sys.stderr)
+        return 130
     except (ValueError, TypeError) as error:
         parser.error(str(error))
     if not rows:

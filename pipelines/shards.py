@@ -19,6 +19,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from i2v.pipelines.files import File, open_files
 from i2v.pipelines.index import (
     BLOCK,
     CLIP,
@@ -35,7 +36,7 @@ from i2v.pipelines.index import (
     shard_number,
     times_are_possible,
 )
-from i2v.pipelines.storage import File, ShardError, open_files
+from i2v.pipelines.store import ShardError
 
 SOUND_AMONG = 1000  # clips in which one that can be read must be found
 
@@ -51,7 +52,7 @@ class ClipError(RuntimeError):
 class ShardSet:
     """A sharded data set, open for reading. Safe to use from several threads.
 
-    manifest: the folder or its manifest.json, local or as a URL such as s3://bucket/k400 (pipelines/storage.py).
+    manifest: the folder or its manifest.json, local or as a URL such as s3://bucket/k400 (pipelines/files.py).
     cache: a folder on a local disk, for URLs only: shards are copied there and may be shared by any number of processes.
     cache_size: how much the cache may fill, in bytes or as text such as "200GB"; None: most of what is free.
     Raises ShardError with one sentence if the data set cannot be trusted or reached.
@@ -199,7 +200,7 @@ class ShardSet:
             if any(self._is_in_place(descriptor, clip_id) for clip_id in clips) or _has_crc32(descriptor, file.crc32):
                 return
         remedy = "restore the file, or run make_shards again into a new folder"
-        remedy = f"restore the file, and delete its copy in {self.files.cache}" if self.remote else remedy
+        remedy = f"restore the file, and delete its copy in {self.files.cache.folder}" if self.remote else remedy
         where = self.files.where(file.name)
         raise ShardError(f"{where} is not the file this index was made for (no clip is where the index says): {remedy}.")
 

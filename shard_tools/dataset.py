@@ -8,6 +8,7 @@ whoever finds all parts joins them. The manifest is written last: a data set wit
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -20,10 +21,11 @@ from pathlib import Path
 import av
 import numpy as np
 
+from i2v.atomic import unique
 from i2v.pipelines.index import index_names, shard_number
-from i2v.shard_tools.encode import EncodeSettings
+from i2v.shard_tools.encode import EncodedClip, EncodeSettings
 from i2v.shard_tools.join import ShardPlan, identity, join, known_videos
-from i2v.shard_tools.output import MAKING, Output, OutputError, unique
+from i2v.shard_tools.output import MAKING, Output, OutputError
 from i2v.shard_tools.pool import encode_videos
 from i2v.shard_tools.source_video import RejectedVideo
 from i2v.shard_tools.sources import Video, source_hash
@@ -50,6 +52,7 @@ def make_shards(
     workers: int = 0,
     timeout: float = 600,
     staging: str | os.PathLike | None = None,
+    encode: Callable[[Iterator[Video]], Iterator[EncodedClip | RejectedVideo]] | None = None,
     on_progress: Callable[[int, int, int], None] | None = None,
 ) -> dict | None:
     """Encode `videos` into the folder or URL `out`, or go on where an interrupted call stopped. Returns the manifest.
@@ -58,6 +61,7 @@ def make_shards(
     append: add the videos that the finished data set in `out` does not know yet; retry: those that it rejected.
     task: (i, n) makes the shards i, i + n, ... of an array of n tasks; returns None while other tasks' shards are missing.
     workers, timeout (seconds): see encode_videos. staging: local folder for what is on its way to a URL.
+    encode: what makes clips of videos, in order (default: encode_videos with these settings).
     on_progress: called with (videos done, videos in all, rejected by this call) at the start and as it goes on.
     The bytes depend on videos, classes, settings, seed and shard_clips only (hevc: nearly, x265 is not exact).
     Raises OutputError, StoreError, and OSError (disk full, no permission); after the last two the same call continues.
@@ -104,7 +108,8 @@ def make_shards(
     counts = _Counts(total - left, total, on_progress)
     if missing:
         shards = ((number, plan.shard(number)) for number in missing)
-        encode_shards(output, shards, made_with, settings, workers, timeout, counts.add)
+        encode = encode or functools.partial(encode_videos, settings=settings, workers=workers, timeout=timeout)
+        encode_shards(output, shards, made_with, encode, counts.add)
     else:
         counts.add(0, 0)
     return _join_if_complete(output, plan, classes, settings, made_with, manifest)
@@ -126,9 +131,7 @@ def encode_shards(
     output: Output,
     shards: Iterable[tuple[int, list[Video]]],
     made_with: dict,
-    settings: EncodeSettings,
-    workers: int,
-    timeout: float,
+    encode: Callable[[Iterator[Video]], Iterator[EncodedClip | RejectedVideo]],
     report: Callable[[int, int], None],
 ) -> None:
     """Make shards (number, videos) one after the other; the processes never wait for a shard to end.
@@ -155,7 +158,7 @@ def encode_shards(
             writers.popleft()
 
     try:
-        with contextlib.closing(encode_videos(videos(), settings, workers, timeout)) as outcomes:
+        with contextlib.closing(encode(videos())) as outcomes:
             for outcome in outcomes:
                 publish_complete()
                 writers[0].add(outcome)

@@ -227,6 +227,7 @@ def bars(title: str, counts: dict[str, int], most: int = 1000) -> str:
 def draw(path: Path, sets: list[ShardSet], facts: list[dict]) -> None:
     """Four panels: lengths, sizes, clips per class, bytes per second."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     figure = Figure(figsize=(12, 7.5), layout="constrained")
     (length, size), (classes, rate) = figure.subplots(2, 2)
@@ -239,6 +240,9 @@ def draw(path: Path, sets: list[ShardSet], facts: list[dict]) -> None:
         for name, each in zip(names, values):
             panel.hist(each, edges, histtype="stepfilled", alpha=0.5, label=name)
         panel.set(xlabel=title, ylabel="clips", yscale="log", ylim=(0.8, None))
+        panel.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:,.0f}")
+        panel.yaxis.set_minor_formatter(NullFormatter())
     for i, fact in enumerate(facts):
         places = np.arange(len(sizes)) + (i + 0.5) * 0.8 / len(facts) - 0.4
         size.barh(places, [fact["sizes"].get(name, 0) for name in sizes], 0.8 / len(facts), alpha=0.7, label=names[i])
@@ -247,6 +251,8 @@ def draw(path: Path, sets: list[ShardSet], facts: list[dict]) -> None:
     size.set(yticks=range(len(sizes)), yticklabels=sizes, xlabel="clips")
     size.invert_yaxis()
     classes.set(xlabel="classes, the largest first", ylabel="clips", ylim=(0, None))
+    for axis in (size.xaxis, classes.xaxis, classes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     for panel, title in ((length, "Length"), (size, "Size"), (classes, "Clips per class"), (rate, "Bit rate")):
         panel.set_title(title, loc="left")
         panel.grid(alpha=0.3)

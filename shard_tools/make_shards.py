@@ -19,13 +19,16 @@ from collections import Counter
 from tqdm import tqdm
 
 from i2v.console import print_any_name
-from i2v.shard_tools.classes import FORMS
 from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import CRF, LIBRARY, EncodeSettings
 from i2v.shard_tools.join import identity, known_videos
+from i2v.shard_tools.lists.classes import FORMS
+from i2v.shard_tools.lists.layouts import LAYOUTS
 from i2v.shard_tools.output import Output, OutputError
 from i2v.shard_tools.paths import is_url
-from i2v.shard_tools.sources import LAYOUTS, Listing, Video, read_sources
+from i2v.shard_tools.sources import Listing, Video, read_sources
+
+NAMED = 8  # classes that the summary names
 
 EPILOG = """\
 what comes out, in DIR
@@ -144,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
         what = f"read {error.filename}" if _is_elsewhere(error.filename, arguments) else f"write to {arguments.out}"
         return _fail(1, f"cannot {what} ({error.strerror or error}); {kept}")
     except RuntimeError as error:
-        return _fail(1, f"{error}; {kept}")
+        return _fail(1, f"{str(error).removesuffix('.')}; {kept}")
     except KeyboardInterrupt:
         return _fail(130, f"interrupted; {kept}")
 
@@ -283,6 +286,10 @@ def summary(manifest: dict, output: Output, seconds: float) -> str:
         f"  sizes     {', '.join(f'{size}: {count:,}' for size, count in sizes[:8])}"
         + (f" and {len(sizes) - 8} more" if len(sizes) > 8 else ""),
     ]
+    if manifest["classes"]:
+        names = manifest["classes"]
+        more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+        lines.insert(1, f"  classes   {', '.join(names[:NAMED])}{more}")
     if manifest["appended"]:
         last = manifest["appended"][-1]
         lines.insert(1, f"  appended  {last['clips']:,} of them last; rejected then: {last['rejected']:,}")

@@ -10,6 +10,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
+from i2v.pipelines.store import LONG, Store, is_url
+
 VIDEO_SUFFIXES = frozenset(
     ".264 .265 .266 .3g2 .3gp .amv .asf .av1 .avc .avi .avs .cavs .dif .divx .drc .dv .evo .f4v .flv .gif .gxf .h261 .h263"
     " .h264 .h265 .h266 .hevc .ismv .ivf .m1v .m2p .m2t .m2ts .m2v .m4v .mj2 .mjpeg .mjpg .mk3d .mkv .mod .mov .mp4 .mpe"
@@ -22,10 +24,6 @@ HIDDEN = re.compile(r"\..*|__MACOSX|PaxHeaders.*|@eaDir|\$RECYCLE\.BIN|System Vo
 
 class SourceError(ValueError):
     """The source list cannot be used; the message is one sentence that says what, where and what to do."""
-
-
-def is_url(place: str) -> bool:
-    return re.match(r"[A-Za-z][\w+.-]*(://|::)", place) is not None
 
 
 def is_video(name: str) -> bool:
@@ -59,27 +57,16 @@ def parent(place: str) -> str:
 
 
 def is_folder(place: str) -> bool:
-    if not is_url(place):
-        return os.path.isdir(place)
-    with reading(place):
-        file_system, path = _file_system(place)
-        return file_system.isdir(path)
+    return Store(place).is_folder() if is_url(place) else os.path.isdir(place)
 
 
 def exists(place: str) -> bool:
-    if not is_url(place):
-        return os.path.exists(place)
-    with reading(place):
-        file_system, path = _file_system(place)
-        return file_system.exists(path)
+    return Store(place).exists() if is_url(place) else os.path.exists(place)
 
 
 def open_binary(place: str):
     """A seekable file. Small blocks: who reads headers here wants few bytes of many places."""
-    if not is_url(place):
-        return open(place, "rb")
-    file_system, path = _file_system(place)
-    return file_system.open(path, "rb", block_size=2**16)
+    return Store(place).open(block=2**16) if is_url(place) else open(place, "rb")
 
 
 def read_text(place: str, errors: str = "strict", utf16: bool = False) -> str:
@@ -107,13 +94,7 @@ def entries(folder: str) -> tuple[list[str], list[str]]:
     """Names of the files and of the folders in a folder, sorted, without hidden ones."""
     with reading(folder):
         if is_url(folder):
-            file_system, path = _file_system(folder)
-            found = [
-                (posixpath.basename(e["name"].rstrip("/")), e["type"])
-                for e in file_system.ls(path, detail=True)
-                if e["name"].strip("/") != path.strip("/")
-            ]
-            found = [(name, kind == "directory") for name, kind in found]
+            found = [(entry.name, entry.is_folder) for entry in Store(folder).entries(LONG)]
         else:
             found = [(entry.name, entry.is_dir()) for entry in os.scandir(folder)]
     found = sorted((name, is_dir) for name, is_dir in found if not is_hidden(name))
@@ -129,9 +110,7 @@ def files_below(folder: str) -> list[str]:
     """Every file, as `videos_below` has the videos."""
     with reading(folder):
         if is_url(folder):
-            file_system, path = _file_system(folder)
-            prefix = path.strip("/") + "/" if path.strip("/") else ""
-            found = [name.lstrip("/").removeprefix(prefix) for name in file_system.find(path)]
+            found = Store(folder).below()
         else:
             found = []
             for here, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
@@ -143,24 +122,11 @@ def files_below(folder: str) -> list[str]:
 
 @contextlib.contextmanager
 def reading(place: str):
-    """What goes wrong with a place while it is read is told as a SourceError."""
+    """That a place cannot be read is told as a SourceError. A store that does not work is a StoreError, here as elsewhere."""
     try:
         yield
-    except SourceError:
-        raise
     except OSError as error:
         raise SourceError(f"{place} cannot be read: {error.strerror or error}.") from error
-    except Exception as error:  # every object store has exceptions of its own
-        if not is_url(place):
-            raise
-        reason = str(error).strip().rstrip(".").partition("\n")[0] or type(error).__name__
-        raise SourceError(f"{place} cannot be read: {reason}.") from error
-
-
-def _file_system(url: str):
-    import fsspec
-
-    return fsspec.core.url_to_fs(url)
 
 
 def _leads_upwards(folder: str) -> bool:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 
+from i2v.pipelines.store import RETRY, StoreError, is_url
 from i2v.shard_tools.encode import EncodedClip, EncodeSettings, encode_video
-from i2v.shard_tools.source_video import RejectedVideo, StoreError, describe
+from i2v.shard_tools.source_video import RejectedVideo, describe
 from i2v.shard_tools.sources import Video
 
 WINDOW = 4  # videos in flight or waiting for their turn, per worker
@@ -27,6 +30,7 @@ def encode_videos(
 
     workers: processes; a video that kills its process or takes longer than `timeout` seconds is rejected, the others
     go on. 0: in this process, without that protection. What is in flight is bounded, however long the list.
+    A video in a store may take the time in which a store is given up in addition: that it stalls is not the video's fault.
     """
     if workers == 0:
         yield from (_outcome(video, settings) for video in videos)
@@ -66,7 +70,7 @@ class _Worker:
     """A process that encodes one video after the other, and the pipe to it."""
 
     def __init__(self, settings: EncodeSettings):
-        self.task, self.busy, self.ready, self.deadline = -1, False, False, 0.0
+        self.task, self.busy, self.ready, self.patience, self.deadline = -1, False, False, 0.0, 0.0
         spawn = multiprocessing.get_context("spawn")
         self.connection, theirs = spawn.Pipe()
         self.process = spawn.Process(target=_work, args=(theirs, settings), daemon=True)
@@ -83,7 +87,8 @@ class _Worker:
 
     def start(self, task: int, video: Video | str, timeout: float) -> None:
         self.task, self.busy = task, True
-        self.deadline = time.monotonic() + timeout + (0 if self.ready else START_SECONDS)
+        self.patience = timeout + (RETRY.patience if is_url(getattr(video, "path", str(video))) else 0)
+        self.deadline = time.monotonic() + self.patience + (0 if self.ready else START_SECONDS)
         try:
             self.connection.send(video)
         except OSError:
@@ -99,7 +104,7 @@ class _Worker:
                     if isinstance(message, StoreError):
                         raise message
                     return message
-                self.ready, self.deadline = True, time.monotonic() + timeout
+                self.ready, self.deadline = True, time.monotonic() + self.patience
         except (EOFError, OSError):
             self.process.join()
             if -self.process.exitcode in STOPS:
@@ -123,6 +128,7 @@ class _Worker:
 
 
 def _work(connection, settings: EncodeSettings) -> None:
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     try:
         connection.send(None)  # ready
         while True:
@@ -132,6 +138,16 @@ def _work(connection, settings: EncodeSettings) -> None:
                 connection.send(StoreError(str(error)))  # without what caused it, which may not survive the way
     except (EOFError, OSError):
         pass  # the parent is gone
+
+
+def _end_with_parent() -> None:
+    """A worker that waits for a file would not notice that its parent is gone, by SIGKILL for example.
+
+    The kernel's own way (PR_SET_PDEATHSIG) is not right here: it also kills when only the thread ends that started the
+    worker, and whoever asks for the next video may do so from another one.
+    """
+    wait([multiprocessing.parent_process().sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _outcome(video: Video | str, settings: EncodeSettings) -> EncodedClip | RejectedVideo:

@@ -1,7 +1,7 @@
 """Open a source video wherever it lies: a local file, an object in a store (any fsspec URL), a member of a tar.
 
-A fault of one file is a RejectedVideo, and the run goes on. A fault of the store (no connection, no permission, no
-such service) says nothing about the video: after some tries it is a StoreError, which ends a run that can be continued.
+A fault of one file is a RejectedVideo, and the run goes on. A fault of the store (no connection, no answer, no permission,
+no such service) says nothing about the video: after some tries it is a StoreError, which ends a run that can be continued.
 """
 
 from __future__ import annotations
@@ -10,17 +10,15 @@ import contextlib
 import errno
 import io
 import os
-import time
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Iterator
+from functools import partial
 
 import av
 
+from i2v.pipelines.store import Store, StoreError, is_url, open_part
 from i2v.shard_tools.completeness import Read, what_is_missing
-from i2v.shard_tools.paths import is_url
 from i2v.shard_tools.sources import Video
 
-TRIES, FIRST_PAUSE = 4, 1.0  # of a store that does not answer; seconds, doubled after every try
 BUFFER = 1 << 18  # bytes that FFmpeg asks for at once
 LARGEST_PICTURE = 1 << 26  # pixels, 8192 x 8192: a decoder keeps up to 17 pictures
 STORE_ERRORS = {  # of a mounted file system or of this machine, not of the file
@@ -35,8 +33,6 @@ STORE_ERRORS = {  # of a mounted file system or of this machine, not of the file
     errno.ENODEV,
 }
 
-T = TypeVar("T")
-
 
 class RejectedVideo(Exception):
     """A video that cannot become a clip. `reason` is one short human sentence without a full stop."""
@@ -44,10 +40,6 @@ class RejectedVideo(Exception):
     def __init__(self, reason: str):
         super().__init__(reason)
         self.reason = reason
-
-
-class StoreError(RuntimeError):
-    """Where the videos are cannot be read now. One short sentence without a full stop; the same command continues."""
 
 
 @contextlib.contextmanager
@@ -60,11 +52,16 @@ def open_video(video: Video) -> Iterator[tuple[av.container.InputContainer, int]
         with _store_errors(path), _open(path, "file", _form(path)) as container:
             yield container, size
         return
-    with contextlib.closing(_Part(video)) as part:
-        _check_complete(part.read_at, part.size)
-        part.seek(0)
-        with _open(part, "none", _form(video.path)) as container:
-            yield container, part.size
+    with _open_part(video) as file:
+
+        def read(first: int, count: int) -> bytes:
+            file.seek(first)
+            return file.read(count)
+
+        _check_complete(read, file.raw.size)
+        file.seek(0)
+        with _open(file, "none", _form(video.path)) as container:
+            yield container, file.raw.size
 
 
 def describe(error: Exception) -> str:
@@ -121,7 +118,7 @@ def _store_errors(path: str):
         # FFmpeg also calls it EIO when a file is damaged.
         of_file = isinstance(cause, av.FFmpegError) and cause.errno == errno.EIO and _is_readable(path)
         if getattr(cause, "errno", None) in STORE_ERRORS and not of_file:
-            raise StoreError(f"{path} cannot be read ({describe(cause)})") from error
+            raise StoreError(f"{path} cannot be read ({describe(cause)}).") from error
         raise
 
 
@@ -135,89 +132,14 @@ def _is_readable(path: str) -> bool:
     return True
 
 
-class _Part(io.RawIOBase):
-    """The bytes of a video in a local or remote file that may hold more: read-only, seekable, patient."""
-
-    def __init__(self, video: Video):
-        self.path, self.first, self.position, self.failure, self._file = video.path, video.offset, 0, None, None
-        end = self._patiently(lambda file: file.seek(0, os.SEEK_END))
-        self.size = end - self.first if video.size is None else video.size
-        if self.first + self.size > end or self.size < 0:
-            raise RejectedVideo(f"the file ends at byte {end}, before the video in it does")
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self.position = max(0, offset + (0, self.position, self.size)[whence])
-        return self.position
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self.size - self.position)
-        size = left if size < 0 else min(size, left)
-        if size == 0:
-            return b""
-
-        def read(file) -> bytes:
-            file.seek(self.first + self.position)
-            data = file.read(size)
-            if not data:
-                raise OSError("it ended early")
-            return data
-
-        data = self._patiently(read)
-        self.position += len(data)
-        return data
-
-    def read_at(self, first: int, count: int) -> bytes:
-        self.seek(first)
-        return self.read(count)
-
-    def close(self) -> None:
-        if self._file is not None:
-            with contextlib.suppress(Exception):
-                self._file.close()
-        self._file = None
-        super().close()
-
-    def _patiently(self, action: Callable[[io.RawIOBase], T]) -> T:
-        if self.failure is not None:  # FFmpeg may ask again
-            raise self.failure
-        for attempt in range(1, TRIES + 1):
-            try:
-                if self._file is None:
-                    self._file = _open_file(self.path)
-                return action(self._file)
-            except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-                raise RejectedVideo("the file does not exist") from error
-            except StoreError:
-                raise
-            except Exception as error:  # stores raise what they like
-                self._file = None
-                if attempt == TRIES:
-                    reason = f"{type(error).__name__}: {describe(error)}"
-                    self.failure = StoreError(f"{self.path} cannot be read, tried {TRIES} times ({reason})")
-                    raise self.failure from error
-                time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
-
-
-def _open_file(path: str):
-    if not is_url(path):
-        return open(path, "rb", buffering=0)
-    import fsspec.core
-
+def _open_part(video: Video) -> io.BufferedReader:
+    """The bytes of a video in a store, or in a local file that holds more. Raises RejectedVideo or StoreError."""
     try:
-        file_system, name = fsspec.core.url_to_fs(path)
-    except (ImportError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read ({describe(error)})") from error
-    file = file_system.open(name, "rb")
-    if not file.seekable():  # a web server that gives only whole files
-        with file:
-            return io.BytesIO(file.read())
+        opened = Store(video.path).open if is_url(video.path) else partial(open_part, video.path)
+        file = opened(first=video.offset, size=video.size)
+    except FileNotFoundError as error:
+        raise RejectedVideo("the file does not exist") from error
+    part = file.raw
+    if part.size < 0 or video.offset + part.size > part.end:
+        raise RejectedVideo(f"the file ends at byte {part.end}, before the video in it does")
     return file

@@ -26,6 +26,18 @@ settings.register_profile("suite", derandomize=True, deadline=None)  # the same 
 settings.load_profile("suite")
 
 
+SLOW = frozenset(  # files of which most tests take long, or which have very many
+    "append benchmarks damage decode encode every_config features fuzz job_arrays loader make_shards mixing moving_shapes"
+    " orientation precision real_videos step text_head train".split()
+)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem.removeprefix("test_") in SLOW or "compile" in item.name or "process" in item.keywords:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """A test that draws without a seed of its own draws the same in every run."""

@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 
-from benchmarks import floor_plan, index, loader, report, sharding, videos
+from benchmarks import floor_plan, index, keys, loader, report, sharding, videos
 from benchmarks.measure import shown_command
 from i2v.pipelines.shards import ClipError, ShardSet
 from i2v.shard_tools.encode import EncodeSettings
@@ -221,3 +221,9 @@ def test_what_is_not_measured_is_a_sentence(tmp_path, monkeypatch):
 def test_the_floor_plan_is_up_to_date():
     """After a change to imports or to the first line of a docstring: python benchmarks/floor_plan.py"""
     assert floor_plan.PAGE.read_text() == floor_plan.page()
+
+
+def test_the_reference_of_keys_is_up_to_date():
+    """After a change to options, their rules or comments: python benchmarks/keys.py"""
+    assert keys.PAGE.read_text() == keys.page()
+    assert "| `clips` | `1` | a whole number, from 1 to 1000 | temporal views |" in keys.page()

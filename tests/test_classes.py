@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from i2v.shard_tools.classes import read_class_list, read_classes
+from i2v.shard_tools.lists.classes import read_class_list
 from i2v.shard_tools.paths import SourceError
 
 NAMES = ["air drumming", "archery", "Tipping something, so it falls"]
@@ -75,7 +75,7 @@ def test_numbers_decide_the_order(tmp_path, form, first):
 def test_marks_and_line_ends_are_in_no_name(tmp_path, encode, form):
     names = ["café", "日本", "run"]
     text = "\n".join(numbered(form, names)) + "\n"
-    assert read_classes(write(tmp_path / "classes.txt", encode(text))) == names
+    assert read_class_list(write(tmp_path / "classes.txt", encode(text))).names == names
 
 
 AB = ["a b", "c, d"]
@@ -139,6 +139,7 @@ def column(name, index, numbered=FROM_0):
         ("100 metres\n3 point shot\narchery\n", ["100 metres", "3 point shot", "archery"], LINES),
         ("100 metres\n200 metres\n", ["100 metres", "200 metres"], LINES),
         ("class 0\nclass 1\n", ["class 0", "class 1"], LINES),
+        ("1 dog\n2 dog\n3 dog\n", ["1 dog", "2 dog", "3 dog"], LINES),
         ("0 level 1\n1 level 2\n", ["level 1", "level 2"], FROM_0),
         ("Acura RL 2012\nAudi A4 2012\nBMW 2007\n", ["Acura RL 2012", "Audi A4 2012", "BMW 2007"], LINES),
         ("001.ak47\n002.flag\n", ["001.ak47", "002.flag"], LINES),  # names of Caltech's folders
@@ -193,6 +194,8 @@ NUMBERS = "numbers begin at 0 or 1 and leave none out; if the numbers belong to 
         ('["run", "climb"', "it is not JSON (Expecting ',' delimiter"),
         ("{0: 'run', 1: 'climb'}", "it is not JSON (Expecting property name"),
         ({"x": "0", "y": "2"}, "'y' has the number 2, but no name has 1"),
+        ({"x": 10**400}, "'x' has the number 1000"),
+        ("[" * 10**5, "recursion"),
         ({"x": 0, "y": 0}, "'x' and 'y' both have the number 0"),
         ({"0": "run", "2": "climb"}, "'2' has the number 2, but no name has 1"),
         (["run", ""], "class 1 (from 0) has no name"),
@@ -216,7 +219,7 @@ NUMBERS = "numbers begin at 0 or 1 and leave none out; if the numbers belong to 
 def test_what_cannot_be_meant_is_refused(tmp_path, content, message):
     path = write(tmp_path / ("classes.txt" if isinstance(content, str) else "wrong.json"), content)
     with pytest.raises(SourceError) as error:
-        read_classes(path)
+        read_class_list(path)
     assert str(error.value).startswith(f"the class list {path} cannot be used: ") and message in str(error.value)
 
 
@@ -231,14 +234,14 @@ def test_what_cannot_be_meant_is_refused(tmp_path, content, message):
 )
 def test_a_file_in_another_encoding_gives_no_wrong_name(tmp_path, data, line, byte):
     with pytest.raises(SourceError, match=rf"\(line {line} has the byte {byte}\): save it as UTF-8"):
-        read_classes(write(tmp_path / "classes.txt", data))
+        read_class_list(write(tmp_path / "classes.txt", data))
 
 
 def test_shards_give_the_names_of_their_manifest_as_they_are(tmp_path):
     with pytest.raises(SourceError, match="a folder without a manifest.json: give shards, or a file of class names"):
-        read_classes(tmp_path)
+        read_class_list(tmp_path)
     write(tmp_path / "manifest.json", {"classes": ["0 run", "1 climb ", '"x"'], "shards": []})
-    assert read_classes(tmp_path) == ["0 run", "1 climb ", '"x"']  # the labels that were stored
+    assert read_class_list(tmp_path).names == ["0 run", "1 climb ", '"x"']  # the labels that were stored
 
 
 NAME = (
@@ -280,4 +283,4 @@ def test_names_come_back_from_every_form(tmp_path_factory, names, first, seed):
         if isinstance(content, dict) and "classes" not in content and all(name.isdigit() for name in names):
             continue  # {"0": "1"}: neither need be the index
         path = write(folder / ("list.csv" if isinstance(content, str) else "list.json"), content)
-        assert read_classes(path) == names, content
+        assert read_class_list(path).names == names, content

@@ -12,17 +12,16 @@ import yaml
 from i2v.complexity import classes_of
 from i2v.config import ConfigError, load_config, to_dict
 from i2v.model import backbone_spec, create_model
-from i2v.optim import learning_rate, parameter_groups
+from i2v.optim import layers_of, learning_rate, parameter_groups
 from i2v.pipelines.augment import AugmentOptions
 from i2v.pipelines.graph import GraphOptions
 from i2v.pipelines.options import ClipOptions
 from i2v.pipelines.plan import Plan
-from i2v.train import layers_of
 from tests.references import figures, find
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-EXPERIMENTS = [path for path in CONFIGS if path.parent.name != "demo"]
+EXPERIMENTS = [path for path in CONFIGS if path.parent.name not in ("demo", "configs")]
 MINIMAL = {"model": {"method": "st_adapter"}, "data": {"train": "a"}, "train": {"epochs": 1, "batch_size": 2, "lr": 0.1}}
 
 
@@ -61,7 +60,7 @@ def test_numbers_as_yaml_writes_them(write):
         ("train.batch_size=true", "train.batch_size is True: it must be a whole number"),
         ("train.compile=1", "train.compile is 1: it must be true or false"),
         ("train.lr=-1", "train.lr is -1: it must be a finite number, more than 0"),
-        ("train.precision=fp8", "train.precision is 'fp8': it must be auto, bf16 or float32"),
+        ("train.precision=fp8", "train.precision is 'fp8': it must be auto, bf16, fp16 or float32"),
         ("train=3", "train must be a section"),
         ("train.lr", "is not an override: write section.key=value"),
         ("train.lr.x=3", "lr is not a section"),

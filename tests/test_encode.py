@@ -1,11 +1,17 @@
 """One video: whatever comes in, a clip of the stored kind comes out, or a reason."""
 
+import contextlib
 import errno
 import io
+import itertools
 import os
 import re
 import signal
+import subprocess
+import sys
 from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -13,15 +19,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from i2v.pipelines import store
 from i2v.pipelines.index import needed_fragments
+from i2v.pipelines.store import Retry, StoreError
 from i2v.shard_tools import decode as decoding
 from i2v.shard_tools import encode as encoding
 from i2v.shard_tools import pool, source_video
 from i2v.shard_tools.encode import LIBRARY, EncodedClip, EncodeSettings, encode_video, stored_size
 from i2v.shard_tools.pool import encode_videos
-from i2v.shard_tools.source_video import RejectedVideo, StoreError, open_video
+from i2v.shard_tools.source_video import RejectedVideo, open_video
 from i2v.shard_tools.sources import Video
-from tests.processes import LIMIT, gone
+from tests.processes import LIMIT, gone, wait_for
+from tests.stores import Store
 from tests.videos import decode, moving, noise, solid, write_audio, write_video
 
 SMALL = EncodeSettings(short_side=48)
@@ -347,45 +356,34 @@ def test_a_playlist_in_a_store_opens_nothing_else(tmp_path):
     assert reason(Video("memory://store/list.mp4"))
 
 
-class Unreliable:
-    """A store whose calls fail `failures` times, counted over all calls."""
-
-    def __init__(self, data: bytes, failures: int, error: Exception):
-        self.data, self.failures, self.error, self.opened = data, failures, error, 0
-
-    def open(self, path):
-        self.opened += 1
-        return _UnreliableFile(self)
-
-
-class _UnreliableFile(io.BytesIO):
-    def __init__(self, store):
-        super().__init__(store.data)
-        self.store = store
-
-    def read(self, size=-1):
-        if self.tell() and self.store.failures:
-            self.store.failures -= 1
-            raise self.store.error
-        return super().read(size)
-
-
-def test_a_store_that_fails_is_tried_again_and_then_ends_the_run(tmp_path, monkeypatch):
+def test_a_store_that_fails_is_asked_again_and_then_ends_the_run(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mp4", noise(60, 96, 128))
-    monkeypatch.setattr(source_video, "FIRST_PAUSE", 0.0)
     monkeypatch.setattr(source_video, "BUFFER", 4096)
-    store = Unreliable(path.read_bytes(), 3, ConnectionResetError(104, "Connection reset by peer"))
-    monkeypatch.setattr(source_video, "_open_file", store.open)
-    assert encode_video(Video("s3://store/a.mp4"), SMALL).data == encode_video(path, SMALL).data
-    assert store.opened == 4
-    store.failures = 99
-    for error in (PermissionError(13, "Forbidden"), RuntimeError("no\nconnection"), TimeoutError()):
-        store.error, store.opened = error, 0
-        with pytest.raises(StoreError, match=r"^s3://store/a.mp4 cannot be read, tried 4 times \(.*\)$"):
-            encode_video(Video("s3://store/a.mp4"), SMALL)
-        assert store.opened == 4
+    monkeypatch.setattr(store, "BLOCK", 4096)
+    monkeypatch.setattr(store, "RETRY", Retry(tries=4, wait=0.0, timeout=LIMIT))
+    Store.reset()
+    url = Store.put(tmp_path, "data") + "/a.mp4"
+
+    def fail(error, fails):
+        count = itertools.count()
+
+        def answer(name, data):
+            if fails(next(count)):
+                raise error
+            return data
+
+        Store.answer, Store.requests = staticmethod(answer), []
+
+    fail(ConnectionResetError(104, "Connection reset by peer"), lambda request: request % 4)
+    assert encode_video(Video(url), SMALL).data == encode_video(path, SMALL).data
+    half = len(Store.requests) // 8  # of those that were answered: FFmpeg is at work
+    for error, tries in ((RuntimeError("no\nconnection"), 4), (TimeoutError(), 4), (PermissionError(13, "Forbidden"), 1)):
+        fail(error, lambda request: request >= half)
+        with pytest.raises(StoreError, match=r"^store://data/a.mp4 cannot be read(, tried 4 times)? \(.*\)\.$"):
+            encode_video(Video(url), SMALL)
+        assert len(Store.requests) == half + tries
     with pytest.raises(StoreError):
-        list(encode_videos([Video("s3://store/a.mp4")], SMALL))
+        list(encode_videos([Video(url)], SMALL))
 
 
 def test_a_mount_that_is_gone_ends_the_run_and_a_file_that_cannot_be_read_does_not(tmp_path, monkeypatch):
@@ -396,7 +394,7 @@ def test_a_mount_that_is_gone_ends_the_run_and_a_file_that_cannot_be_read_does_n
 
     monkeypatch.setattr(source_video.os.path, "getsize", gone)
     code = errno.ESTALE
-    with pytest.raises(StoreError, match=r"a.mp4 cannot be read \(Stale file handle\)$"):
+    with pytest.raises(StoreError, match=r"a.mp4 cannot be read \(Stale file handle\)\.$"):
         encode_video(path, SMALL)
     code = errno.EACCES
     assert reason(path) == "the file cannot be read (Permission denied)"
@@ -404,8 +402,50 @@ def test_a_mount_that_is_gone_ends_the_run_and_a_file_that_cannot_be_read_does_n
 
 @pytest.mark.process
 def test_a_store_that_cannot_be_asked_ends_the_run_of_a_pool():
-    with pytest.raises(StoreError, match="nosuch://x/a.mp4 cannot be read"):
+    with pytest.raises(StoreError, match="nosuch://x/a.mp4 cannot be opened: Protocol not known: nosuch.$"):
         list(encode_videos([Video("nosuch://x/a.mp4")], SMALL, workers=1, timeout=60))
+
+
+def test_a_video_in_a_store_has_the_time_in_which_a_store_is_given_up(monkeypatch):
+    """Else a store that stalls would cost videos, if the limit of a video is short."""
+    monkeypatch.setattr(pool.time, "monotonic", lambda: 1000.0)
+    worker = pool._Worker.__new__(pool._Worker)
+    worker.ready, worker.connection = True, SimpleNamespace(send=lambda video: None)
+    for video, seconds in ((Video("s3://x/a.mp4"), 5 + Retry().patience), (Video("a.mp4"), 5), ("a.mp4", 5)):
+        worker.start(0, video, 5)
+        assert worker.deadline == 1000 + seconds
+
+
+BLOCKED = """
+import os, sys
+from i2v.shard_tools import pool
+from i2v.shard_tools.encode import EncodeSettings
+
+def encode_video(video, settings):
+    print(os.getpid(), flush=True)
+    open(video)  # a FIFO that nobody writes to
+
+pool.encode_video = encode_video
+if __name__ == "__main__":
+    list(pool.encode_videos(sys.argv[1:], EncodeSettings(), workers=1))
+"""
+
+
+@pytest.mark.process
+def test_a_worker_that_waits_for_a_file_ends_with_its_parent(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    (tmp_path / "blocked.py").write_text(BLOCKED)
+    line, ours = [sys.executable, tmp_path / "blocked.py", tmp_path / "a.mp4"], {"PYTHONPATH": str(Path(__file__).parents[1])}
+    parent = subprocess.Popen(line, env=os.environ | ours, stdout=subprocess.PIPE)
+    worker = int(parent.stdout.readline())
+    try:
+        parent.kill()
+        parent.wait()
+        wait_for(lambda: gone(worker))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+        parent.stdout.close()
 
 
 # ---- faults ----------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Whoever makes the shards, wherever they go and whatever breaks on the way: the same bytes."""
 
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -17,14 +18,17 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
+from i2v.pipelines import store
 from i2v.pipelines.shards import ShardSet
-from i2v.shard_tools import output, pool
+from i2v.pipelines.store import Retry
+from i2v.shard_tools import pool
 from i2v.shard_tools.dataset import encode_shards, make_shards
 from i2v.shard_tools.encode import EncodeSettings
 from i2v.shard_tools.make_shards import main
 from i2v.shard_tools.output import MAKING, Output, OutputError
 from i2v.shard_tools.sources import load_sources
 from i2v.shard_tools.writer import part_name
+from tests.processes import LIMIT
 from tests.videos import noise, write_video
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -125,7 +129,7 @@ def test_a_task_that_missed_what_others_did_leaves_it_alone(source, whole, tmp_p
         make(source, out, on_progress=stop_after(7))
     videos, _ = load_sources(source)
     counts = []
-    job = {"of": "another"}, EncodeSettings(short_side=48), 0, 60
+    job = {"of": "another"}, functools.partial(pool.encode_videos, settings=EncodeSettings(short_side=48))
     before = contents(out)
     encode_shards(Output(out), [(0, videos[:3]), (1, videos[3:6])], *job, lambda *counted: counts.append(counted))
     assert counts == [(3, 0), (3, 0)] and contents(out) == before
@@ -225,7 +229,7 @@ def test_a_signal_to_all_processes_does_not_reach_the_workers(source):
         (["--task-index", "3", "--num-tasks", "3"], "--task-index must be from 0 to --num-tasks - 1, not 3 of 3"),
         (["--task-index", "0", "--num-tasks", "2", "--append", "--retry"], "does not go with --retry"),
         (["--shard-clips", "0"], "--shard-clips must be at least 1"),
-        (["--out", "nowhere://bucket"], "nowhere://bucket cannot be written to: Protocol not known"),
+        (["--out", "nowhere://bucket"], "nowhere://bucket cannot be opened: Protocol not known"),
     ],
 )
 def test_mistakes(arguments, sentence, source, tmp_path, capsys):
@@ -263,7 +267,7 @@ class Elsewhere(LocalFileSystem):
 @pytest.fixture(autouse=True)
 def stores(monkeypatch):
     fsspec.register_implementation("elsewhere", Elsewhere, clobber=True)
-    monkeypatch.setattr(output, "BACKOFF", (0, 0))
+    monkeypatch.setattr(store, "RETRY", Retry(tries=3, wait=0.0, timeout=LIMIT))
     monkeypatch.setattr(Elsewhere, "failures", 0)
     monkeypatch.setattr(Elsewhere, "losses", 0)
     MemoryFileSystem.store.clear()
@@ -331,7 +335,7 @@ def test_a_store_that_stays_away_is_one_sentence_and_the_state_is_kept(source, w
     Elsewhere.failures = 3
     assert main(arguments) == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"make_shards: uploading shard-000001.tar to {url} failed 3 times (the line is cut); "
+        f"make_shards: {url}/shard-000001.tar cannot be written, tried 3 times (ConnectionError: the line is cut); "
         "what is done is kept, the same command continues."
     )
     assert "shard-000001.tar" not in Output(url).sizes()

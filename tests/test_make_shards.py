@@ -18,13 +18,14 @@ import pytest
 import webdataset
 
 from i2v.pipelines.shards import ShardSet
+from i2v.pipelines.store import StoreError
 from i2v.shard_tools import make_shards as make_shards_module
 from i2v.shard_tools import source_video, writer
 from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import EncodeSettings, encode_video
 from i2v.shard_tools.make_shards import main
 from i2v.shard_tools.output import Output, OutputError
-from i2v.shard_tools.source_video import RejectedVideo, StoreError
+from i2v.shard_tools.source_video import RejectedVideo
 from i2v.shard_tools.sources import Video, load_sources
 from tests.videos import REAL_VIDEOS, decode, moving, noise, write_audio, write_video
 
@@ -187,6 +188,28 @@ def test_killed_and_asked_to_stop_it_continues(source, whole, tmp_path):
     assert "continuing after" in errors
     assert "12 clips of 16 videos" in text and "rejected.csv" in text
     assert contents(out) == contents(whole)
+
+
+@pytest.mark.process
+def test_a_store_that_stalls_ends_the_run_and_the_same_command_continues(source, tmp_path):
+    """It says nothing about the video, which is not rejected."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for index, name in enumerate(("0.mp4", "1.mp4", "2.mp4", "stalled.mp4")):
+        (folder / name).write_bytes((source / ["climb", "run", "swim"][index % 3] / f"{index}.mp4").read_bytes())
+    (folder / "stall").touch()
+    (folder / "list.csv").write_text("".join(f"store://data/{path.name},x\n" for path in sorted(folder.glob("*.mp4"))))
+    arguments = ("tests.stalled_make_shards", folder / "list.csv", "--out", tmp_path / "out", *OPTIONS)
+    process = command(*arguments, program="-m")
+    _, errors = process.communicate()
+    assert process.returncode == 1 and errors.splitlines()[-1] == (
+        "make_shards: store://data/stalled.mp4 cannot be read, tried 2 times (TimeoutError: no answer in 0.06 s); "
+        "what is done is kept, the same command continues."
+    )
+    (folder / "stall").unlink()
+    process = command(*arguments, program="-m")
+    text, errors = process.communicate()
+    assert process.returncode == 0 and "4 clips of 4 videos" in text, errors
 
 
 @pytest.mark.process

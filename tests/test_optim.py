@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from i2v.checkpoint import optimizer_tensors, restore_optimizer
 from i2v.config import TrainConfig
 from i2v.model import create_model
 from i2v.optim import build_optimizer, learning_rate, parameter_groups
@@ -106,7 +107,7 @@ def test_entries_that_fit_nothing_are_refused(changes, text):
 def test_tadaformer_groups_are_the_authors(size, data, decay):
     """Weight decay and learning-rate factor of every parameter, at the real size."""
     from i2v.methods.tada import from_authors
-    from i2v.train import layers_of
+    from i2v.optim import layers_of
 
     backbone = {"b16": "ViT-B-16", "l14": "ViT-L-14"}[size]
     ssv2 = {"temporal_enhance": True, "double": True} if data == "ssv2" else {}
@@ -137,3 +138,26 @@ def test_dist_groups_are_the_authors():
     ours = {name: group["weight_decay"] for group in groups for name in group["names"]}
     authors = figures("param_groups_dist")["dist/ssv2/vit-b16-8+16f"]
     assert ours == {from_authors(name): decay for name, (decay, scale) in authors.items()}
+
+
+def test_a_restored_optimizer_lies_in_memory_as_its_parameters_do():
+    """The fused AdamW goes through parameter, gradient and state by their place in memory, whatever their strides say."""
+    torch.manual_seed(0)
+    start, grads = torch.randn(4, 3, 2, 5, 5), [torch.randn(4, 3, 2, 5, 5) for _ in range(3)]
+
+    def steps(restored_after):
+        parameter = torch.nn.Parameter(start.clone(memory_format=torch.channels_last_3d))
+        optimizer = build_optimizer({"conv.weight": parameter}, schedule(no_decay=[]))
+        for step, grad in enumerate(grads):
+            if step == restored_after:
+                saved = {
+                    name: tensor.clone(memory_format=torch.contiguous_format)
+                    for name, tensor in optimizer_tensors(optimizer).items()
+                }
+                optimizer = build_optimizer({"conv.weight": parameter}, schedule(no_decay=[]))
+                restore_optimizer(optimizer, saved)
+            parameter.grad = grad.clone(memory_format=torch.channels_last_3d)
+            optimizer.step()
+        return parameter
+
+    assert torch.equal(steps(None), steps(2))

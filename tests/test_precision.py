@@ -12,16 +12,8 @@ from i2v.checkpoint import Meta
 from i2v.config import ModelConfig, load_config
 from i2v.distributed import World
 from i2v.model import create_model
-from i2v.session import (
-    autocast_for,
-    choose_precision,
-    compile_blocks,
-    describe_backbone,
-    load_backbone,
-    own_tensors,
-    place,
-    restore_model,
-)
+from i2v.placement import autocast_for, choose_precision, compile_blocks, place
+from i2v.session import describe_backbone, load_backbone, own_tensors, restore_model
 from i2v.train import run
 from i2v.vit import VisionTransformer, ViTSpec
 from i2v.weights import read_state_dict
@@ -48,9 +40,9 @@ def model_of(method):
 
 @pytest.mark.parametrize(
     "capability, expected",
-    [((7, 0), torch.float32), ((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],
+    [((7, 0), torch.float16), ((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],
 )  # V100, T4, A100, H100
-def test_auto_takes_bf16_where_it_is_in_hardware(capability, expected, monkeypatch):
+def test_auto_takes_bf16_where_it_is_in_hardware_and_fp16_on_older_gpus(capability, expected, monkeypatch):
     facts = SimpleNamespace(major=capability[0], minor=capability[1])
     device = {"is_available": True, "current_device": 0, "get_device_properties": facts, "_check_bf16_tensor_supported": True}
     for name, value in device.items():
@@ -105,7 +97,7 @@ def test_bf16_names_the_same_class_on_99_of_100_random_clips(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_training_in_bf16_follows_float32_and_leaves_the_trunk_alone(config, tmp_path, monkeypatch, method):  # noqa: F811
-    import i2v.train as program
+    import i2v.trainee as program
 
     models, build = [], program.build_model
     monkeypatch.setattr(program, "build_model", lambda *a: models.append(build(*a)) or models[-1])

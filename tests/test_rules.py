@@ -29,7 +29,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("hint, good, bad, words", CASES, ids=str)
+@pytest.mark.parametrize("hint, good, bad, words", CASES, ids=[f"{i} {case[-1]}" for i, case in enumerate(CASES)])
 def test_what_a_value_must_be(hint, good, bad, words):
     assert [broken(hint, value) for value in good] == [None] * len(good)
     assert [broken(hint, value) for value in bad] == [words] * len(bad)

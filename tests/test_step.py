@@ -4,18 +4,24 @@ import itertools
 from contextlib import nullcontext
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-import i2v.train as program
+import i2v.feed as feed
+import i2v.step as program
+import i2v.train
+import i2v.trainee
 from i2v.config import TrainConfig
 from i2v.distributed import World
+from i2v.saving import crosses
+from i2v.step import Passes
 from tests.test_train import CPU, config, train  # noqa: F401  config is a fixture
 
 CLIPS = torch.linspace(-1, 1, 8 * 3 * 2 * 4 * 4).view(8, 3, 2, 4, 4)
 LABELS = torch.arange(8) % 4
-LOG = SimpleNamespace(waiting=nullcontext)
+NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
 
 
 class Small(torch.nn.Module):
@@ -34,11 +40,12 @@ class Small(torch.nn.Module):
         return nullcontext()
 
 
-def add_gradients(model, weights, passes=1, samples=0, world=CPU, clips=CLIPS, **options):
+def add_gradients(model, weights, passes=1, samples=0, world=CPU, clips=CLIPS, class_weights=None, **options):
     train = TrainConfig(batch_size=8, lr=1.0, epochs=1, **options)
-    parts = zip(clips.chunk(passes), LABELS.chunk(passes), weights.chunk(passes))
-    batches = iter([SimpleNamespace(clips=c, labels=y, weights=w) for c, y, w in parts])
-    return program.add_gradients(model, batches, passes, samples, 4, train, world, nullcontext, LOG)
+    parts = zip(clips.chunk(passes), LABELS.chunk(passes), weights.chunk(passes), torch.arange(8).chunk(passes))
+    batches = iter([SimpleNamespace(clips=c, labels=y, weights=w, ids=i, positions=i) for c, y, w, i in parts])
+    passes = Passes(passes, 4, train, world, nullcontext, NO_SCALER, class_weights=class_weights)
+    return program.add_gradients(model, batches, passes, samples)[0]
 
 
 @pytest.mark.parametrize("passes", [1, 2, 4])
@@ -80,18 +87,44 @@ def test_dropout_is_drawn_anew_for_every_step_pass_and_rank_and_again_alike():
     assert [seeds(*case) for case in cases] == drawn
 
 
-def test_mixing_is_drawn_anew_for_every_step_and_pass_and_alike_on_all_ranks(monkeypatch):
+@pytest.mark.parametrize("options", [{"mixup": 0.8}, {"cutmix": 1.0}])
+def test_mixing_does_not_depend_on_the_passes(options):
+    """Nor on the ranks: who is mixed with whom, and how, is the same in every division of the batch."""
+    found = []
+    for passes in (1, 2, 4):
+        model = Small()
+        found.append((add_gradients(model, torch.ones(8), passes, **options), model.linear.weight.grad))
+    for totals, grad in found[1:]:
+        torch.testing.assert_close(totals, found[0][0])
+        torch.testing.assert_close(grad, found[0][1])
+
+
+def test_mixing_is_drawn_anew_for_every_step_and_alike_on_all_ranks(monkeypatch):
     drawn = []
-
-    def mix(clips, labels, classes, mixup, cutmix, draw):
-        drawn.append(draw.random())
-        return clips, F.one_hot(labels, classes).float()
-
-    monkeypatch.setattr(program, "mix", mix)
+    monkeypatch.setattr(program, "draw_mix", lambda train, draw: drawn.append(draw.random()))
     for rank, seed, samples in itertools.product((0, 1), (0, 1), (0, 8, 16)):
         add_gradients(Small(), torch.ones(8), 4, samples, World(rank, 2, torch.device("cpu")), seed=seed, mixup=0.8)
     half = len(drawn) // 2
-    assert drawn[:half] == drawn[half:] and len(set(drawn)) == half == 24
+    assert drawn[:half] == drawn[half:] and len(set(drawn)) == half == 6
+
+
+def test_weights_of_classes_multiply_the_losses_of_their_clips():
+    model, expected, class_weights = Small(), Small(), torch.tensor([0.5, 1.0, 2.0, 0.25])
+    totals = add_gradients(model, torch.ones(8), 2, class_weights=class_weights)
+    losses = F.cross_entropy(expected(CLIPS), LABELS, reduction="none") * class_weights[LABELS]
+    losses.mean().backward()
+    torch.testing.assert_close(totals, torch.stack((torch.tensor(8.0), losses.detach().sum())))
+    torch.testing.assert_close(model.linear.weight.grad, expected.linear.weight.grad)
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_classes_weigh_by_their_size_and_a_mean_clip_weighs_1(power):
+    labels = np.repeat([0, 1, 3], [10, 40, 2])
+    loader = SimpleNamespace(shards=SimpleNamespace(clips={"label": labels}, classes=["a", "b", "c", "d"]))
+    weights = feed.class_weights(loader, power, torch.device("cpu"))
+    assert weights[labels].mean().item() == pytest.approx(1) and weights[2] == 0
+    assert (weights[0] / weights[1]).item() == pytest.approx(4**power)
+    assert feed.class_weights(loader, 0.0, torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize(
@@ -112,16 +145,14 @@ def test_mixing_is_drawn_anew_for_every_step_and_pass_and_alike_on_all_ranks(mon
     ],
 )
 def test_an_evaluation_is_due_when_its_border_is_reached_and_not_again_after_it(before, after, every, expected):
-    assert program.crosses(before, after, every) == expected
+    assert crosses(before, after, every) == expected
 
 
 @pytest.mark.parametrize("micro_batch", [8, 2])
 def test_the_mean_is_over_the_clips_that_count(config, tmp_path, monkeypatch, micro_batch):  # noqa: F811
     """In the gradient that the optimizer gets, and in the log: with two clips of the first batch in quarantine."""
     seen, grads, models = [], [], []
-    build, make, take, read = (
-        getattr(program, name) for name in ("build_model", "build_optimizer", "next_of_all_ranks", "build_loader")
-    )
+    build, make, together, read = i2v.trainee.build_model, i2v.trainee.build_optimizer, i2v.train.together, feed.build_loader
 
     def spoilt_loader(*args, **kwargs):
         loader = read(*args, **kwargs)
@@ -136,10 +167,15 @@ def test_the_mean_is_over_the_clips_that_count(config, tmp_path, monkeypatch, mi
     def trained():
         return models[0].trainable_parameters()
 
-    monkeypatch.setattr(program, "build_loader", spoilt_loader)
-    monkeypatch.setattr(program, "build_model", lambda *a: models.append(build(*a)[0]) or (models[0], "clip"))
-    monkeypatch.setattr(program, "build_optimizer", recorded_optimizer)
-    monkeypatch.setattr(program, "next_of_all_ranks", lambda batches: seen.append(take(batches)) or seen[-1])
+    def recorded(*args):
+        for batch in together(*args):
+            seen.append(batch)
+            yield batch
+
+    monkeypatch.setattr(feed, "build_loader", spoilt_loader)
+    monkeypatch.setattr(i2v.trainee, "build_model", lambda *a: models.append(build(*a)[0]) or (models[0], "clip"))
+    monkeypatch.setattr(i2v.trainee, "build_optimizer", recorded_optimizer)
+    monkeypatch.setattr(i2v.train, "together", recorded)
     options = ["train.max_steps=1", "train.log_every=1", "data.val=null", "model.head={type: linear, dropout: 0}"]
     _, log = train(config, tmp_path, *options, f"train.micro_batch={micro_batch}", "train.lr=1e-30")
     clips, labels, weights = (torch.cat([getattr(batch, name) for batch in seen]) for name in ("clips", "labels", "weights"))

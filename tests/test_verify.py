@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 
 from i2v.pipelines.index import manifest_crc32
 from i2v.pipelines.shards import ShardSet
-from i2v.pipelines.storage import ShardError
+from i2v.pipelines.store import ShardError
 from i2v.shard_tools import verify as command
+from i2v.shard_tools.checks import decode
 from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import EncodeSettings
 from i2v.shard_tools.sources import load_sources
-from i2v.shard_tools.verify import decode, main, verify
+from i2v.shard_tools.verify import main, verify
 from tests.videos import moving, write_video
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -316,7 +317,11 @@ def test_wrong_use_ends_with_2(tmp_path):
         assert stop.value.code == 2
 
 
-SCRIPTS = ("shard_tools/make_shards.py", "shard_tools/verify.py", "shard_tools/describe.py", "pipelines/preview.py")
+SCRIPTS = (
+    "shard_tools/make_shards.py",
+    *(f"shard_tools/{name}.py" for name in ("verify", "describe", "relabel")),
+    "pipelines/preview.py",
+)
 
 
 @pytest.mark.process

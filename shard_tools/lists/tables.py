@@ -1,62 +1,32 @@
 """A text list as a table: its cells, what its columns are called, the times in them."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math
 import os
 import re
-from typing import NamedTuple
 
 from i2v.shard_tools.paths import VIDEO_SUFFIXES, SourceError, is_video, join
 
-PATH_COLUMNS = ("path", "video", "video_path", "filepath", "file_path", "filename", "file_name", "file")
-ID_COLUMNS = ("id", "video_id", "youtube_id", "vid_name", "vid")
-LABEL_COLUMNS = (
-    "label",
-    "class",
-    "class_name",
-    "classname",
-    "label_name",
-    "target",
-    "category",
-    "label_id",
-    "class_id",
-    "label_idx",
-    "class_idx",
-    "label_index",
-    "class_index",
-    "category_id",
-    "labels",
-    "classes",
-)
-SPLIT_COLUMNS = ("split", "subset")
+COLUMNS = {  # what a column is -> how it may be called, the surest name first
+    "path": "path video video_path filepath file_path filename file_name file".split(),
+    "id": "id video_id youtube_id vid_name vid".split(),
+    "label": (
+        "label class class_name classname label_name target category label_id class_id label_idx class_idx label_index"
+        " class_index category_id labels classes".split()
+    ),
+    "split": ["split", "subset"],
+}
 UNIT = r"(?:_?(?:time|timestamp|t|s|secs?|seconds?))*"
-START, END, DURATION = (
-    re.compile(rf"(?:(?:time|timestamp|t|secs?|seconds|segment|clip|video|action|event)_?)?(?:{names}){UNIT}")
-    for names in ("start|begin", "end|stop|finish", "duration|dur|length")
-)
+TIMES = {
+    what: re.compile(rf"(?:(?:time|timestamp|t|secs?|seconds|segment|clip|video|action|event)_?)?(?:{names}){UNIT}")
+    for what, names in {"start": "start|begin", "end": "end|stop|finish", "duration": "duration|dur|length"}.items()
+}
 OF_A_PART = re.compile(r"start|begin|end|stop|finish|until|onset|offset|duration|frame|time")  # in the name of a column
 BEFORE_LABEL = re.compile(rf"(.+(?:{'|'.join(map(re.escape, sorted(VIDEO_SUFFIXES)))}))\s+(.+)", re.IGNORECASE)
 
-Line = tuple[int, list[str]]  # its number in the file, and its cells
-
-
-class Columns(NamedTuple):
-    """Which cell of a row is what; None: there is none."""
-
-    path: int | None = None
-    id: int | None = None
-    label: int | None = None
-    start: int | None = None
-    end: int | None = None
-    duration: int | None = None  # if there is no end
-    split: int | None = None
-
-    @property
-    def are_parts(self) -> bool:
-        return self.start is not None and (self.end is not None or self.duration is not None)
+Line = tuple[str, list[str]]  # "row 3", and its cells
+Named = tuple[str, dict[str, str | None]]  # "row 3", and its cells by what they are; None: the cell is empty
 
 
 def read_lines(source: str, text: str, root: str, notes: list[str]) -> list[Line]:
@@ -80,33 +50,30 @@ def read_lines(source: str, text: str, root: str, notes: list[str]) -> list[Line
             f"lines of {source} that begin with # are skipped as comments, though {named:,} of them name a video: "
             "write ./# where a path begins so."
         )
-    for line, cells in table:
+    for where, cells in table:
         shorter, longer = sorted((cells, table[0][1]), key=len)
         if any(longer[len(shorter) :]):
+            has, other = (f"{len(row)} cell{'s' if len(row) > 1 else ''}" for row in (cells, table[0][1]))
             raise SourceError(
-                f"row {line} of {source} has {_count(cells)}, but the first row has {_count(table[0][1])}: mend the row, "
+                f"{where} of {source} has {has}, but the first row has {other}: correct the row, "
                 "and put quotes around a cell that holds what separates cells."
             )
     return table
 
 
-def _count(cells: list[str]) -> str:
-    return f"{len(cells)} cell{'s' if len(cells) > 1 else ''}"
-
-
 def _cells(lines: list[str]) -> list[Line]:
     delimiter = _delimiter(next((line for line in lines if line.strip()), "").strip())
-    if delimiter != " ":
-        reader = csv.reader(lines, delimiter=delimiter)
-        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
-        return [(line, cells) for line, cells in rows if any(cells)]
-    return [(number, _spaced(line.strip())) for number, line in enumerate(lines, 1) if line.strip()]
+    if delimiter == " ":
+        return [(f"row {number}", _spaced(line.strip())) for number, line in enumerate(lines, 1) if line.strip()]
+    reader = csv.reader(lines, delimiter=delimiter)
+    rows = [(f"row {reader.line_num}", [cell.strip() for cell in cells]) for cells in reader]
+    return [(where, cells) for where, cells in rows if any(cells)]
 
 
 def _spaced(line: str) -> list[str]:
     """Paths and labels may hold spaces: a label follows a video's suffix, or is an integer (or the header's word)."""
     cells, after_video = line.rsplit(maxsplit=1), BEFORE_LABEL.fullmatch(line)
-    if len(cells) == 2 and cells[1].lower() in LABEL_COLUMNS:
+    if len(cells) == 2 and cells[1].lower() in COLUMNS["label"]:
         return cells
     if len(cells) == 2 and is_integer(cells[1]) and (is_video(cells[0]) or not after_video):
         return cells
@@ -120,48 +87,42 @@ def _delimiter(first: str) -> str:
         return " "
     for character in "\t,;":
         cells = [cell.strip() for cell in next(csv.reader([first], delimiter=character), [])]
-        if len(cells) > 1 and (is_video(cells[0]) or {_name(cell) for cell in cells} & {*PATH_COLUMNS, *ID_COLUMNS}):
+        if len(cells) > 1 and (is_video(cells[0]) or {_name(cell) for cell in cells} & {*COLUMNS["path"], *COLUMNS["id"]}):
             return character
     if is_video(first) or BEFORE_LABEL.fullmatch(first):
         return " "
     return next((character for character in "\t;," if character in first), " ")  # ids; V1's labels hold commas
 
 
-def read_header(first: list[str]) -> Columns:
-    """What the columns are, if the first row names them."""
+def read_header(first: list[str]) -> dict[str, int]:
+    """What is in which column, if the first row says so: path, id, label, split, start, and end or duration."""
     if any(map(is_video, first)):
-        return Columns()
+        return {}
     header = [_name(cell) for cell in first]
-
-    def named(names: tuple[str, ...]) -> int | None:
-        return next((header.index(name) for name in names if name in header), None)
-
-    start, end, duration = (
-        next((i for i, name in enumerate(header) if pattern.fullmatch(name)), None) for pattern in (START, END, DURATION)
-    )
-    return Columns(
-        named(PATH_COLUMNS),
-        named(ID_COLUMNS),
-        named(LABEL_COLUMNS),
-        start,
-        end,
-        duration if end is None and start is not None else None,
-        named(SPLIT_COLUMNS),
-    )
+    columns = {what: header.index(name) for what, names in COLUMNS.items() for name in reversed(names) if name in header}
+    for what, pattern in TIMES.items():
+        found = [i for i, name in enumerate(header) if pattern.fullmatch(name)]
+        columns |= {what: found[0]} if found else {}
+    if "end" in columns or "start" not in columns:
+        columns.pop("duration", None)  # the video's own
+    return columns
 
 
-def about_unused(source: str, header: list[str], columns: Columns) -> list[str]:
+def are_parts(columns: dict[str, int]) -> bool:
+    return "start" in columns and ("end" in columns or "duration" in columns)
+
+
+def about_unused(source: str, header: list[str], columns: dict[str, int]) -> list[str]:
     """Sentences on the columns of a list that are not read."""
-    used = {index for index in columns if index is not None}
-    unused = {cell or f"no. {i + 1}": _name(cell) for i, cell in enumerate(header) if i not in used}
+    unused = {cell or f"no. {i + 1}": _name(cell) for i, cell in enumerate(header) if i not in columns.values()}
     notes = []
     if unused:
-        parts = not columns.are_parts and any(map(OF_A_PART.search, unused.values()))
+        parts = not are_parts(columns) and any(map(OF_A_PART.search, unused.values()))
         notes.append(
             f"{source} has the columns {', '.join(unused)}, which are not used"
             + (": parts are start,end or start,duration in seconds." if parts else ".")
         )
-        if columns.label is None:
+        if "label" not in columns:
             notes.append(f"{source} has no column of labels, so its videos have none: call it label if one of these is it.")
     return notes
 
@@ -171,22 +132,23 @@ def _name(cell: str) -> str:
     return re.sub(r"[\W_]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cell)).strip("_").lower()
 
 
-def cell(cells: list[str], column: int | None) -> str | None:
-    return (cells[column] if column is not None and column < len(cells) else "") or None
+def named(lines: list[Line], columns: dict[str, int]) -> list[Named]:
+    """Rows whose cells have the names of their columns."""
+    return [
+        (where, {what: (cells[i] if i < len(cells) else "") or None for what, i in columns.items()}) for where, cells in lines
+    ]
 
 
-def part(source: str, line: int, cells: list[str], columns: Columns) -> tuple[float, float | None]:
+def part(where: str, fields: dict[str, str | None]) -> tuple[float, float | None]:
     """Start and end of a row in seconds; empty cells mean the video's own. Raises SourceError."""
-    first, column = cell(cells, columns.start), columns.duration if columns.end is None else columns.end
-    last, name = cell(cells, column), "duration" if columns.end is None else "end"
+    name = "end" if "end" in fields else "duration"
+    first, last = fields.get("start"), fields.get(name)
     start, end = _seconds(first or "0"), _seconds(last or "inf")
     if None not in (start, end) and name == "duration":
         end += start
     if None in (start, end) or not 0 <= start < end or last and math.isinf(end):
         wanted = "the start at least 0 and before the end" if name == "end" else "the duration more than 0"
-        raise SourceError(
-            f"row {line} of {source}: start {first!r} and {name} {last!r} are not two times in seconds or h:m:s, {wanted}."
-        )
+        raise SourceError(f"{where}: start {first!r} and {name} {last!r} are not two times in seconds or h:m:s, {wanted}.")
     return start, end if last else None
 
 
@@ -194,7 +156,7 @@ def _seconds(text: str) -> float | None:
     try:
         *larger, seconds = text.split(":")
         return sum(int(part) * 60**power for power, part in enumerate(reversed(larger), 1)) + float(seconds)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

@@ -1,12 +1,74 @@
 """Tars as WebDataset has them: whose label is whose, and no label is lost."""
 
+import json
 import tarfile
 
 import pytest
 
 from i2v.predict import find_videos
-from i2v.shard_tools.sources import SourceError, load_sources, read_sources
-from tests.test_sources import touch, write_tar
+from i2v.shard_tools.paths import SourceError
+from i2v.shard_tools.sources import load_sources, read_sources
+from tests.lists import listed, touch, write_tar
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"000.cls": b"1", "001.cls": b"0"},
+        {"000.json": b'{"label": 1, "cls": true}', "001.json": b'{"cls": 0}'},
+        {"000.cls": b"1", "000.json": b'{"caption": "x"}', "000.txt": b"a caption", "001.json": b'{"label": 0}'},
+        {"000.txt": b"y\n", "001.txt": b"x\n"},
+        {"000.json": b'{"label": 7, "class": "y"}', "001.json": b'{"label": "x"}'},
+    ],
+)
+@pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_a_webdataset(tmp_path, labels, format):
+    deep = "d" * 120 + "/000."
+    videos = {"000.mp4": b"first", "001.webm": b"the second"}
+    members = {**labels, **videos, "notes.md": b"?"}
+    members = {name.replace("000.", deep): data for name, data in members.items()}
+    path = write_tar(tmp_path / "a-000.tar", members, format)
+    found, classes = load_sources(path)
+    assert [(v.path, v.source, v.label) for v in found] == [
+        (str(path), f"a-000.tar/{deep}mp4", 1),
+        (str(path), "a-000.tar/001.webm", 0),
+    ]
+    assert [path.read_bytes()[v.offset : v.offset + v.size] for v in found] == list(videos.values())
+    assert classes in (["x", "y"], ["0", "1"])
+
+
+def test_webdatasets_of_many_tars(tmp_path):
+    for i in range(11):
+        write_tar(tmp_path / f"v-{i:03d}.tar", {f"{i}.avi": b"x", f"{i}.cls": str(i).encode()})
+    everything, _ = load_sources(tmp_path)
+    assert [video.source for video in everything] == [f"v-{i:03d}.tar/{i}.avi" for i in range(11)]
+    assert load_sources(tmp_path / "v-{000..010}.tar")[0] == everything
+    assert load_sources(tmp_path / "v-0{08..10}.tar")[0] == everything[8:]
+    with pytest.raises(SourceError, match="v-011.tar cannot be read: No such file"):
+        load_sources(tmp_path / "v-{009..011}.tar")
+    with pytest.raises(SourceError, match="no label but"):
+        write_tar(tmp_path / "v-011.tar", {"11.mp4": b"x"})
+        load_sources(tmp_path)
+    (tmp_path / "v-011.tar").write_bytes((tmp_path / "v-010.tar").read_bytes()[:700])
+    with pytest.raises(SourceError, match="not a whole, uncompressed tar"):
+        load_sources(tmp_path)
+    with tarfile.open(tmp_path / "packed.tar.gz", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("a.mp4"))
+    with pytest.raises(SourceError, match="not a whole, uncompressed tar"):
+        load_sources(tmp_path / "packed.tar.gz")
+    same = write_tar(tmp_path / "same.tar", {"y/0.mp4": b"", "y/0.cls": b"y", "x/0.mp4": b"", "x/0.cls": b"x"})
+    assert listed(load_sources(same)[0]) == [("same.tar/y/0.mp4", 1, "y"), ("same.tar/x/0.mp4", 0, "x")]
+    with pytest.raises(SourceError, match="no tar file with video members"):
+        load_sources(write_tar(tmp_path / "empty.tar", {"a.txt": b"x"}))
+
+
+def test_our_own_shards_are_a_webdataset(shapes):
+    clips = json.loads((shapes / "vp9" / "manifest.json").read_text())["clips"]
+    videos, classes, notes = read_sources(shapes / "vp9")
+    originals = load_sources(shapes / "train")
+    assert classes == originals[1] and len(videos) == clips and any("costs quality" in note for note in notes)
+    assert sorted(video.class_name for video in videos) == sorted(video.class_name for video in originals[0])
+
 
 LABELS = {  # members -> the label of each video
     "a part of the extension": ({"b.x.mp4": None, "b.x.cls": b"1", "b.y.mp4": None, "b.y.cls": b"0"}, ["1", "0"]),

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -16,9 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from i2v.pipelines import storage
+from i2v.pipelines import files, staging, store
+from i2v.pipelines.cache import locked, parse_size
 from i2v.pipelines.shards import ShardError, ShardSet
-from i2v.pipelines.storage import File, Retry, StagedFiles, StoreError, parse_size
+from i2v.pipelines.staging import File, StagedFiles
+from i2v.pipelines.store import Retry, StoreError
 from tests.processes import LIMIT, wait_for
 from tests.stores import Store, random_data_set
 
@@ -36,7 +37,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def url(folder, monkeypatch):
     """Of a copy of the data set; failures are quick."""
-    monkeypatch.setattr(storage, "RETRY", Retry(tries=4, wait=0.001, timeout=LIMIT))
+    monkeypatch.setattr(store, "RETRY", Retry(tries=4, wait=0.001, timeout=LIMIT))
     Store.reset()
     return Store.put(folder, "data")
 
@@ -102,7 +103,7 @@ def test_remote_clips_are_the_local_ones_however_small_the_cache(folder, tmp_pat
 
 
 def test_a_shard_is_fetched_once_for_all_threads_and_in_pieces(folder, url, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "CHUNK", 7000)
+    monkeypatch.setattr(store, "CHUNK", 7000)
     local, remote = ShardSet(folder), ShardSet(url, tmp_path)
     with ThreadPoolExecutor(8) as threads:
         assert all(threads.map(lambda seed: is_same(local, remote, np.random.default_rng(seed).permutation(CLIPS)), range(16)))
@@ -136,7 +137,7 @@ def test_the_cache_never_holds_more_than_it_may(folder, url, tmp_path, shards):
     limit, most = room_for(folder, shards), []
 
     def answer(name, data):
-        with storage._locked(tmp_path / "i2v-staged" / ".lock"):
+        with locked(tmp_path / "i2v-staged" / ".lock"):
             most.append(sum(sizes(tmp_path).values()))
         return data
 
@@ -196,7 +197,7 @@ def test_a_large_shard_takes_the_place_of_several_small_ones(folder, url, tmp_pa
     local, remote = ShardSet(large), ShardSet(Store.put(large, "large"), tmp_path / "cache")
     limit = room_for(folder, 0) + room_for(large, 1)
     small = ShardSet(url, tmp_path / "cache", limit)
-    small.files.limit = remote.files.limit = limit
+    small.files.cache.limit = remote.files.cache.limit = limit
     assert is_same(ShardSet(folder), small, range(6)) and len(staged_shards(tmp_path / "cache")) == 2
     assert is_same(local, remote, range(8))
     assert len(staged_shards(tmp_path / "cache")) == 1 and sum(sizes(tmp_path / "cache").values()) <= limit
@@ -251,46 +252,6 @@ def test_a_store_that_keeps_failing_is_an_error_that_says_what_was_tried(url, tm
     assert Store.requests.count(name) == 4
 
 
-def test_waits_grow_and_have_jitter(url, tmp_path, monkeypatch):
-    waits = []
-    monkeypatch.setattr(storage, "RETRY", Retry(tries=5, wait=1.0))
-    monkeypatch.setattr(storage.time, "sleep", waits.append)
-    Store.answer = fail("manifest.json")
-    with pytest.raises(StoreError, match="tried 5 times"):
-        ShardSet(url, tmp_path)
-    assert len(waits) == 4 and all(0.5 * 2**i <= wait <= 1.5 * 2**i for i, wait in enumerate(waits))
-
-
-@pytest.mark.parametrize("error, text", [(FileNotFoundError("x"), "does not exist"), (PermissionError("no key"), "no key")])
-def test_what_cannot_get_better_is_tried_once(url, tmp_path, error, text):
-    Store.answer = fail("manifest.json", error=error)
-    with pytest.raises(StoreError, match=f"store://data/manifest.json .*{text}"):
-        ShardSet(url, tmp_path)
-    assert len(Store.requests) == 1
-
-
-def test_a_store_that_stalls_is_given_up(url, tmp_path, monkeypatch):
-    answered, remote = threading.Event(), ShardSet(url, tmp_path)
-    Store.answer = staticmethod(lambda name, data: data if answered.wait(LIMIT) else b"")
-    with monkeypatch.context() as impatient:
-        impatient.setattr(storage, "RETRY", Retry(tries=3, wait=0.001, timeout=0.05))
-        with pytest.raises(StoreError, match=r"tried 3 times \(TimeoutError: no answer in 0.05 s\)"):
-            remote.read(0, [0])
-    answered.set()
-    remote.read(0, [0])  # and it recovers
-
-
-@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: b"", lambda data: data + b"x"])
-def test_truncated_answers_are_not_taken(url, tmp_path, change):
-    Store.answer = staticmethod(lambda name, data: change(data) if name.endswith("2.tar") else data)
-    remote = ShardSet(url, tmp_path)
-    with pytest.raises(
-        StoreError, match="shard-000002.tar cannot be read, tried 4 times .* bytes came where .* were asked for"
-    ):
-        remote.read(7, [0])
-    assert "shard-000002" not in staged_shards(tmp_path)
-
-
 def test_wrong_data_of_the_right_size_is_not_taken(folder, url, tmp_path):
     wrong = [6]
 
@@ -322,7 +283,7 @@ def test_a_store_that_cannot_list_is_read_all_the_same(folder, url, tmp_path, mo
 
 
 def test_threads_that_wait_for_the_same_shard_fail_together(url, tmp_path, monkeypatch):
-    remote, locked, waiting = ShardSet(url, tmp_path), storage._locked, []
+    remote, waiting = ShardSet(url, tmp_path), []
 
     def counting(path):
         waiting.append(path)
@@ -332,7 +293,7 @@ def test_threads_that_wait_for_the_same_shard_fail_together(url, tmp_path, monke
         wait_for(lambda: len([path for path in waiting if path.suffix == ".lock" and "2-" in path.name]) == 4)
         raise OSError("connection reset")
 
-    monkeypatch.setattr(storage, "_locked", counting)
+    monkeypatch.setattr(staging, "locked", counting)
     Store.answer = staticmethod(answer)
     with ThreadPoolExecutor(4) as threads:
         reads = [threads.submit(remote.read, 7, [0]) for _ in range(4)]
@@ -367,8 +328,8 @@ def test_a_staged_file_that_cannot_be_locked_is_told_as_the_stores(url, tmp_path
     def flock(*_):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(storage.fcntl, "flock", flock)
-    with pytest.raises(StoreError, match="No locks available.*see to the cache's disk"):
+    monkeypatch.setattr(staging.fcntl, "flock", flock)
+    with pytest.raises(StoreError, match="No locks available.*check the cache's disk"):
         remote.read(0, np.array([0]))
 
 
@@ -410,7 +371,7 @@ def test_a_damaged_copy_that_cannot_be_removed_is_an_error_of_the_cache(url, tmp
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(Path, "unlink", refuse)
-    with pytest.raises(StoreError, match="shard-000000-.*.tar cannot be removed .Permission denied.: see to the cache's disk"):
+    with pytest.raises(StoreError, match="shard-000000-.*.tar cannot be removed .Permission denied.: check the cache's disk"):
         remote.read(0, [0])
 
 
@@ -450,7 +411,7 @@ def test_a_damaged_copy_that_another_process_has_replaced_is_not_fetched_again(f
 
 PROGRAM = """
 import sys, time, numpy as np
-from i2v.pipelines import storage
+from i2v.pipelines import staging, store
 from i2v.pipelines.shards import ShardSet
 {setup}
 local, remote = ShardSet({folder!r}), ShardSet({url!r}, {cache!r}, {limit})
@@ -471,8 +432,8 @@ def test_processes_share_a_cache_that_is_too_small_for_all(folder, tmp_path):
 
 
 def test_a_killed_download_leaves_nothing_that_is_taken_for_a_shard(folder, tmp_path):
-    stall = "storage.CHUNK = 5000; pwrite = storage.os.pwrite\n" + (
-        "storage.os.pwrite = lambda *a: (a[2] < 15000 or (print('here', flush=True), time.sleep(600))) and pwrite(*a)"
+    stall = "store.CHUNK = 5000; pwrite = staging.os.pwrite\n" + (
+        "staging.os.pwrite = lambda *a: (a[2] < 15000 or (print('here', flush=True), time.sleep(600))) and pwrite(*a)"
     )
     process = program(folder, tmp_path, setup=stall)
     assert process.stdout.readline() == b"here\n"
@@ -533,10 +494,10 @@ def test_sizes_are_read_as_text():
 
 
 def test_local_files_keep_a_bounded_number_open(folder, monkeypatch):
-    monkeypatch.setattr(storage, "OPEN_FILES", 2)
+    monkeypatch.setattr(files, "OPEN_FILES", 2)
     shards = ShardSet(folder)
     for clip in range(CLIPS):
         shards.read(clip, [0])
-        assert len(shards.files._open) <= 2
+        assert shards.files._opened.cache_info().currsize <= 2
     with pytest.raises(ShardError, match="nothing.tar cannot be read"), shards.files.open(File("nothing.tar")):
         pass

@@ -1,0 +1,116 @@
+"""The data side of a run: a loader for this rank, and batches that all ranks get together or none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from i2v.config import Config
+from i2v.distributed import World, any_of
+from i2v.model import backbone_spec
+from i2v.pipelines import ShardError, build_loader
+from i2v.pipelines.options import OrderOptions
+from i2v.stall import Watch
+from i2v.stop import Stopped, StopSignal
+
+
+def open_loader(config: Config, world: World, split: str, manifest: str | list, batch_size: int, start: int = 0):
+    """A loader of one split, for this rank."""
+    data = config.data
+    known = [field.name for field in fields(OrderOptions)]
+    unknown = next((name for name in data.order if name not in known), None)
+    if unknown is not None:
+        raise ValueError(f"data.order.{unknown} is unknown: known are {', '.join(known)}.")
+    misplaced = next((name for name in config.clips if name in known), None)
+    if misplaced is not None:
+        raise ValueError(
+            f"clips.{misplaced} says in which order videos come, not how clips are cut: write data.order.{misplaced}."
+        )
+    ordered = data.order | {"sample_weights": data.sample_weights} if split == "train" else {}
+    return build_loader(
+        manifest,
+        split,
+        config.clips,
+        batch_size,
+        "gpu" if world.device.type == "cuda" else "cpu",
+        world.rank,
+        world.size,
+        start,
+        decode=data.decode,
+        seed=config.train.seed,
+        threads=data.threads,
+        cache=data.cache,
+        cache_size=data.cache_size,
+        prefetch_bytes=data.prefetch_bytes,
+        quarantine=Path(config.out) / f"quarantine-{split}.csv",
+        num_frames=config.model.num_frames,
+        size=backbone_spec(config.model.backbone).image_size,
+        **ordered,
+    )
+
+
+def together(loader, stop: StopSignal, watch: Watch) -> Iterator:
+    """This rank's batches, each once every rank has its own: none waits for another in vain.
+
+    Raises on all ranks alike: ShardError if one of them cannot read its data, Stopped if one of them was told to stop.
+    """
+    batches = watch.reading(loader)
+    while True:
+        batch, problem = None, None
+        try:
+            batch = next(batches, None)
+        except ShardError as error:
+            problem = error
+        failed, stopping = any_of(problem is not None, stop.wanted)
+        if failed:
+            raise problem or ShardError("Another process could not read its data.")
+        if stopping:
+            raise Stopped
+        if batch is None:  # the end of a validation, which all ranks reach with the same batch
+            return
+        yield batch
+
+
+def split_batch(batch_size: int, micro_batch: int | None, devices: int) -> tuple[int, int]:
+    """(clips per device and forward pass, passes per step), so that a step is `batch_size` clips on any number of devices."""
+    if batch_size % devices:
+        raise ValueError(
+            f"train.batch_size {batch_size} cannot be shared by {devices} devices: choose a multiple of {devices}."
+        )
+    per_device = batch_size // devices
+    passes = math.ceil(per_device / (micro_batch or per_device))
+    while per_device % passes:
+        passes += 1
+    return per_device // passes, passes
+
+
+def check_labels(loader, val_loader) -> None:
+    """Raises ValueError unless all videos are labelled, and validation has the same classes in the same order."""
+    for each in (loader, val_loader):
+        if each is not None and each.shards.clips["label"].min() < 0:
+            raise ValueError(f"{each.shards.root} has videos without a label: it can be predicted, not trained or scored on.")
+    if val_loader is not None and val_loader.shards.classes != loader.shards.classes:
+        raise ValueError(
+            f"{loader.shards.root} and {val_loader.shards.root} do not have the same class names in the same order: "
+            f"make the second with --classes {loader.shards.root}/manifest.json."
+        )
+
+
+def class_weights(loader, power: float, device: torch.device) -> torch.Tensor | None:
+    """(K,) weights of the classes in the loss, each class's number of videos to the power of minus `power`, on average 1
+    over the videos; None if all are 1. A class without videos has no say."""
+    if not power:
+        return None
+    sizes = np.bincount(loader.shards.clips["label"], minlength=len(loader.shards.classes)).astype(np.float64)
+    weights = np.where(sizes > 0, sizes.clip(min=1) ** -power, 0)
+    return torch.tensor(weights * sizes.sum() / (weights * sizes).sum(), dtype=torch.float32, device=device)
+
+
+def how_stored(manifest: dict) -> dict:
+    """How videos were stored, so that i2v.predict can store others alike."""
+    return {key: manifest["made_with"][key] for key in ("codec", "gop", "short_side", "crf", "fps", "max_seconds")}

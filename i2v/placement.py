@@ -1,0 +1,97 @@
+"""A model on its device: in which precision, compiled, with what it keeps for the backward pass."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+from functools import partial
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from i2v.model import VideoClassifier
+from i2v.vit import Attention
+
+
+def choose_precision(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products: bf16 where the device has it in hardware, fp16 on older GPUs, float32 without one."""
+    if precision == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}[precision]
+
+
+def place(model: VideoClassifier, device: torch.device, dtype: torch.dtype) -> None:
+    """Move the model to its device. Frozen matrices are stored in the dtype they are multiplied in; what is trained,
+    and what normalises, stays float32."""
+    model.to(device)
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d, Attention)):
+            for parameter in module.parameters(recurse=False):
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(dtype)
+    patches = model.trunk.conv1
+    patches.to(memory_format=torch.channels_last if patches.weight.ndim == 4 else torch.channels_last_3d)
+
+
+def autocast_for(device: torch.device, dtype: torch.dtype):
+    """A function that gives the context in which the model runs."""
+    if dtype == torch.float32:
+        return nullcontext
+    return lambda: torch.autocast(device.type, dtype)
+
+
+def compile_blocks(model: VideoClassifier, **options) -> None:
+    """torch.compile, block by block: identical blocks are compiled once, and parameter names stay as they are.
+
+    A backbone that owns its trunk (DiST) has a side network as well, which is compiled as a whole. options: torch.compile's.
+    """
+    for block in model.trunk.transformer.resblocks:
+        block.forward = torch.compile(block.forward, dynamic=False, **options)
+    if model.trunk is not model.backbone:
+        for part in model.backbone.children():
+            if part is not model.trunk:
+                part.compile(dynamic=False, **options)
+
+
+def recompute_blocks(model: VideoClassifier, which: str) -> None:
+    """Keep only what enters a block, and run it once more when its gradient is due: memory for time, the same numbers.
+
+    which: "all" blocks, "half" of them (every other one), or "none". In DiST these are the layers of the side network: its
+    trunk keeps nothing. Call it after compile_blocks: each run of a block is a compiled one.
+    """
+    if which == "none":
+        return
+    for block in layers_that_keep(model)[:: 2 if which == "half" else 1]:
+        collects = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in block.modules())
+        once = {"context_fn": partial(_once_counted, block)} if collects else {}
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, **once)
+
+
+def layers_that_keep(model: VideoClassifier) -> list[nn.Module]:
+    """The modules, in order, that keep most of what the gradient needs."""
+    if model.trunk is model.backbone:
+        return list(model.trunk.transformer.resblocks)
+    side = model.backbone.dist_net
+    return [net for pair in zip(side.temporal_nets, side.integration_nets) for net in pair]
+
+
+def _once_counted(block: nn.Module):
+    """Contexts of a block's first run and of its second, in which batch norms do not collect statistics again."""
+    return nullcontext(), _without_statistics(block)
+
+
+@contextmanager
+def _without_statistics(block: nn.Module):
+    """Batch norms work as before, and what they collect stays as it is."""
+    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momentum, counts = [m.momentum for m in norms], [m.num_batches_tracked.clone() for m in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, before, count in zip(norms, momentum, counts):
+            norm.momentum = before
+            norm.num_batches_tracked.copy_(count)

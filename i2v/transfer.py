@@ -1,0 +1,51 @@
+"""Training that starts from what another training ended with: SSv2 from Kinetics, Kinetics-400 from Kinetics-710."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from i2v.checkpoint import Meta, is_checkpoint, load_checkpoint, weights_of
+from i2v.model import VideoClassifier
+from i2v.session import INCLUDED
+from i2v.weights import fingerprint, load_weights
+
+HEAD = "head."
+
+
+def start_from(model: VideoClassifier, path: str, classes: list[str], source: str) -> tuple[str, str]:
+    """Load a checkpoint of the same method, ours or its authors', into a model that has its backbone, but for a head of
+    other classes.
+
+    source: where the backbone came from. Returns where it is now, and a sentence: what was loaded and what is fresh.
+    Raises ValueError if anything but the head does not fit.
+    """
+    before = fingerprint(model.frozen_parameters())
+    if is_checkpoint(path):
+        tensors, meta = load_checkpoint(path)
+        _check(meta, model, path, before)
+        known_classes, state = meta.classes, weights_of(tensors)
+        if known_classes != classes:
+            state = {name: tensor for name, tensor in state.items() if not name.startswith(HEAD)}
+        report = load_weights(model, state, "i2v", HEAD)
+    else:
+        if not Path(path).exists():
+            raise ValueError(f"model.init {path} does not exist: give a checkpoint of {model.method}.")
+        report = load_weights(model, path, "auto", HEAD)
+    fresh = [name for name in report.missing if name in model.trainable_parameters()]
+    if any(not name.startswith(HEAD) for name in fresh):
+        raise ValueError(f"model.init {path} has a backbone and nothing that {model.method} trains: give it as model.weights.")
+    said = f"{len(report.loaded)} tensors are those of {path}, " + (
+        f"fresh are {', '.join(fresh)}: its classes are others" if fresh else "none is fresh: its head has the same classes"
+    )
+    # A trunk that came along is in no file of CLIP's, so the run's checkpoints must hold it.
+    return source if fingerprint(model.frozen_parameters()) == before else INCLUDED, said
+
+
+def _check(meta: Meta, model: VideoClassifier, path: str, backbone: str) -> None:
+    if meta.model["method"] != model.method:
+        raise ValueError(f"model.init {path} was trained with {meta.model['method']}, this is {model.method}.")
+    if meta.backbone.weights != INCLUDED and meta.backbone.fingerprint != backbone:
+        raise ValueError(
+            f"model.init {path} was trained on another backbone, or other parts of it, than model.weights gives: "
+            f"it was {meta.backbone.name} from {meta.backbone.weights}."
+        )

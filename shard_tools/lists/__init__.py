@@ -1,0 +1,1 @@
+"""How data sets list their videos and classes: one file per layout, which layouts.py tries in order."""

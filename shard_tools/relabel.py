@@ -1,0 +1,134 @@
+"""Other class names for a data set, nothing encoded again: `python shard_tools/relabel.py DIR --out NEW`. `--help` explains."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if not __package__:  # run as a file: import from this checkout
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+
+import argparse
+import csv
+import difflib
+from collections.abc import Iterator
+from dataclasses import fields
+
+import numpy as np
+
+from i2v.console import print_any_name
+from i2v.pipelines.shards import ClipError, ShardError, ShardSet
+from i2v.shard_tools.dataset import make_shards
+from i2v.shard_tools.encode import EncodedClip, EncodeSettings
+from i2v.shard_tools.lists.classes import FORMS, read_class_list
+from i2v.shard_tools.lists.labels import read_map
+from i2v.shard_tools.output import OutputError
+from i2v.shard_tools.paths import SourceError
+from i2v.shard_tools.source_video import RejectedVideo
+from i2v.shard_tools.sources import Video
+
+EPILOG = """\
+The clips are copied as they are; labels and class names are written again. A clip whose bytes are damaged is listed in
+NEW's rejected.csv; what DIR had rejected is not. An interrupted command continues when it is given again.
+
+examples
+  relabel.py shards/val --out shards/val2 --classes shards/train/manifest.json   # a val set made without --classes
+  relabel.py shards/train --out shards/merged --map merge.csv                    # rename, merge, leave out classes
+
+exit codes: 0 done; 1 could not read or write; 2 wrong arguments or class names; 130 interrupted
+"""
+
+
+def relabelled(shards: ShardSet, renamed: dict[str, str], classes: list[str] | None) -> tuple[list[Video], list[str]]:
+    """The clips of a data set as videos with their new labels, in its order, and the class names. Raises SourceError.
+
+    The clip's number is the video's `offset`.
+    """
+    with open(os.path.join(shards.root, "clips.csv"), newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = list(csv.DictReader(file))
+    names = [renamed.get(name, name) for name in shards.classes]
+    if unknown := sorted(renamed.keys() - set(shards.classes)):
+        raise SourceError(
+            f"the map renames {unknown[0]!r}, which is no class of {shards.root}: {_nearest(unknown[0], shards.classes)}."
+        )
+    classes = classes or [name for name in dict.fromkeys(names) if name]
+    index = {name: label for label, name in enumerate(classes)}
+    videos = []
+    for clip, row in enumerate(rows):
+        label = int(shards.clips["label"][clip])
+        name = names[label] if label >= 0 else None
+        if name == "":
+            continue
+        if name is not None and name not in index:
+            raise SourceError(
+                f"class {name!r} of {shards.root} is not among the new classes: {_nearest(name, classes)}, or give --map."
+            )
+        end = float(row["end"]) if row["end"] else None
+        video = Video("", index.get(name, -1), name, row["path"], float(row["start"] or 0), end, offset=clip)
+        videos.append(video)
+    if not videos:
+        raise SourceError("the map leaves out every clip: give other classes a name.")
+    return videos, classes
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    return f"the nearest is {(difflib.get_close_matches(name, names, 1, 0) or ['nothing'])[0]!r}"
+
+
+def copies(shards: ShardSet, videos: Iterator[Video]) -> Iterator[EncodedClip | RejectedVideo]:
+    """The stored clips of `videos`, checked."""
+    for video in videos:
+        clip = video.offset
+        try:
+            data, begin = shards.read_whole(clip), shards.begin(clip)
+        except ClipError as error:
+            yield RejectedVideo(error.reason)
+            continue
+        record = shards.clips[clip]
+        first, count = int(record["first_fragment"]), int(record["frames"])
+        facts = {name: record[name].item() for name in ("header_size", "header_crc", "width", "height", "fps")}
+        fragments = np.array(shards.fragments[first : first + count])
+        yield EncodedClip(data, fragments=fragments, begin=begin, source_bytes=len(data), **facts)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="relabel",
+        description="Copy a data set with other class names or labels; no video is decoded or encoded.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("data", metavar="DIR", help="folder that make_shards wrote, on this machine")
+    parser.add_argument("--out", metavar="NEW", required=True, help="folder or URL to write")
+    parser.add_argument("--classes", metavar="FILE", help=f"class names: {FORMS}; numbers decide the order")
+    parser.add_argument("--map", metavar="FILE", help="CSV file from,to that renames, merges or (empty to) leaves out classes")
+    arguments = parser.parse_args(argv)
+    print_any_name()
+    if arguments.classes is None and arguments.map is None:
+        parser.error("give --classes, --map or both: there is nothing else to change.")
+    try:
+        renamed = read_map(arguments.map) if arguments.map else {}
+        listed = read_class_list(arguments.classes) if arguments.classes else None
+        shards = ShardSet(arguments.data)
+        videos, classes = relabelled(shards, renamed, listed.names if listed else None)
+        made = shards.manifest["made_with"]
+        settings = EncodeSettings(**{field.name: made[field.name] for field in fields(EncodeSettings)})
+        given = {"seed": made["seed"], "shard_clips": made["shard_clips"]}
+        manifest = make_shards(videos, classes, arguments.out, settings, **given, encode=lambda part: copies(shards, part))
+    except (SourceError, OutputError) as error:
+        print(f"relabel: {error}", file=sys.stderr)
+        return 2
+    except (ShardError, OSError, RuntimeError) as error:
+        print(f"relabel: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("relabel: interrupted; what is done is kept, the same command continues.", file=sys.stderr)
+        return 130
+    if listed:
+        print(f"note: {listed.note}", file=sys.stderr)
+    print(f"{manifest['clips']:,} clips of {len(classes):,} classes in {arguments.out}; damaged: {manifest['rejected']:,}.")
+    return 1 if manifest["rejected"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

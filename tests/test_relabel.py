@@ -1,0 +1,83 @@
+"""Shards with other class names: the same clips, the labels asked for, and nothing else changed."""
+
+import csv
+import json
+import re
+import shutil
+
+import pytest
+
+from i2v.pipelines.shards import ShardSet
+from i2v.shard_tools.relabel import main
+from i2v.shard_tools.verify import verify
+
+
+def relabel(data, out, *options):
+    return main([str(data), "--out", str(out), *map(str, options)])
+
+
+def clips_of(folder):
+    """Source path -> (the stored mp4, class name, label, all else that its json says)."""
+    shards = ShardSet(folder)
+    found = {}
+    for clip in range(len(shards)):
+        facts = shards.metadata(clip)
+        name, label = facts.pop("class"), facts.pop("label")
+        assert label == shards.clips["label"][clip] and (label < 0 or shards.classes[label] == name)
+        found[facts["source"]] = (shards.read_whole(clip), name, label, facts)
+    return found
+
+
+def test_the_order_of_another_class_list(shapes, tmp_path):
+    old = ShardSet(shapes / "vp9-val")
+    names = [*reversed(old.classes), "never seen"]
+    (tmp_path / "classes.json").write_text(json.dumps(names))
+    assert relabel(shapes / "vp9-val", tmp_path / "new", "--classes", tmp_path / "classes.json") == 0
+    before, after = clips_of(shapes / "vp9-val"), clips_of(tmp_path / "new")
+    assert ShardSet(tmp_path / "new").classes == names and before.keys() == after.keys()
+    for source, (data, name, label, facts) in before.items():
+        assert after[source] == (data, name, len(old.classes) - 1 - label, facts)
+    assert verify(tmp_path / "new", None)["problems"] == []
+    for key in ("codec", "gop", "short_side", "sizes", "frames", "hours", "encoder"):
+        assert ShardSet(tmp_path / "new").manifest[key] == old.manifest[key]
+
+
+def test_classes_are_renamed_merged_and_left_out(shapes, tmp_path):
+    (tmp_path / "map.csv").write_text("from,to\nleft,sideways\nright,sideways\nup,rising\ndown,\n")
+    assert relabel(shapes / "vp9", tmp_path / "new", "--map", tmp_path / "map.csv") == 0
+    wanted = {"left": "sideways", "right": "sideways", "up": "rising"}
+    before, after = clips_of(shapes / "vp9"), clips_of(tmp_path / "new")
+    assert {source: found[1] for source, found in after.items()} == {
+        source: wanted.get(name, name) for source, (_, name, *_) in before.items() if name != "down"
+    }
+    with open(tmp_path / "new" / "clips.csv", newline="") as file:
+        assert {row["path"]: row["class"] for row in csv.DictReader(file)} == {s: found[1] for s, found in after.items()}
+
+
+@pytest.mark.parametrize(
+    "option, text, sentence",
+    [
+        ("--map", "from,to\nlefft,a\n", "the map renames 'lefft', which is no class of .*: the nearest is 'left'"),
+        ("--classes", "left\nright\n", "class 'clockwise' of .* is not among the new classes: the nearest is"),
+        ("--map", "from,to\n", "has no rows"),
+    ],
+)
+def test_mistakes(option, text, sentence, shapes, tmp_path, capsys):
+    (tmp_path / "given.txt").write_text(text)
+    assert relabel(shapes / "vp9", tmp_path / "new", option, tmp_path / "given.txt") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(f"^relabel: .*{sentence}", line) and not (tmp_path / "new").exists()
+
+
+def test_a_damaged_clip_is_listed_and_the_others_are_copied(shapes, tmp_path, capsys):
+    shutil.copytree(shapes / "vp9-val", tmp_path / "old")
+    shards = ShardSet(tmp_path / "old")
+    with open(tmp_path / "old" / "shard-000000.tar", "r+b") as file:
+        file.seek(int(shards.clips["offset"][2]) + 1500)
+        file.write(b"xxxx")
+    (tmp_path / "map.csv").write_text("left,sideways\n")
+    assert relabel(tmp_path / "old", tmp_path / "new", "--map", tmp_path / "map.csv") == 1
+    assert f"{len(shards) - 1} clips of 8 classes" in capsys.readouterr().out
+    with open(tmp_path / "new" / "rejected.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["path"] == shards.metadata(2)["source"] and "is damaged (checksum differs)" in row["reason"]
