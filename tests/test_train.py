@@ -410,7 +410,7 @@ def test_a_mixture_of_data_sets_trains_and_continues(config, shapes, tmp_path):
     again = train(config, tmp_path / "stopped", mixed, order, "data.val=null", "train.max_steps=4")
     assert_same(again, whole)
     with pytest.raises(ValueError, match="other videos, weights or shares"):
-        train(config, tmp_path / "stopped", mixed.replace("3", "4"), order, "data.val=null")
+        train(config, tmp_path / "stopped", mixed.replace("weight: 3", "weight: 4"), order, "data.val=null")
     with pytest.raises(ValueError, match="data.order.seed is unknown"):
         train(config, tmp_path / "other", "data.order={seed: 3}", "data.val=null")
     with pytest.raises(ValueError, match="other videos, weights or shares in data.train"):
