@@ -110,6 +110,37 @@ def index_table() -> str:
     return "\n\n".join(parts)
 
 
+def recompute_table() -> str:
+    parts = []
+    for r in results("recompute*.json"):
+        rows = []
+        for method, of in r["methods"].items():
+            steps = of["steps"]
+            cells = [f"{each['mb']:,.0f} MB, {each['seconds']:.1f} s" for each in steps.values()]
+            saved = f"{100 * (1 - steps['all']['mb'] / steps['none']['mb']):.0f} %"
+            rows.append([f"`{method}`", *cells, saved, "the same" if of["same_gradients"] else "DIFFERENT"])
+        heads = ["method", *(f"`{which}`" for which in steps), "saved by `all`", "loss and gradients"]
+        parts.append(
+            table(heads, rows)
+            + f"\n\nPeak memory of a step beyond what was held before it, and its time (one run, a machine shared with other "
+            f"work): {r['clips']} clips, the first configuration of each method with ViT-B/16, float32, {where(r)}."
+        )
+    return "\n\n".join(parts)
+
+
+def kills_table() -> str:
+    parts = []
+    for r in results("kills*.json"):
+        rows = [
+            [str(ranks), str(of["runs"]), *(str(of["kills"][kind]) for kind in r["kinds"]), str(of["equal"])]
+            for ranks, of in r["ranks"].items()
+        ]
+        parts.append(
+            table(["processes", "runs", *r["kinds"], "runs equal to the uninterrupted one"], rows) + f"\n\n{r['what']}"
+        )
+    return "\n\n".join(parts)
+
+
 TABLES = {
     "demo": (demo_table, "python benchmarks/demo.py --out runs/demo --json benchmarks/results/demo_st_adapter.json"),
     "throughput": (
@@ -120,6 +151,8 @@ TABLES = {
     "memory": (memory_table, "python benchmarks/loader.py --memory --json benchmarks/results/loader_memory.json"),
     "sharding": (sharding_table, "python benchmarks/sharding.py --json benchmarks/results/sharding.json"),
     "index": (index_table, "python benchmarks/index.py --json benchmarks/results/index.json"),
+    "recompute": (recompute_table, "python benchmarks/recompute.py --json benchmarks/results/recompute.json"),
+    "kills": (kills_table, "python benchmarks/kills.py --json benchmarks/results/kills.json"),
 }
 
 

@@ -32,13 +32,12 @@ from i2v.config import ConfigError, ModelConfig, load_config, to_dict
 from i2v.distributed import World, close_world, init_world, sum_over_ranks
 from i2v.heads import TextHead
 from i2v.model import VideoClassifier, backbone_spec, create_model
-from i2v.optim import build_optimizer
+from i2v.optim import build_optimizer, layers_of
 from i2v.pipelines import Batch, ShardError, build_loader
 from i2v.placement import autocast_for, choose_precision, compile_blocks, place
 from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import EncodeSettings
 from i2v.shard_tools.sources import load_sources
-from i2v.train import layers_of
 
 TINY = Path(__file__).parent / "tiny.yaml"
 CLASSES = 400  # as many as Kinetics', or as the data have if that is more

@@ -39,7 +39,7 @@ def read_file(path: str | Path):
     try:
         return _read(path)
     except PermissionError as error:
-        raise ValueError(f"checkpoint {path} cannot be read ({error.strerror}): see to its permissions") from error
+        raise ValueError(f"checkpoint {path} cannot be read ({error.strerror}): check its permissions") from error
     except Exception as error:  # every reader raises its own kinds, and they all mean that this is no usable checkpoint
         if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
             raise ValueError(

@@ -63,7 +63,7 @@ def save_checkpoint(path: Path, tensors: dict[str, torch.Tensor], meta: Meta) ->
     except (SafetensorError, OSError) as error:
         reason = str(error).removeprefix("Error while serializing: ").removeprefix("I/O error: ")
         kept = f"{path.name} is still the one from before" if path.exists() else "there is none yet"
-        raise OSError(f"{path} cannot be written ({reason}): make room or mend the disk; {kept}.") from error
+        raise OSError(f"{path} cannot be written ({reason}): free some space or repair the disk; {kept}.") from error
 
 
 def is_checkpoint(path: str | Path) -> bool:
@@ -84,9 +84,9 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], Meta]:
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: give a checkpoint that i2v.train wrote.") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint: {error}.") from error
+        raise ValueError(f"{path} cannot be read as a checkpoint ({error}): copy it again, or give another.") from error
     if header.get("format") != FORMAT or not {"model", "backbone", "classes"} <= header.keys():
-        raise ValueError(f"{path} was not written by i2v.train.")
+        raise ValueError(f"{path} was not written by i2v.train: give the best.safetensors or last.safetensors of a run.")
     if (version := header.get("version", 1)) > VERSION:
         raise ValueError(f"{path} is of version {version}, this program reads up to {VERSION}: install a newer i2v.")
     said = {entry.name: header[entry.name] for entry in fields(Meta) if entry.name in header}
@@ -148,7 +148,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch
         if key.startswith(OPTIMIZER):
             name, entry = key[len(OPTIMIZER) :].rsplit("/", 1)
             if name not in states:
-                raise ValueError(f"The checkpoint's optimizer knows {name}, which this model does not train.")
+                raise ValueError(
+                    f"The checkpoint's optimizer knows {name}, which this model does not train: choose another out=..."
+                )
             parameter = parameters[name]
             # Element beside element: the fused AdamW goes through parameter and state by their place in memory.
             like = parameter.detach() if value.shape == parameter.shape else value.to(parameter.device)

@@ -5,8 +5,9 @@
 
 Counted as in the authors' tables, which say "GFLOPs" and mean MACs: convolutions, linear layers and matrix products,
 both products of attention included, and with fvcore's estimates 5 per element for a LayerNorm and 2 for a batch norm.
-Other element-wise work and resizing count nothing. What is counted is what this code runs for one clip, on the meta
-device: every layer at its true size, without memory, weights or arithmetic.
+Other element-wise work and resizing count nothing. What is counted is what this code would run for one clip if the last
+layer computed every token, as the authors' code does, and not only those that are read (`benchmarks/anatomy.py` counts what
+is run); on the meta device: every layer at its true size, without memory, weights or arithmetic.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from i2v.config import Config, load_config
 from i2v.model import VideoClassifier, create_model, method_module
 from i2v.session import add_flags, command, parse
+from i2v.vit import VisionTransformer
 
 CLASSES = {"k400": 400, "k700": 700, "ssv2": 174, "ucf101": 101, "hmdb51": 51, "diving48": 48}
 
@@ -61,7 +64,8 @@ number of views in brackets; the difference compares as many views of ours. Meth
 layers have a second row for the merged model, which is what ZeroI2V publishes. AIM's figures grow in proportion to the
 frames, while attention over frames grows faster; TAdaFormer's are rounded down. Where this code does not do exactly
 what the authors' does: DiST embeds only the frames that CLIP sees (0.6 % less than theirs, which publish no figure),
-ST-Adapter and TAdaFormer send the class token through their projections as well (up to 0.1 % more).
+ST-Adapter and TAdaFormer send the class token through their projections as well (up to 0.1 % more). Of the last layer
+all tokens are counted, as in the authors' code, although this code computes only the class tokens that are read.
 """
 
 
@@ -106,10 +110,15 @@ def count_macs(model: VideoClassifier) -> dict[str, int]:
         aten._native_batch_norm_legit_no_training: lambda x, *rest, **more: 2 * 2 * math.prod(x),
         aten.mul: tap_of_depthwise_convolution,
     }
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+    with every_token(), torch.no_grad(), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         model.eval().requires_grad_(False)(torch.empty(1, 3, model.num_frames, size, size, device="meta"))
     operators = counter.get_flop_counts()["Global"].items()
     return {str(operator).removeprefix("aten."): count // 2 for operator, count in operators if count}
+
+
+def every_token():
+    """A context in which the last layer computes all of its tokens, not only those that are read."""
+    return mock.patch.object(VisionTransformer, "class_tokens", lambda self, *args, **more: self.encode(*args, **more)[:, 0])
 
 
 def tap_of_depthwise_convolution(a, b, *, out_shape) -> int:

@@ -107,7 +107,7 @@ class Config:
 
 
 def installed_configs() -> dict[str, Path]:
-    """The experiments that come with this program: name, as st_adapter/k400_vit-b16_8f, -> file."""
+    """The experiments that come with this program: name, as st_adapter/k400_vit-b16_8f or starter, -> file."""
     folders = [Path(place, "configs") for place in i2v.__path__]
     found = {path.relative_to(folder): path for folder in folders for path in sorted(folder.rglob("*.yaml"))}
     return {str(name.with_suffix("")): path for name, path in found.items()}

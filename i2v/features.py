@@ -107,11 +107,11 @@ def features_of_parts(model, loader, parts: list[int], autocast) -> Iterator[tup
 
 
 def add_features(found: dict[int, list], model, batch, loader, autocast) -> None:
-    """Of each sample of a batch that is wanted and could be read: (features, spans), to those of its video."""
+    """Of each sample of a batch that could be read: (features, spans), to those of its video."""
     with torch.no_grad(), autocast():
         features = features_of(model, batch, loader.plan)
     for i, (position, clip, weight) in enumerate(zip(batch.positions.tolist(), batch.ids.tolist(), batch.weights.tolist())):
-        if position <= loader.only[-1] and weight:
+        if weight:
             try:
                 found[clip].append((features[i], spans(loader.plan, loader.shards, clip, position, batch.frames[i].numpy())))
             except ClipError:

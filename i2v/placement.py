@@ -42,17 +42,17 @@ def autocast_for(device: torch.device, dtype: torch.dtype):
     return lambda: torch.autocast(device.type, dtype)
 
 
-def compile_blocks(model: VideoClassifier) -> None:
+def compile_blocks(model: VideoClassifier, **options) -> None:
     """torch.compile, block by block: identical blocks are compiled once, and parameter names stay as they are.
 
-    A backbone that owns its trunk (DiST) has a side network as well, which is compiled as a whole.
+    A backbone that owns its trunk (DiST) has a side network as well, which is compiled as a whole. options: torch.compile's.
     """
     for block in model.trunk.transformer.resblocks:
-        block.forward = torch.compile(block.forward, dynamic=False)
+        block.forward = torch.compile(block.forward, dynamic=False, **options)
     if model.trunk is not model.backbone:
         for part in model.backbone.children():
             if part is not model.trunk:
-                part.compile(dynamic=False)
+                part.compile(dynamic=False, **options)
 
 
 def recompute_blocks(model: VideoClassifier, which: str) -> None:

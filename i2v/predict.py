@@ -30,7 +30,6 @@ from i2v.session import Session, add_flags, command, open_session, parse
 from i2v.shard_tools.encode import EncodedClip, EncodeSettings
 from i2v.shard_tools.paths import videos_below
 from i2v.shard_tools.pool import encode_videos
-from i2v.shard_tools.source_video import StoreError
 from i2v.shard_tools.sources import Video
 
 MEMORY = 4.0  # GB for clips
@@ -154,7 +153,7 @@ def main() -> None:
         classes, results = session.meta.classes, []
         for video, answer in predict(session, videos, args.workers, args.window, args.hop):
             results.append(show(video, answer, classes, args.top, args.window is not None))
-    except (ValueError, TypeError, OSError, ShardError, StoreError) as error:
+    except (ValueError, TypeError, OSError, ShardError) as error:
         sys.exit(f"i2v.predict: {error}")
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))

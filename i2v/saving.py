@@ -9,30 +9,25 @@ from pathlib import Path
 
 import torch
 
-from i2v.checkpoint import Meta, optimizer_tensors, save_state
+from i2v.checkpoint import optimizer_tensors, save_state
 from i2v.distributed import World
-from i2v.ema import Average
 from i2v.finite import Guard
 from i2v.metrics import Scores
-from i2v.model import VideoClassifier
 from i2v.progress import Progress
 from i2v.session import own_tensors
+from i2v.trainee import Trainee
 
 AVERAGED = "ema_"  # what the figures of the averaged weights begin with
 
 
 @dataclass(frozen=True)
 class Saver:
-    """What there is to save; identity: what a checkpoint says about the run, but for how far it is."""
+    """What there is to save, and where."""
 
     out: Path
-    model: VideoClassifier
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    average: Average | None
+    trainee: Trainee
     guard: Guard
     progress: Progress
-    identity: Meta
     clips: int  # in a step
     world: World
 
@@ -44,16 +39,16 @@ class Saver:
             self._save_last()
 
     def _save_last(self) -> None:
-        self.progress.scaler = self.scaler.state_dict()
-        tensors = self._weights() | optimizer_tensors(self.optimizer)
-        self._save("last.safetensors", tensors | (self.average.tensors() if self.average else {}))
+        self.progress.scaler = self.trainee.scaler.state_dict()
+        tensors = self._weights() | optimizer_tensors(self.trainee.optimizer)
+        self._save("last.safetensors", tensors | (self.trainee.average.tensors() if self.trainee.average else {}))
 
     def epoch(self, epoch: float) -> None:
         """The weights as they are, and their average in a file of its own."""
         name = f"epoch-{epoch:g}"
         self._save(f"{name}.safetensors", self._weights())
-        if self.average is not None:
-            with self.average.in_place():
+        if self.trainee.average is not None:
+            with self.trainee.average.in_place():
                 self._save(f"{name}-ema.safetensors", self._weights())
 
     def best(self, found: dict[str, Scores], metric: str) -> None:
@@ -62,14 +57,16 @@ class Saver:
         value = found[which].value(metric)
         if self.progress.best is None or value > self.progress.best:
             self.progress.best = value
-            with self.average.in_place() if which == AVERAGED else nullcontext():
+            with self.trainee.average.in_place() if which == AVERAGED else nullcontext():
                 self._save("best.safetensors", self._weights(), scores=found[which].summary() | {"averaged": which == AVERAGED})
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        return own_tensors(self.model, self.identity.backbone)
+        return own_tensors(self.trainee.model, self.trainee.identity.backbone)
 
     def _save(self, name: str, tensors: dict, **more) -> None:
-        save_state(self.out / name, tensors, replace(self.identity, progress=self.progress.as_dict(), **more), self.world)
+        save_state(
+            self.out / name, tensors, replace(self.trainee.identity, progress=self.progress.as_dict(), **more), self.world
+        )
 
 
 def kept_epoch(keep: int | list | None, before: int, after: int, clips: int) -> float | None:

@@ -1,10 +1,11 @@
 """What methods share that see a clip as frames of an image transformer."""
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import nn
 
-from i2v.vit import VisionTransformer
+from i2v.vit import VisionTransformer, residual_stream
 
 
 class FrameTransformer(VisionTransformer):
@@ -22,7 +23,7 @@ class FrameTransformer(VisionTransformer):
     def embed(self, frames):
         tokens = rearrange(self.tokenize(frames), "(b t) l c -> b t l c", t=self.num_frames)
         tokens = tokens + self.temporal_embedding[:, :, None]  # (1, T, 1, C): the same for every token of a frame
-        return self.ln_pre(rearrange(tokens, "b t l c -> (b t) l c"))
+        return residual_stream(self.ln_pre(rearrange(tokens, "b t l c -> (b t) l c")))
 
     def forward(self, clips):
         if clips.shape[2] != self.num_frames:
@@ -31,8 +32,8 @@ class FrameTransformer(VisionTransformer):
                 f"sample {self.num_frames} frames, or create the model with num_frames={clips.shape[2]}"
             )
         frames = rearrange(clips, "b c t h w -> (b t) c h w")  # a view when the clips are channels-last
-        tokens = self.encode(self.embed(frames), self.num_frames)  # (B*T, L, C)
-        return reduce(self.ln_post(tokens[:, 0]), "(b t) c -> b c", "mean", t=self.num_frames)
+        tokens = self.class_tokens(self.embed(frames), self.num_frames)  # (B*T, C)
+        return reduce(self.ln_post(tokens), "(b t) c -> b c", "mean", t=self.num_frames)
 
     def train_only(self, adapter):
         """The recipe of both: modules of the class `adapter`, the temporal embedding and ln_post train, the rest is frozen."""
@@ -43,6 +44,13 @@ class FrameTransformer(VisionTransformer):
         self.ln_post.requires_grad_(True)
         self.temporal_embedding.requires_grad_(True)
         return self
+
+
+def frames_later(x, frames):
+    """(B, T, ...) -> the same, frame t being frame t + frames of x, and zeros where the clip has none."""
+    if abs(frames) >= x.shape[1]:
+        return torch.zeros_like(x)
+    return F.pad(x, (0, 0) * (x.ndim - 2) + (-frames, frames))  # a negative pad cuts off
 
 
 def from_mmaction(name):

@@ -48,6 +48,13 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+class LayerNorm(nn.LayerNorm):
+    """In float32 inside, under autocast too, and in its input's dtype outside: what follows reads no more than it needs."""
+
+    def forward(self, x):
+        return super().forward(x).to(x.dtype)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over the middle axis of (N, L, C); qkv and attend are separate so that a method can
     change the keys and values between them."""
@@ -59,38 +66,64 @@ class Attention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.empty(3 * spec.width))
         self.out_proj = nn.Linear(spec.width, spec.width)
 
-    def qkv(self, x):
-        """(N, L, C) -> q, k, v, each (N, L, C) with the heads side by side in C."""
-        return F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+    def qkv(self, x, wanted=None):
+        """(N, L, C) -> q (N, wanted, C) of the first tokens (None: all), k and v (N, L, C), the heads side by side in C."""
+        if wanted is None:
+            return F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        (wq, wkv), (bq, bkv) = (p.split((x.shape[-1], 2 * x.shape[-1])) for p in (self.in_proj_weight, self.in_proj_bias))
+        return F.linear(x[:, :wanted], wq, bq), *F.linear(x, wkv, bkv).chunk(2, dim=-1)
 
-    def attend(self, q, k, v):
-        """softmax(q k^T / sqrt(d)) v per head, then the output projection: (N, L, C) each -> (N, L, C)."""
+    def attend(self, q, k, v, mask=None):
+        """softmax(q k^T / sqrt(d)) v per head, then the output projection: q (N, Q, C), k, v (N, L, C) -> (N, Q, C).
+
+        mask: (Q, L), true where a query may look.
+        """
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))  # (N, heads, L, d)
-        x = F.scaled_dot_product_attention(q, k, v)
-        return self.out_proj(x.transpose(1, 2).flatten(2))  # (N, L, C)
+        x = F.scaled_dot_product_attention(q, k, v, mask)
+        return self.out_proj(x.transpose(1, 2).flatten(2))  # (N, Q, C)
 
-    def forward(self, x):
-        return self.attend(*self.qkv(x))
+    def forward(self, x, wanted=None):
+        return self.attend(*self.qkv(x, wanted))
 
 
 class Block(nn.Module):
-    """One pre-norm transformer layer; methods subclass it, add their modules and override forward(x, num_frames)."""
+    """One pre-norm transformer layer; methods subclass it, add their modules and override forward(x, num_frames, wanted).
+
+    (N, L, C) -> the first `wanted` tokens (N, wanted, C), None being all. After the last layer only the class token is
+    read, so there a forward computes what only the others would need neither for queries nor behind the attention.
+    """
 
     def __init__(self, spec, layer=0):
         super().__init__()
         activation = QuickGELU() if spec.activation == "quick_gelu" else nn.GELU()
-        self.ln_1 = nn.LayerNorm(spec.width)
+        self.ln_1 = LayerNorm(spec.width)
         self.attn = Attention(spec)
-        self.ln_2 = nn.LayerNorm(spec.width)
+        self.ln_2 = LayerNorm(spec.width)
         self.mlp = nn.Sequential(
             OrderedDict(
                 c_fc=nn.Linear(spec.width, 4 * spec.width), activation=activation, c_proj=nn.Linear(4 * spec.width, spec.width)
             )
         )
 
-    def forward(self, x, num_frames):
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x, num_frames, wanted=None):
+        x = x[:, :wanted] + self.attn(self.ln_1(x), wanted)
         return x + self.mlp(self.ln_2(x))
+
+
+def residual_stream(tokens):
+    """Tokens in the dtype that autocast computes in: every layer reads and writes them several times, in both directions.
+
+    Without autocast as they are. The sums of a layer are rounded to it; norms and the head compute in float32.
+    """
+    device = tokens.device.type
+    autocast = device != "meta" and torch.is_autocast_enabled(device)
+    return tokens.to(torch.get_autocast_dtype(device)) if autocast else tokens
+
+
+def unused(module):
+    """Zero, which gives every trained parameter of a module that reaches no logit a gradient, of zeros: checkpoints,
+    optimizer and DDP need no exception for it. Nothing of the module is run or read."""
+    return sum(p.flatten()[:0].sum() for p in module.parameters() if p.requires_grad)
 
 
 class DropPath(nn.Module):
@@ -169,13 +202,18 @@ class VisionTransformer(nn.Module):
 
     def embed(self, images):
         """(N, 3, H, W) -> tokens (N, L, C): what enters the first layer; a method may add to tokenize before ln_pre."""
-        return self.ln_pre(self.tokenize(images))
+        return residual_stream(self.ln_pre(self.tokenize(images)))
 
-    def encode(self, tokens, num_frames=1):
-        """Tokens (N, L, C) through every layer -> (N, L, C)."""
-        for block in self.transformer.resblocks:
+    def encode(self, tokens, num_frames=1, wanted=None):
+        """Tokens (N, L, C) through every layer -> the first `wanted` of them, (N, wanted, C); None: all."""
+        *blocks, last = self.transformer.resblocks
+        for block in blocks:
             tokens = block(tokens, num_frames)
-        return tokens
+        return last(tokens, num_frames, wanted)
+
+    def class_tokens(self, tokens, num_frames=1):
+        """Tokens (N, L, C) through every layer -> (N, C), the class tokens alone, in ln_post's dtype."""
+        return self.encode(tokens, num_frames, wanted=1)[:, 0].to(self.ln_post.weight.dtype)
 
     def features(self, images, num_frames=1):
         """(N, 3, H, W) -> the tokens (N, L, C) after each layer, as a list."""
@@ -186,5 +224,5 @@ class VisionTransformer(nn.Module):
         return per_layer
 
     def forward(self, images):
-        x = self.ln_post(self.encode(self.embed(images))[:, 0])  # (N, C)
+        x = self.ln_post(self.class_tokens(self.embed(images)))  # (N, C)
         return x if self.proj is None else x @ self.proj

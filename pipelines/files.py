@@ -89,7 +89,7 @@ def _open(root: Path, file: File) -> io.FileIO:
 
 def _unreadable(path: Path, error: OSError) -> ShardError:
     gone = isinstance(error, FileNotFoundError)
-    remedy = "restore the file, or run make_shards again into a new folder" if gone else "see to it that it can"
+    remedy = "restore the file, or run make_shards again into a new folder" if gone else "make it readable"
     return ShardError(f"{path} cannot be read ({error.strerror}): {remedy}.")
 
 

@@ -373,7 +373,7 @@ class Loader:
         if suspects and self._decodes(self._stand_in(suspects[0][1].spec)):
             refused = [(position, clip.spec.id) for position, clip in suspects if not self._decodes(clip)]
         if not refused:
-            raise ShardError(f"DALI cannot make clips of {self.shards.root}, and not for want of a sound clip: {reason}")
+            raise ShardError(f"DALI cannot make clips of {self.shards.root}, although its clips are sound: {reason}")
         for position, clip_id in refused:
             self._refused.add(position)
             self.quarantine.add(clip_id, "the decoder refuses it")

@@ -35,7 +35,7 @@ class Quarantine:
                     self._append(clip_id, reason)
                     self.bad |= self._read()  # what other ranks found counts as well
                 except OSError as error:
-                    raise ShardError(f"{self.path} cannot be written ({error.strerror}): see to it that it can.") from error
+                    raise ShardError(f"{self.path} cannot be written ({error.strerror}): make it writable.") from error
             self._require_few()
 
     def _require_few(self) -> None:

@@ -105,7 +105,7 @@ class StagedFiles:
                 path.unlink()
             return True
         except OSError as error:
-            raise StoreError(f"{path} cannot be removed ({error.strerror}): see to the cache's disk.") from error
+            raise StoreError(f"{path} cannot be removed ({error.strerror}): check the cache's disk.") from error
 
     @contextlib.contextmanager
     def _required(self, name: str) -> Iterator[None]:
@@ -136,7 +136,7 @@ class StagedFiles:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StoreError(f"{self._local(file)} cannot be read ({error.strerror}): see to the cache's disk.") from error
+            raise StoreError(f"{self._local(file)} cannot be read ({error.strerror}): check the cache's disk.") from error
 
     def _stage_ahead(self) -> None:
         room = True
@@ -171,7 +171,7 @@ class StagedFiles:
                     self._failures[file.name] = time.monotonic(), error
                     raise
         except OSError as error:
-            raise StoreError(f"{path} cannot be written ({error.strerror}): see to the cache's disk.") from error
+            raise StoreError(f"{path} cannot be written ({error.strerror}): check the cache's disk.") from error
 
     def _download(self, file: File, path: Path, urgent: bool):
         part, full = path.with_name(path.name + ".part"), False

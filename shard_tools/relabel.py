@@ -28,7 +28,7 @@ from i2v.shard_tools.source_video import RejectedVideo
 from i2v.shard_tools.sources import Video
 
 EPILOG = """\
-The clips are copied as they are; labels and class names are written anew. A clip whose bytes are damaged is listed in
+The clips are copied as they are; labels and class names are written again. A clip whose bytes are damaged is listed in
 NEW's rejected.csv; what DIR had rejected is not. An interrupted command continues when it is given again.
 
 examples

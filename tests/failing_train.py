@@ -15,6 +15,7 @@ import torch
 
 import i2v.feed as feed
 import i2v.train as program
+import i2v.trainee as trainee
 from i2v.pipelines import ShardError
 
 torch.set_num_threads(1)
@@ -22,7 +23,7 @@ at = sys.argv.index("--config")
 what, *how = sys.argv[1:at]
 sys.argv[1:at] = []
 rank = int(os.environ["RANK"])
-learning_rate, build_model, build_loader = program.learning_rate, program.build_model, feed.build_loader
+learning_rate, build_model, build_loader = program.learning_rate, trainee.build_model, feed.build_loader
 
 
 def dying(*args):
@@ -76,7 +77,7 @@ if what == "die":
 elif what == "hang":
     feed.build_loader = each(hanging)
 elif what == "signal" and how == ["start"]:
-    program.build_model = stopped
+    trainee.build_model = stopped
 elif what == "signal":
     feed.build_loader = each(signalled)
 elif what == "fail":

@@ -7,7 +7,8 @@ from einops import rearrange
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import i2v
-from i2v.methods.aim import DropPath
+from i2v.methods.aim import DropPath, attend_within
+from i2v.vit import Attention, ViTSpec
 from tests.references import tensors as golden
 
 TINY = dict(image_size=16, patch_size=8, width=32, layers=3, heads=2, embed_dim=24)
@@ -181,3 +182,21 @@ def test_parameter_counts(backbone, num_frames, classes, temporal_adapters, tota
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         i2v.create_model("aim", TINY, 4, 5, **options)
+
+
+@pytest.mark.parametrize(
+    "count, length, tile, together", [(32, 8, 128, 128), (12, 8, 128, 32), (7, 8, 128, 8), (6, 40, 32, 40)]
+)
+def test_short_sequences_read_as_one_attend_as_alone(count, length, tile, together):
+    torch.manual_seed(0)
+    attention = Attention(ViTSpec(**TINY)).double()
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    seen, attend = [], attention.attend
+    attention.attend = lambda q, k, v, mask: seen.append(q.shape[1]) or attend(q, k, v, mask)
+    x = torch.randn(count, length, TINY["width"], dtype=torch.float64, requires_grad=True)
+    packed, alone = attend_within(x, attention, tile), attend_within(x, attention, length)
+    torch.testing.assert_close(packed, alone, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad(y.square().sum(), [x, *attention.parameters()]) for y in (packed, alone)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-9)
+    assert seen == [together, length]

@@ -2,12 +2,14 @@
 
 import csv
 import io
+import json
 import os
 import subprocess
 import sys
 import tarfile
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -147,6 +149,24 @@ def test_ranks_share_the_parts_that_are_missing(tmp_path, monkeypatch, ranks):
     ]
     assert [part for share in shares for part in share] == [1, 2, 5, 6, 7, 8]
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_what_is_computed_in_bf16_is_of_the_same_weights(config, shapes, tmp_path):
+    found = []
+    for precision in ("float32", "bf16"):
+        given = {
+            "checkpoint": None,
+            "config": config,
+            "weights": None,
+            "options": ["clips=1", "crops=1"],
+            "window": None,
+            "hop": None,
+        }
+        given |= {"precision": precision, "data": shapes / "vp9-val", "batch_size": 8, "decode": "auto", "cache": None}
+        given |= {"cache_size": None, "format": "npy", "out": tmp_path / precision}
+        features.extract(SimpleNamespace(**given), World(0, 1, torch.device("cpu")))
+        found.append(json.loads((tmp_path / precision / "features.json").read_text()))
+    assert found[0]["weights"] == found[1]["weights"] and [how["precision"] for how in found] == ["float32", "bfloat16"]
 
 
 @pytest.mark.process

@@ -107,7 +107,7 @@ def test_entries_that_fit_nothing_are_refused(changes, text):
 def test_tadaformer_groups_are_the_authors(size, data, decay):
     """Weight decay and learning-rate factor of every parameter, at the real size."""
     from i2v.methods.tada import from_authors
-    from i2v.train import layers_of
+    from i2v.optim import layers_of
 
     backbone = {"b16": "ViT-B-16", "l14": "ViT-L-14"}[size]
     ssv2 = {"temporal_enhance": True, "double": True} if data == "ssv2" else {}

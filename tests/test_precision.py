@@ -97,7 +97,7 @@ def test_bf16_names_the_same_class_on_99_of_100_random_clips(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_training_in_bf16_follows_float32_and_leaves_the_trunk_alone(config, tmp_path, monkeypatch, method):  # noqa: F811
-    import i2v.train as program
+    import i2v.trainee as program
 
     models, build = [], program.build_model
     monkeypatch.setattr(program, "build_model", lambda *a: models.append(build(*a)) or models[-1])

@@ -11,6 +11,7 @@ from torch._dynamo.backends.debugging import aot_eager
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import i2v.train as program
+import i2v.trainee as trainee
 from i2v.checkpoint import EMA, load_checkpoint, weights_of
 from i2v.config import ConfigError, load_config
 from i2v.ema import Average
@@ -265,14 +266,14 @@ def test_a_run_starts_from_another_runs_adapters_with_a_fresh_head(config, shape
 
     for classes, fresh in ((meta.classes, False), ([f"other {i}" for i in range(8)], True)):
         save_checkpoint(init, load, replace(meta, classes=classes))
-        models, build = [], program.build_optimizer
+        models, build = [], trainee.build_optimizer
 
         def recorded(parameters, *rest):
             models.append({name: p.detach().clone() for name, p in parameters.items()})
             return build(parameters, *rest)
 
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(program, "build_optimizer", recorded)
+            patched.setattr(trainee, "build_optimizer", recorded)
             out = tmp_path / f"second-{fresh}"
             train(config, out, f"model.init={init}", "train.max_steps=1", "data.val=null")
         begun = models[0]
@@ -362,4 +363,4 @@ def test_each_mistake_has_its_sentence(config, override, text):  # noqa: F811
 
 def test_a_head_that_does_not_train_cannot_train_alone(config, tmp_path):  # noqa: F811
     with pytest.raises(ValueError, match="train.head_epochs is 1, but nothing of a text head trains: remove it"):
-        program.check_trained(load_config(config, ["train.head_epochs=1", "model.head={type: text}"]), {"backbone.x": 0})
+        trainee.check_trained(load_config(config, ["train.head_epochs=1", "model.head={type: text}"]), {"backbone.x": 0})

@@ -80,7 +80,7 @@ def random_adapter(kernel_size):
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_shifted_multiply_adds_equal_conv3d(k, num_frames):
     adapter, x = random_adapter((k, 1, 1)), torch.randn(2 * num_frames, 5, 8, dtype=torch.float64)
-    fast, general = adapter.over_frames(x, num_frames)[:, 1:], adapter.over_space_time(x, num_frames)[:, 1:]
+    fast, general = adapter.over_frames(x, num_frames), adapter.over_space_time(x, num_frames)
     torch.testing.assert_close(fast, general)
     gradients = [torch.autograd.grad(y.square().sum(), adapter.conv.parameters()) for y in (fast, general)]
     torch.testing.assert_close(*gradients)

@@ -329,7 +329,7 @@ def test_a_staged_file_that_cannot_be_locked_is_told_as_the_stores(url, tmp_path
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(staging.fcntl, "flock", flock)
-    with pytest.raises(StoreError, match="No locks available.*see to the cache's disk"):
+    with pytest.raises(StoreError, match="No locks available.*check the cache's disk"):
         remote.read(0, np.array([0]))
 
 
@@ -371,7 +371,7 @@ def test_a_damaged_copy_that_cannot_be_removed_is_an_error_of_the_cache(url, tmp
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(Path, "unlink", refuse)
-    with pytest.raises(StoreError, match="shard-000000-.*.tar cannot be removed .Permission denied.: see to the cache's disk"):
+    with pytest.raises(StoreError, match="shard-000000-.*.tar cannot be removed .Permission denied.: check the cache's disk"):
         remote.read(0, [0])
 
 

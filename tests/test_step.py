@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import i2v.feed as feed
 import i2v.step as program
 import i2v.train
+import i2v.trainee
 from i2v.config import TrainConfig
 from i2v.distributed import World
 from i2v.saving import crosses
@@ -151,7 +152,7 @@ def test_an_evaluation_is_due_when_its_border_is_reached_and_not_again_after_it(
 def test_the_mean_is_over_the_clips_that_count(config, tmp_path, monkeypatch, micro_batch):  # noqa: F811
     """In the gradient that the optimizer gets, and in the log: with two clips of the first batch in quarantine."""
     seen, grads, models = [], [], []
-    build, make, together, read = i2v.train.build_model, i2v.train.build_optimizer, i2v.train.together, feed.build_loader
+    build, make, together, read = i2v.trainee.build_model, i2v.trainee.build_optimizer, i2v.train.together, feed.build_loader
 
     def spoilt_loader(*args, **kwargs):
         loader = read(*args, **kwargs)
@@ -172,8 +173,8 @@ def test_the_mean_is_over_the_clips_that_count(config, tmp_path, monkeypatch, mi
             yield batch
 
     monkeypatch.setattr(feed, "build_loader", spoilt_loader)
-    monkeypatch.setattr(i2v.train, "build_model", lambda *a: models.append(build(*a)[0]) or (models[0], "clip"))
-    monkeypatch.setattr(i2v.train, "build_optimizer", recorded_optimizer)
+    monkeypatch.setattr(i2v.trainee, "build_model", lambda *a: models.append(build(*a)[0]) or (models[0], "clip"))
+    monkeypatch.setattr(i2v.trainee, "build_optimizer", recorded_optimizer)
     monkeypatch.setattr(i2v.train, "together", recorded)
     options = ["train.max_steps=1", "train.log_every=1", "data.val=null", "model.head={type: linear, dropout: 0}"]
     _, log = train(config, tmp_path, *options, f"train.micro_batch={micro_batch}", "train.lr=1e-30")

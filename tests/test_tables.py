@@ -61,7 +61,7 @@ def test_rows_have_as_many_cells_as_the_first(tmp_path, separator, header):
     line = 3 if header else 2
     for row, cells in (("b.mp4,x,y", "3 cells"), ("b.mp4", "1 cell")):
         text = f"{header}a.mp4,x\n{row}\n".replace(",", separator)
-        with pytest.raises(SourceError, match=f"row {line} of .* has {cells}, but the first row has 2 cells: mend"):
+        with pytest.raises(SourceError, match=f"row {line} of .* has {cells}, but the first row has 2 cells: correct"):
             load_sources(write(tmp_path / "list.csv", text))
     for row in ("b.mp4,x,,", "b.mp4,x"):  # cells that hold nothing are none
         text = f"{header}a.mp4,x\n{row}\n".replace(",", separator)

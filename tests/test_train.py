@@ -286,7 +286,7 @@ def test_no_option_of_clips_can_ask_for_too_much(shapes, option):
 
 
 def test_the_frozen_backbone_stays_as_it_was(config, tmp_path, monkeypatch):
-    import i2v.train as program
+    import i2v.trainee as program
 
     models = []
     build = program.build_model
@@ -410,7 +410,7 @@ def test_a_mixture_of_data_sets_trains_and_continues(config, shapes, tmp_path):
     again = train(config, tmp_path / "stopped", mixed, order, "data.val=null", "train.max_steps=4")
     assert_same(again, whole)
     with pytest.raises(ValueError, match="other videos, weights or shares"):
-        train(config, tmp_path / "stopped", mixed.replace("3", "4"), order, "data.val=null")
+        train(config, tmp_path / "stopped", mixed.replace("weight: 3", "weight: 4"), order, "data.val=null")
     with pytest.raises(ValueError, match="data.order.seed is unknown"):
         train(config, tmp_path / "other", "data.order={seed: 3}", "data.val=null")
     with pytest.raises(ValueError, match="other videos, weights or shares in data.train"):
@@ -527,7 +527,7 @@ def test_a_state_that_is_not_finite_is_never_saved(config, tmp_path, monkeypatch
 
     (A loss or gradient that is not finite never comes as far: tests/test_finite.py.)
     """
-    import i2v.train as program
+    import i2v.trainee as program
 
     method = ["model.method=tada", "model.options={route_head_dim: 16, tubelet_stride: 1}", "train.no_decay=[1-d]"]
     options = [*method, "train.log_every=100", "train.save_every=100", "train.eval_every=100"]
@@ -556,7 +556,7 @@ def test_a_state_that_is_not_finite_is_never_saved(config, tmp_path, monkeypatch
         return optimizer
 
     monkeypatch.setattr(program, "build_optimizer", spoilt_optimizer)
-    with pytest.raises(FloatingPointError, match="kept as it was after step 2, but continued .* begin anew in another folder"):
+    with pytest.raises(FloatingPointError, match="kept as it was after step 2, but continued .* start again in another folder"):
         train(config, tmp_path, *options)
     assert before == {name: (tmp_path / name).read_bytes() for name in before}
     assert all(math.isfinite(record.get("loss", 0)) for record in result(tmp_path)[1])
@@ -601,7 +601,9 @@ def test_a_disk_that_is_full_is_one_sentence_and_costs_nothing(config, tmp_path,
 
     monkeypatch.setattr(checkpoint, "save_checkpoint", save_on_a_full_disk)
     remedy = "there is none yet" if first else "last.safetensors is still the one from before"
-    with pytest.raises(OSError, match=rf"last.safetensors cannot be written \(File too large.*\): make room .*; {remedy}"):
+    with pytest.raises(
+        OSError, match=rf"last.safetensors cannot be written \(File too large.*\): free some space .*; {remedy}"
+    ):
         train(config, tmp_path, "data.val=null")
     assert not [path for path in tmp_path.iterdir() if "tmp" in path.name]
     assert first or (tmp_path / "last.safetensors").read_bytes() == before

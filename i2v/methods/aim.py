@@ -11,15 +11,18 @@ with pooled frames. drop_path drops whole clips, as stochastic depth is meant; t
 the tokens, drops the same token positions in all clips of a batch instead.
 """
 
+import math
 from typing import Annotated
 
+import torch
 from einops import rearrange
 from torch import nn
 
 from i2v.rules import between, one_of
-from i2v.video import FrameTransformer
-from i2v.video import from_mmaction as from_authors  # noqa: F401 (read by i2v/weights.py)
+from i2v.video import FrameTransformer, from_mmaction
 from i2v.vit import Block, DropPath
+
+TILE = 128  # queries and keys
 
 
 class Adapter(nn.Module):
@@ -43,6 +46,22 @@ class Adapter(nn.Module):
         return x + delta if self.skip else delta
 
 
+def attend_within(x, attn, tile=None):
+    """Self-attention within each of many short sequences: (N, T, C) -> the same.
+
+    A GPU's kernels work on tiles of 128 queries and keys, of which T = 8 would leave 15 in 16 empty; so as many sequences
+    as fit a tile and divide N are read as one, uncopied, in which a token sees its own sequence only. tile: None takes
+    the device's.
+    """
+    count, length, width = x.shape
+    tile = tile or (TILE if x.device.type == "cuda" else length)
+    together = math.gcd(count, max(tile // length, 1)) * length  # tokens that are one sequence
+    q, k, v = (y.reshape(-1, together, width) for y in attn.qkv(x))
+    own = torch.arange(together, device=x.device) // length
+    mask = own[:, None] == own if together > length else None
+    return attn.attend(q, k, v, mask).reshape(x.shape)
+
+
 class AIMBlock(Block):
     """A CLIP block with temporal, spatial and joint adaptation; drop_path is its probability, or None."""
 
@@ -55,16 +74,16 @@ class AIMBlock(Block):
         self.MLP_Adapter = Adapter(spec.width, hidden, skip=False)
         self.drop_path = None if drop_path is None else DropPath(drop_path)
 
-    def forward(self, x, num_frames):
+    def forward(self, x, num_frames, wanted=None):
         x = x + self.drop(self.over_frames(self.ln_1(x), num_frames), num_frames)
-        x = x + self.S_Adapter(self.attn(self.ln_1(x)))
+        x = x[:, :wanted] + self.S_Adapter(self.attn(self.ln_1(x), wanted))
         y = self.ln_2(x)
         return x + self.mlp(y) + self.drop(self.scale * self.MLP_Adapter(y), num_frames)
 
     def over_frames(self, x, num_frames):
         """(B*T, L, C) -> (B*T, L, C): attention among the T tokens that share a position, between the adapters."""
         sequences = rearrange(x, "(b t) l c -> (b l) t c", t=num_frames)
-        sequences = self.T_Adapter(self.attn(self.T_Adapter_in(sequences)))
+        sequences = self.T_Adapter(attend_within(self.T_Adapter_in(sequences), self.attn))
         return rearrange(sequences, "(b l) t c -> (b t) l c", l=x.shape[1])
 
     def drop(self, x, num_frames):
@@ -97,3 +116,6 @@ def build(
         return AIMBlock(spec, layer, hidden, temporal_adapters, adapter_scale, probability)
 
     return FrameTransformer(spec, block, num_frames).train_only(Adapter)
+
+
+from_authors = from_mmaction  # the name in our model of a parameter in the authors' checkpoints

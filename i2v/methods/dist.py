@@ -25,7 +25,7 @@ from einops import rearrange
 from torch import nn
 
 from i2v.rules import ODD, Count, at_least
-from i2v.vit import Attention, QuickGELU, VisionTransformer
+from i2v.vit import Attention, QuickGELU, VisionTransformer, unused
 
 TEMPLATES = ("{}",)  # the authors' prompt for a text head: the class name alone
 TEXT_TOWER = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
@@ -219,8 +219,7 @@ class SideNetwork(nn.Module):
                 x = x + self.integration2temporal_nets[i](m)
         pooled = self.pool((r + u).flatten(0, 1), batch, frames)
         spatial = self.proj_spatial_cls_token(features[-1][:, :, 0].mean(dim=1))  # CLIP's class token, (B, D)
-        # Gives the dead parameters a gradient, of zero, without running them.
-        dead = sum(0 * p.sum() for p in self.integration2temporal_nets[last].parameters())
+        dead = unused(self.integration2temporal_nets[last])
         return self.ln_post(pooled + spatial + dead) @ self.proj
 
     def stem(self, clips):

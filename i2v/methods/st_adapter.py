@@ -4,16 +4,16 @@
 
 placed before the attention and/or before the MLP of a frozen CLIP block. As in the authors' code the class token is
 averaged over the frames and then normalised by the frozen ln_post, and the adapter before the last MLP reaches no
-logit: it is kept, with zero gradients, so that checkpoints and optimiser state match theirs.
+logit: it is kept, never run, with zero gradients, so that checkpoints and optimiser state match theirs.
 """
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import nn
 
 from i2v.rules import Count
-from i2v.vit import Block, VisionTransformer
+from i2v.video import frames_later
+from i2v.vit import Block, VisionTransformer, unused
 
 POSITIONS = ("pre_attn", "pre_mlp")
 
@@ -35,27 +35,27 @@ class Adapter(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x, num_frames):
-        # The class token goes through as well and its result is dropped: one row more in each product costs less than
-        # copying all the patch rows into a tensor without it.
+        # The class token goes through the products as well, as a row of zeros in the second: one row more costs less than
+        # copying all the patch rows into a tensor without it. So fc2's bias is added apart, to the patch tokens only.
         convolve = self.over_frames if self.conv.kernel_size[1:] == (1, 1) else self.over_space_time
-        delta = self.fc2(convolve(self.fc1(x), num_frames))
-        return torch.cat((x[:, :1], x[:, 1:] + delta[:, 1:]), dim=1)
+        hidden = F.pad(convolve(self.fc1(x), num_frames), (0, 0, 1, 0))  # (B*T, L, width)
+        bias = F.pad(self.fc2.bias.to(x.dtype).expand(x.shape[1] - 1, -1), (0, 0, 1, 0))  # (L, C)
+        return x + F.linear(hidden, self.fc2.weight) + bias
 
     def over_frames(self, x, num_frames):
-        """A (k, 1, 1) convolution as k shifted multiply-adds over the frame axis; no permutation, no conv3d."""
+        """(B*T, L, C) -> patch tokens (B*T, L-1, C): a (k, 1, 1) convolution as k shifted multiply-adds over the frame
+        axis; no permutation, no conv3d."""
         taps = self.conv.weight.flatten(1).t().to(x.dtype)  # (k, C)
         x = rearrange(x, "(b t) l c -> b t l c", t=num_frames)
-        padded = F.pad(x, (0, 0, 0, 0, len(taps) // 2, len(taps) // 2))  # zeros before and after the clip
         mixed = self.conv.bias.to(x.dtype)
         for i, tap in enumerate(taps):
-            mixed = mixed + tap * padded[:, i : i + num_frames]
-        return rearrange(mixed, "b t l c -> (b t) l c")
+            mixed = mixed + frames_later(tap * x, i - len(taps) // 2)
+        return rearrange(mixed, "b t l c -> (b t) l c")[:, 1:]
 
     def over_space_time(self, x, num_frames):
-        """Any odd kernel, over (T, H, W) of the patch tokens."""
+        """(B*T, L, C) -> patch tokens (B*T, L-1, C): any odd kernel, over (T, H, W)."""
         patches = rearrange(x[:, 1:], "(b t) (h w) c -> b c t h w", t=num_frames, h=self.grid)
-        patches = rearrange(self.conv(patches), "b c t h w -> (b t) (h w) c")
-        return F.pad(patches, (0, 0, 1, 0))  # an empty row where the class token was
+        return rearrange(self.conv(patches), "b c t h w -> (b t) (h w) c")
 
 
 class AdaptedBlock(Block):
@@ -66,12 +66,13 @@ class AdaptedBlock(Block):
         self.adapter_pre_attn = Adapter(spec, adapter_width, kernel_size) if "pre_attn" in positions else None
         self.adapter_pre_mlp = Adapter(spec, adapter_width, kernel_size) if "pre_mlp" in positions else None
 
-    def forward(self, x, num_frames):
+    def forward(self, x, num_frames, wanted=None):
         if self.adapter_pre_attn is not None:
             x = self.adapter_pre_attn(x, num_frames)
-        x = x + self.attn(self.ln_1(x))
+        x = x[:, :wanted] + self.attn(self.ln_1(x), wanted)
         if self.adapter_pre_mlp is not None:
-            x = self.adapter_pre_mlp(x, num_frames)
+            # An adapter leaves the class token as it is.
+            x = self.adapter_pre_mlp(x, num_frames) if wanted is None else x + unused(self.adapter_pre_mlp)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -81,8 +82,8 @@ class STAdapterTransformer(VisionTransformer):
     def forward(self, clips):
         num_frames = clips.shape[2]
         frames = rearrange(clips, "b c t h w -> (b t) c h w")  # a view when the clips are channels-last
-        tokens = self.encode(self.embed(frames), num_frames)  # (B*T, L, C)
-        return self.ln_post(reduce(tokens[:, 0], "(b t) c -> b c", "mean", t=num_frames))
+        tokens = self.class_tokens(self.embed(frames), num_frames)  # (B*T, C)
+        return self.ln_post(reduce(tokens, "(b t) c -> b c", "mean", t=num_frames))
 
 
 def build(spec, num_frames, *, adapter_width: Count = 384, kernel_size=(3, 1, 1), positions=("pre_mlp",), adapted_layers=None):

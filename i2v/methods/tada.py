@@ -12,7 +12,8 @@ kernel as its middle frame between zeros. As `up` starts at zero, a model fresh 
 ... (s the stride) with their class tokens averaged before ln_post; on a still clip that equals CLIP on the image.
 
 As in the authors' code no LayerNorm precedes tada, positions are spatial only, and the last layer's tada2 changes only
-patch tokens that nothing reads any more: it is kept, with zero gradients, so that checkpoints and optimiser match.
+patch tokens that nothing reads any more: it is kept, never run, with zero gradients, so that checkpoints and optimiser
+match; its batch norms' statistics stay as they are loaded.
 The batch norms inside tada are trained on all frames of a batch; on several GPUs they should be synchronised.
 """
 
@@ -25,7 +26,7 @@ from torch import nn
 
 from i2v.rules import ODD, Count, at_least, between, one_of
 from i2v.tadaconv import TAdaConv2dV2, conv_over_frames
-from i2v.vit import Block, DropPath, QuickGELU, VisionTransformer
+from i2v.vit import Block, DropPath, QuickGELU, VisionTransformer, unused
 
 
 class TAdaBlock(nn.Module):
@@ -72,11 +73,11 @@ class TAdaFormerBlock(Block):
         self.tada2 = TAdaBlock(spec, **tada) if double else None
         self.drop_path = None if drop_path is None else DropPath(drop_path)
 
-    def forward(self, x, num_frames):
+    def forward(self, x, num_frames, wanted=None):
         x = x + self.drop(self.tada(x, num_frames), num_frames)
-        x = x + self.drop(self.attn(self.ln_1(x)), num_frames)
+        x = x[:, :wanted] + self.drop(self.attn(self.ln_1(x), wanted), num_frames)
         if self.tada2 is not None:
-            x = x + self.drop(self.tada2(x, num_frames), num_frames)
+            x = x + (self.drop(self.tada2(x, num_frames), num_frames) if wanted is None else unused(self.tada2))
         return x + self.drop(self.mlp(self.ln_2(x)), num_frames)
 
     def drop(self, x, num_frames):
@@ -108,8 +109,8 @@ class TAdaFormer(VisionTransformer):
 
     def forward(self, clips):
         tokens = self.embed(clips)  # (B*T', L, C)
-        tokens = self.encode(tokens, num_frames=len(tokens) // len(clips))
-        x = self.ln_post(reduce(tokens[:, 0], "(b t) c -> b c", "mean", b=len(clips)))
+        tokens = self.class_tokens(tokens, num_frames=len(tokens) // len(clips))  # (B*T', C)
+        x = self.ln_post(reduce(tokens, "(b t) c -> b c", "mean", b=len(clips)))
         return x if self.proj is None else x @ self.proj
 
 

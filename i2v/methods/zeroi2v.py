@@ -12,12 +12,12 @@ import copy
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
 from i2v.rules import Count, between, one_of
-from i2v.video import FrameTransformer
-from i2v.video import from_mmaction as from_authors  # noqa: F401 (read by i2v/weights.py)
+from i2v.video import FrameTransformer, from_mmaction
 from i2v.vit import Block
 
 ADAPTERS = ("T_Adapter_in", "S_Adapter", "MLP_Adapter", "MLP_Adapter_out")  # the authors' names, in order of use
@@ -38,7 +38,9 @@ class LinearAdapter(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x):
-        return x + self.scale * self.D_fc2(self.dropout(self.D_fc1(x)))
+        # scale enters before the second product: scaling its result would read and write all channels once more, both ways.
+        hidden, fc2 = self.scale * self.dropout(self.D_fc1(x)), self.D_fc2
+        return x + F.linear(hidden, fc2.weight, self.scale * fc2.bias)
 
     def affine(self):
         """(W (C, C), b (C,)) in float64, with which this adapter is W x + b when nothing is dropped."""
@@ -78,10 +80,10 @@ class ShiftBlock(Block):
         for name in ADAPTERS:
             setattr(self, name, make_adapter() if name in adapters else nn.Identity())
 
-    def forward(self, x, num_frames):
-        q, k, v = self.attn.qkv(self.T_Adapter_in(self.ln_1(x)))
+    def forward(self, x, num_frames, wanted=None):
+        q, k, v = self.attn.qkv(self.T_Adapter_in(self.ln_1(x)), wanted)
         k, v = shift(k, self.shifts, num_frames), shift(v, self.shifts, num_frames)
-        x = x + self.S_Adapter(self.attn.attend(q, k, v))
+        x = x[:, :wanted] + self.S_Adapter(self.attn.attend(q, k, v))
         return x + self.MLP_Adapter_out(self.mlp(self.MLP_Adapter(self.ln_2(x))))
 
     @torch.no_grad()
@@ -184,3 +186,6 @@ def merge(model):
     merged.backbone.requires_grad_(False)
     merged.config["merged"] = True
     return merged
+
+
+from_authors = from_mmaction  # the name in our model of a parameter in the authors' checkpoints

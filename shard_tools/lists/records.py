@@ -33,7 +33,7 @@ def read(source: Source) -> list[Row]:
 def _row(source: Source, number: int, video: dict, layout: str) -> Row:
     where, name = f"entry {number}", video.get(IDS[layout])
     if not isinstance(name, (str, int)):
-        raise SourceError(f"{where} of {source} has no {IDS[layout]}, as videos of {layout} have: mend the list.")
+        raise SourceError(f"{where} of {source} has no {IDS[layout]}, as videos of {layout} have: correct the list.")
     label = video.get("template", video.get("label"))  # a template is the class without its brackets
     if not isinstance(label, (str, int, float, type(None))) or isinstance(label, bool):
         told = json.dumps(label)[:60]

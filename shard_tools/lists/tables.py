@@ -55,7 +55,7 @@ def read_lines(source: str, text: str, root: str, notes: list[str]) -> list[Line
         if any(longer[len(shorter) :]):
             has, other = (f"{len(row)} cell{'s' if len(row) > 1 else ''}" for row in (cells, table[0][1]))
             raise SourceError(
-                f"{where} of {source} has {has}, but the first row has {other}: mend the row, "
+                f"{where} of {source} has {has}, but the first row has {other}: correct the row, "
                 "and put quotes around a cell that holds what separates cells."
             )
     return table
