@@ -132,8 +132,10 @@ def autocast_for(device: torch.device, dtype: torch.dtype):
 def compile_blocks(model: VideoClassifier, **options) -> None:
     """torch.compile, block by block: identical blocks are compiled once, and parameter names stay as they are.
 
-    A backbone that owns its trunk (DiST) has a side network as well, which is compiled as a whole. options: torch.compile's.
+    So is what makes tokens of pixels. A backbone that owns its trunk (DiST) has a side network as well, which is compiled
+    as a whole. options: torch.compile's.
     """
+    model.trunk.embed = torch.compile(model.trunk.embed, dynamic=False, **options)
     for block in model.trunk.transformer.resblocks:
         block.compile(dynamic=False, **options)
     if model.trunk is not model.backbone:
