@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from torch import nn
 
 from i2v.checkpoint import OPTIMIZER
@@ -135,6 +136,8 @@ def compile_blocks(model: VideoClassifier, **options) -> None:
     So is what makes tokens of pixels. A backbone that owns its trunk (DiST) has a side network as well, which is compiled
     as a whole. options: torch.compile's.
     """
+    for seen in (torch.empty(1), nn.Parameter(torch.empty(1))):
+        rearrange(seen, "n -> n")  # einops remembers types; one more, and what is compiled would be compiled again
     model.trunk.embed = torch.compile(model.trunk.embed, dynamic=False, **options)
     for block in model.trunk.transformer.resblocks:
         block.compile(dynamic=False, **options)

@@ -184,7 +184,9 @@ def test_bad_options(options, message):
         i2v.create_model("aim", TINY, 4, 5, **options)
 
 
-@pytest.mark.parametrize("count, length, tile, together", [(32, 8, 128, 128), (12, 8, 128, 32), (7, 8, 128, 8), (6, 40, 32, 40)])
+@pytest.mark.parametrize(
+    "count, length, tile, together", [(32, 8, 128, 128), (12, 8, 128, 32), (7, 8, 128, 8), (6, 40, 32, 40)]
+)
 def test_short_sequences_read_as_one_attend_as_alone(count, length, tile, together):
     torch.manual_seed(0)
     attention = Attention(ViTSpec(**TINY)).double()
