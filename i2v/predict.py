@@ -3,8 +3,8 @@
     python -m i2v.predict --checkpoint runs/st_adapter/k400_vit-b16_8f/best.safetensors video.mp4 folder/ --top 5
 
 Each video is stored as training stored its videos, cut and looked at from the views of the run's evaluation, and named
-with the classes in the checkpoint: the prediction is the one that an evaluation of that video would count (but shards of
-H.264 or HEVC are imitated with VP9). Needs the checkpoint and the backbone's weights, nothing else.
+with the classes in the checkpoint: the prediction is the one that an evaluation of that video would count. Needs the
+checkpoint and the backbone's weights, nothing else.
 
     python -m i2v.predict --checkpoint ... film.mp4 --window 2 --hop 1     # what happens when: a window slides over the film
 """
@@ -25,7 +25,6 @@ from i2v.console import print_any_name
 from i2v.distributed import init_world
 from i2v.metrics import videos_at_once, view_probabilities
 from i2v.pipelines import ShardError, build_loader
-from i2v.pipelines.graph import CPU_CODECS
 from i2v.runtime import autocast_for, choose_precision, place, restore_model
 from i2v.shard_tools.dataset import OutputError, make_shards
 from i2v.shard_tools.encode import EncodeSettings
@@ -59,8 +58,6 @@ def predict(model, meta: dict, videos: list[Path], device: torch.device, autocas
     window, hop: seconds; None: the views of the run's evaluation, averaged, are one answer for the whole video.
     """
     stored = dict(meta["stored"])
-    if stored["codec"] not in CPU_CODECS:
-        stored |= {"codec": "vp9", "crf": None}
     options = meta["clips"] | {"num_frames": model.num_frames, "size": model.spec.image_size}
     split = "test"
     if window is not None:
