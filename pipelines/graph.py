@@ -41,6 +41,7 @@ from i2v.rules import check, one_of
 MEAN = [255 * m for m in (0.48145466, 0.4578275, 0.40821073)]
 STD = [255 * s for s in (0.26862954, 0.26130258, 0.27577711)]
 
+NVDEC_LEAST = {"vp9": 128, "hevc": 144, "h264": 48}  # pixels, both sides of a picture; it takes no mjpeg
 DTYPES = ("float32", "float16", "uint8")
 
 
@@ -59,20 +60,25 @@ class GraphOptions:
         check(GraphOptions, vars(self), SENTENCE)
 
 
-def choose_decoder(codec: str, device: str, decode: str) -> str:
-    """Where to decode: "gpu" (NVDEC), "cpu" (DALI) or "reader" (pipelines/decode.py). Raises ValueError, with the remedy."""
+def choose_decoder(codec: str, device: str, decode: str, least_side: int) -> str:
+    """Where to decode: "gpu" (NVDEC), "cpu" (DALI) or "reader" (pipelines/decode.py).
+
+    least_side: of all pictures. Raises ValueError with the remedy.
+    """
     if decode not in ("auto", "cpu", "gpu"):
         raise ValueError(f"decode is {decode!r}: it must be auto, cpu or gpu.")
-    gpu_can = device == "gpu" and _nvdec_is_here()
-    if decode == "gpu" and not gpu_can:
-        raise ValueError(
-            "decode is gpu, but "
-            + ("this machine has no NVDEC (libnvcuvid)" if device == "gpu" else "device is cpu")
-            + ": set decode to cpu or auto."
-        )
-    if decode == "gpu" and codec == "mjpeg":
-        raise ValueError("decode is gpu, but NVDEC takes no mjpeg: set decode to cpu or auto.")
-    if gpu_can and decode != "cpu" and codec != "mjpeg":
+    problem = None
+    if device != "gpu":
+        problem = "device is cpu"
+    elif not _nvdec_is_here():
+        problem = "this machine has no NVDEC (libnvcuvid)"
+    elif codec not in NVDEC_LEAST:
+        problem = f"NVDEC takes no {codec}"
+    elif least_side < NVDEC_LEAST[codec]:
+        problem = f"NVDEC takes {codec} from {NVDEC_LEAST[codec]} pixels on, and a side of these pictures has {least_side}"
+    if decode == "gpu" and problem:
+        raise ValueError(f"decode is gpu, but {problem}: set decode to cpu or auto.")
+    if decode != "cpu" and not problem:
         return "gpu"
     return "cpu" if codec == "vp9" else "reader"
 

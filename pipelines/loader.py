@@ -128,7 +128,7 @@ def build_loader(
     graph = _fields(GraphOptions, given) | {"size": clip_options.size, "crops": plan.crops, "augment": plan.augment}
     # Many views take much memory as floats: they are normalised when they are looked at (Batch.views).
     graph = GraphOptions(**graph | ({"dtype": "uint8"} if views > 1 else {}))
-    decoders = {choose_decoder(each.codec, device, decode) for each in sets}
+    decoders = {choose_decoder(each.codec, device, decode, _least_side(each)) for each in sets}
     if len(decoders) > 1 and "gpu" not in decoders:
         decoders = {"reader"}  # it takes every codec
     if len(decoders) > 1:
@@ -451,6 +451,10 @@ def _choose_device(device: str) -> str:
     if device == "gpu" and not torch.cuda.is_available():
         raise ValueError("device is gpu, but torch finds no CUDA device: set device to cpu or auto.")
     return ("gpu" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def _least_side(shards: ShardSet) -> int:
+    return int(min(shards.clips["width"].min(), shards.clips["height"].min()))
 
 
 def _finish(pipeline) -> None:

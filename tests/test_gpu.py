@@ -51,8 +51,9 @@ def test_nvdec_decodes_slices_like_the_whole_clip(shapes, tmp_path, codec):
 
 
 @nvdec
-def test_nvdec_and_cpu_decoders_agree(shapes):
-    for cpu, gpu in zip(clips(shapes / "vp9", "gpu", "cpu"), clips(shapes / "vp9", "gpu", "gpu")):
+def test_nvdec_and_cpu_decoders_agree(shapes, tmp_path):
+    shard(shapes / "train", tmp_path / "vp9", short_side=144)  # the others are too small for NVDEC
+    for cpu, gpu in zip(clips(tmp_path / "vp9", "gpu", "cpu"), clips(tmp_path / "vp9", "gpu", "gpu")):
         assert (cpu - gpu).abs().mean() < 3 / 255 / 0.27
 
 

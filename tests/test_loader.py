@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from i2v.pipelines import ShardError, build_loader
+from i2v.pipelines import ShardError, build_loader, graph
 from i2v.pipelines.loader import Loader
 from i2v.pipelines.shards import ShardSet
 from tests.stores import Store
@@ -438,3 +438,25 @@ def test_a_clip_that_the_reader_cannot_decode_has_weight_0_and_nothing_else_chan
         kept = after.weights > 0
         assert torch.equal(before.clips[kept], after.clips[kept])
     assert loader.bad == {7: "the decoder refuses it"}
+
+
+@pytest.mark.parametrize(
+    "codec, side, decode, expected",
+    [
+        ("vp9", 128, "auto", "gpu"),
+        ("vp9", 112, "auto", "cpu"),
+        ("vp9", 112, "gpu", "decode is gpu, but NVDEC takes vp9 from 128 pixels on, and a side of these pictures has 112"),
+        ("hevc", 128, "auto", "reader"),
+        ("h264", 48, "auto", "gpu"),
+        ("h264", 256, "cpu", "reader"),
+        ("mjpeg", 256, "auto", "reader"),
+        ("mjpeg", 256, "gpu", "decode is gpu, but NVDEC takes no mjpeg: set decode to cpu or auto"),
+    ],
+)
+def test_nvdec_gets_only_what_it_takes(monkeypatch, codec, side, decode, expected):
+    monkeypatch.setattr(graph, "_nvdec_is_here", lambda: True)
+    if expected.startswith("decode"):
+        with pytest.raises(ValueError, match=expected):
+            graph.choose_decoder(codec, "gpu", decode, side)
+    else:
+        assert graph.choose_decoder(codec, "gpu", decode, side) == expected
