@@ -41,7 +41,7 @@ from i2v.rules import check, one_of
 MEAN = [255 * m for m in (0.48145466, 0.4578275, 0.40821073)]
 STD = [255 * s for s in (0.26862954, 0.26130258, 0.27577711)]
 
-CPU_CODECS = ("vp8", "vp9", "mjpeg")  # what DALI 2.4 decodes without a GPU
+NVDEC_LEAST = {"vp9": 128, "hevc": 144, "h264": 48}  # pixels, both sides of a picture; it takes no mjpeg
 DTYPES = ("float32", "float16", "uint8")
 
 
@@ -60,32 +60,35 @@ class GraphOptions:
         check(GraphOptions, vars(self), SENTENCE)
 
 
-def choose_decoder(codec: str, device: str, decode: str) -> str:
-    """Where to decode: "cpu" or "gpu". Raises ValueError, with the remedy, where neither can."""
+def choose_decoder(codec: str, device: str, decode: str, least_side: int) -> str:
+    """Where to decode: "gpu" (NVDEC), "cpu" (DALI) or "reader" (pipelines/decode.py).
+
+    least_side: of all pictures. Raises ValueError with the remedy.
+    """
     if decode not in ("auto", "cpu", "gpu"):
         raise ValueError(f"decode is {decode!r}: it must be auto, cpu or gpu.")
-    gpu_can = device == "gpu" and _nvdec_is_here()
-    if decode == "gpu" or (decode == "auto" and gpu_can and codec != "mjpeg"):
-        if not gpu_can:
-            raise ValueError(
-                "decode is gpu, but "
-                + ("this machine has no NVDEC (libnvcuvid)" if device == "gpu" else "device is cpu")
-                + ": set decode to cpu or auto."
-            )
+    problem = None
+    if device != "gpu":
+        problem = "device is cpu"
+    elif not _nvdec_is_here():
+        problem = "this machine has no NVDEC (libnvcuvid)"
+    elif codec not in NVDEC_LEAST:
+        problem = f"NVDEC takes no {codec}"
+    elif least_side < NVDEC_LEAST[codec]:
+        problem = f"NVDEC takes {codec} from {NVDEC_LEAST[codec]} pixels on, and a side of these pictures has {least_side}"
+    if decode == "gpu" and problem:
+        raise ValueError(f"decode is gpu, but {problem}: set decode to cpu or auto.")
+    if decode != "cpu" and not problem:
         return "gpu"
-    if codec not in CPU_CODECS:
-        raise ValueError(
-            f"The shards are {codec}, which DALI cannot decode without NVDEC: "
-            "run make_shards again with --codec vp9, or use a machine with a GPU."
-        )
-    return "cpu"
+    return "cpu" if codec == "vp9" else "reader"
 
 
 def build_pipeline(source, options: GraphOptions, batch_size: int, device: str, decode: str, device_id: int, threads: int):
     """A DALI pipeline, not built yet, that turns source() into one output.
 
-    source() returns, for one batch, lists of: encoded video (bytes,) uint8; frames (T,) int32; boxes (crops, 4)
-    float32; mirror (1,) int32; then, for what options.augment does, Augmentation.arrays().
+    source() returns, for one batch, lists of: encoded video (bytes,) uint8 and frames (T,) int32, or with decode "reader"
+    decoded video (T, H, W, 3) uint8; boxes (crops, 4) float32; mirror (1,) int32; then, for what options.augment does,
+    Augmentation.arrays().
     Output: (B, crops, T, size, size, 3), normalised, or with dtype uint8 the pixels.
     """
     from nvidia.dali import fn, pipeline_def, types
@@ -98,7 +101,9 @@ def build_pipeline(source, options: GraphOptions, batch_size: int, device: str, 
         "noise": (types.FLOAT, 1),
         "erase": (types.FLOAT, 1),
     }
+    video_inputs = [(types.UINT8, 4)] if decode == "reader" else [(types.UINT8, 1), (types.INT32, 1)]
     extra = [shapes[name] for name in augment.arrays]
+    inputs = [*video_inputs, (types.FLOAT, 2), (types.INT32, 1), *extra]
 
     @pipeline_def(
         batch_size=batch_size,
@@ -108,17 +113,21 @@ def build_pipeline(source, options: GraphOptions, batch_size: int, device: str, 
         enable_conditionals=bool(extra),
     )
     def clips():
-        encoded, frames, boxes, mirror, *drawn = fn.external_source(
+        given = fn.external_source(
             source=source,
-            num_outputs=4 + len(extra),
+            num_outputs=len(inputs),
             batch=True,
-            dtype=[types.UINT8, types.INT32, types.FLOAT, types.INT32, *(dtype for dtype, _ in extra)],
-            ndim=[1, 1, 2, 1, *(ndim for _, ndim in extra)],
+            dtype=[dtype for dtype, _ in inputs],
+            ndim=[ndim for _, ndim in inputs],
         )
+        boxes, mirror, *drawn = given[len(video_inputs) :]
         drawn = dict(zip(augment.arrays, drawn))
-        # "none" makes an index outside the video an error; the default would give black frames
-        video = fn.decoders.video(encoded, device="mixed" if decode == "gpu" else "cpu", frames=frames, pad_mode="none")
-        if device == "gpu" and decode == "cpu":
+        if decode == "reader":
+            video = fn.reshape(given[0], layout="FHWC")
+        else:  # "none" makes an index outside the video an error; the default would give black frames
+            where = "mixed" if decode == "gpu" else "cpu"
+            video = fn.decoders.video(given[0], device=where, frames=given[1], pad_mode="none")
+        if device == "gpu" and decode != "gpu":
             video = video.gpu()  # (F, H, W, C) uint8
         if augment.randaugment and augment.randaugment_on == "frames":
             video = _randaugment(video, drawn, augment)
