@@ -34,7 +34,7 @@ def decode_clip(data: np.ndarray, frames: np.ndarray) -> np.ndarray:
         header, sizes = fragment_sizes(bytes(data))
         decoder = _decoder(bytes(data[:header]))
         pictures = _pictures(decoder, data, header, sizes, set(frames.tolist()))
-        return np.stack([pictures[frame] for frame in frames.tolist()])
+        return _rgb([pictures[frame] for frame in frames.tolist()])
     except (av.FFmpegError, ValueError) as error:
         raise DecodeError(str(error)) from error
 
@@ -49,8 +49,8 @@ def _decoder(header: bytes):
     return decoder
 
 
-def _pictures(decoder, data: np.ndarray, at: int, sizes: list[int], wanted: set[int]) -> dict[int, np.ndarray]:
-    """The wanted pictures by their positions; at: where the first fragment begins."""
+def _pictures(decoder, data: np.ndarray, at: int, sizes: list[int], wanted: set[int]) -> dict[int, av.VideoFrame]:
+    """The wanted pictures by their positions, planar RGB; at: where the first fragment begins."""
     pictures, decoded = {}, 0
 
     def keep(frames) -> int:
@@ -58,7 +58,7 @@ def _pictures(decoder, data: np.ndarray, at: int, sizes: list[int], wanted: set[
             if frame.is_corrupt:
                 raise DecodeError(f"picture {number} comes out damaged")
             if number in wanted:
-                pictures[number] = _rgb(frame)
+                pictures[number] = _converter().reformat(frame, format="gbrp", interpolation=AS_DALI, threads=1)
         return len(frames)
 
     for size in sizes:
@@ -71,13 +71,18 @@ def _pictures(decoder, data: np.ndarray, at: int, sizes: list[int], wanted: set[
     return pictures
 
 
-def _rgb(frame: av.VideoFrame) -> np.ndarray:
-    """(H, W, 3) uint8"""
+def _converter() -> VideoReformatter:
     if not hasattr(_mine, "converter"):
         _mine.converter = VideoReformatter()
-    planar = _mine.converter.reformat(frame, format="gbrp", interpolation=AS_DALI, threads=1)
-    picture = np.empty((frame.height, frame.width, 3), np.uint8)
-    for channel, plane in enumerate((2, 0, 1)):
-        rows = np.frombuffer(planar.planes[plane], np.uint8).reshape(-1, planar.planes[plane].line_size)
-        picture[..., channel] = rows[: frame.height, : frame.width]
-    return picture
+    return _mine.converter
+
+
+def _rgb(pictures: list[av.VideoFrame]) -> np.ndarray:
+    """Planar pictures -> (N, H, W, 3) uint8"""
+    height, width = pictures[0].height, pictures[0].width
+    video = np.empty((len(pictures), height, width, 3), np.uint8)
+    for into, picture in zip(video, pictures):
+        for channel, plane in enumerate(picture.planes[number] for number in (2, 0, 1)):
+            rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+            into[..., channel] = rows[:height, : picture.width]
+    return video

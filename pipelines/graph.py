@@ -83,12 +83,18 @@ def choose_decoder(codec: str, device: str, decode: str, least_side: int) -> str
     return "cpu" if codec == "vp9" else "reader"
 
 
+def reader_resizes(options: GraphOptions, device: str) -> bool:
+    """Whether what the reader decodes is cropped and resized in its threads too: where the graph needs no whole pictures."""
+    return device == "cpu" and not (options.augment.randaugment and options.augment.randaugment_on == "frames")
+
+
 def build_pipeline(source, options: GraphOptions, batch_size: int, device: str, decode: str, device_id: int, threads: int):
     """A DALI pipeline, not built yet, that turns source() into one output.
 
-    source() returns, for one batch, lists of: encoded video (bytes,) uint8 and frames (T,) int32, or with decode "reader"
-    decoded video (T, H, W, 3) uint8; boxes (crops, 4) float32; mirror (1,) int32; then, for what options.augment does,
-    Augmentation.arrays().
+    source() returns, for one batch, lists of: the video, with what is needed to make views of it; mirror (1,) int32; then,
+    for what options.augment does, Augmentation.arrays(). The video is encoded, (bytes,) uint8, and then frames (T,) int32
+    and boxes (crops, 4) float32; with decode "reader" it is (T, H, W, 3) uint8 and boxes, or if reader_resizes only its
+    views, (crops, T, size, size, 3) uint8.
     Output: (B, crops, T, size, size, 3), normalised, or with dtype uint8 the pixels.
     """
     from nvidia.dali import fn, pipeline_def, types
@@ -101,9 +107,13 @@ def build_pipeline(source, options: GraphOptions, batch_size: int, device: str, 
         "noise": (types.FLOAT, 1),
         "erase": (types.FLOAT, 1),
     }
-    video_inputs = [(types.UINT8, 4)] if decode == "reader" else [(types.UINT8, 1), (types.INT32, 1)]
+    resized = decode == "reader" and reader_resizes(options, device)
+    frames_input, boxes_input = (types.INT32, 1), (types.FLOAT, 2)
+    video_inputs = [(types.UINT8, 1), frames_input, boxes_input]
+    if decode == "reader":
+        video_inputs = [(types.UINT8, 5)] if resized else [(types.UINT8, 4), boxes_input]
     extra = [shapes[name] for name in augment.arrays]
-    inputs = [*video_inputs, (types.FLOAT, 2), (types.INT32, 1), *extra]
+    inputs = [*video_inputs, (types.INT32, 1), *extra]
 
     @pipeline_def(
         batch_size=batch_size,
@@ -120,10 +130,10 @@ def build_pipeline(source, options: GraphOptions, batch_size: int, device: str, 
             dtype=[dtype for dtype, _ in inputs],
             ndim=[ndim for _, ndim in inputs],
         )
-        boxes, mirror, *drawn = given[len(video_inputs) :]
+        mirror, *drawn = given[len(video_inputs) :]
         drawn = dict(zip(augment.arrays, drawn))
         if decode == "reader":
-            video = fn.reshape(given[0], layout="FHWC")
+            video = given[0] if resized else fn.reshape(given[0], layout="FHWC")
         else:  # "none" makes an index outside the video an error; the default would give black frames
             where = "mixed" if decode == "gpu" else "cpu"
             video = fn.decoders.video(given[0], device=where, frames=given[1], pad_mode="none")
@@ -132,7 +142,7 @@ def build_pipeline(source, options: GraphOptions, batch_size: int, device: str, 
         if augment.randaugment and augment.randaugment_on == "frames":
             video = _randaugment(video, drawn, augment)
         views = []
-        for view in _crop_and_resize(video, boxes, options):
+        for view in _views(video, options) if resized else _crop_and_resize(video, given[len(video_inputs) - 1], options):
             if augment.randaugment and augment.randaugment_on == "crop":
                 view = _randaugment(view, drawn, augment)
             if "color" in drawn:
@@ -152,8 +162,7 @@ def _crop_and_resize(video, boxes, options: GraphOptions) -> list:
 
     if video.device == "cpu":
         resize = partial(crop_and_resize, size=options.size, interpolation=options.interpolation, antialias=options.antialias)
-        views = fn.python_function(video, boxes, function=resize)
-        return [fn.reshape(views[crop], layout="FHWC") for crop in range(options.crops)]
+        return _views(fn.python_function(video, boxes, function=resize), options)
     return [
         fn.resize(
             video,
@@ -165,6 +174,12 @@ def _crop_and_resize(video, boxes, options: GraphOptions) -> list:
         )
         for crop in range(options.crops)
     ]
+
+
+def _views(views, options: GraphOptions) -> list:
+    from nvidia.dali import fn
+
+    return [fn.reshape(views[crop], layout="FHWC") for crop in range(options.crops)]
 
 
 def _normalise(video, mirror, drawn: dict, options: GraphOptions):

@@ -21,11 +21,12 @@ import torch
 
 from i2v.pipelines.augment import AugmentOptions
 from i2v.pipelines.decode import DecodeError, decode_clip
-from i2v.pipelines.graph import MEAN, STD, GraphOptions, build_pipeline, choose_decoder
+from i2v.pipelines.graph import MEAN, STD, GraphOptions, build_pipeline, choose_decoder, reader_resizes
 from i2v.pipelines.joined import JoinedShards
 from i2v.pipelines.options import ClipOptions, OrderOptions
 from i2v.pipelines.plan import ClipSpec, Plan
 from i2v.pipelines.quarantine import Quarantine
+from i2v.pipelines.resize import crop_and_resize
 from i2v.pipelines.shards import ClipError, ShardError
 from i2v.pipelines.source import ClipSource
 from i2v.pipelines.stream import fingerprint, open_sources, training_order
@@ -343,8 +344,13 @@ class Loader:
             ) from error
 
     def _decoded(self, clip: _Clip) -> _Clip:
-        """With its frames in place of its bytes, where the graph wants them."""
-        return replace(clip, data=decode_clip(clip.data, clip.frames)) if self.decode == "reader" else clip
+        """With its frames, or its views, in place of its bytes, where the graph wants them."""
+        if self.decode != "reader":
+            return clip
+        video, g = decode_clip(clip.data, clip.frames), self.graph
+        if reader_resizes(g, self.device):
+            video = crop_and_resize(video, clip.spec.boxes, g.size, g.interpolation, g.antialias)
+        return replace(clip, data=video)
 
     @functools.cached_property
     def _harmless(self) -> tuple[np.ndarray, np.ndarray]:
@@ -395,8 +401,10 @@ class Loader:
             self.quarantine.add(clip_id, "the decoder refuses it")
 
     def _decodes(self, clip: _Clip) -> bool:
-        plain, bare = replace(self.graph, augment=AugmentOptions()), replace(clip, spec=replace(clip.spec, augmentation=None))
-        pipeline = self._pipeline(lambda: tuple([part] for part in bare.graph_inputs()), 1, plain)
+        if self.decode == "reader":
+            return True
+        plain = replace(self.graph, augment=AugmentOptions())
+        pipeline = self._pipeline(lambda: tuple([part] for part in clip.graph_inputs()[:4]), 1, plain)
         try:
             pipeline.run()
             return True
@@ -409,13 +417,13 @@ class Loader:
 @dataclass
 class _Clip:
     spec: ClipSpec
-    data: np.ndarray  # (bytes,) uint8; or decoded, (clips * T, H, W, 3) uint8
+    data: np.ndarray  # (bytes,) uint8; or decoded, (clips * T, H, W, 3) uint8; or resized, (crops, clips * T, size, size, 3)
     frames: np.ndarray  # (clips * T,) int32, positions in `data`
 
     def graph_inputs(self):
         augmentation = self.spec.augmentation.arrays() if self.spec.augmentation is not None else ()
-        video = (self.data, self.frames) if self.data.ndim == 1 else (self.data,)
-        return *video, self.spec.boxes, np.array([self.spec.flip], dtype=np.int32), *augmentation
+        cut = {1: (self.frames, self.spec.boxes), 4: (self.spec.boxes,), 5: ()}[self.data.ndim]  # what is still to be done
+        return self.data, *cut, np.array([self.spec.flip], dtype=np.int32), *augmentation
 
 
 @dataclass
