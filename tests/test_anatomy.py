@@ -25,7 +25,8 @@ LIMITS = {  # per clip: MMACs forward and of the step, KB kept one by one and co
 
 @pytest.mark.parametrize("method", OPTIONS)
 def test_a_step_does_no_more_than_before(method):
-    found = anatomy(ModelConfig(method, TINY, "random", 8, {"type": "linear"}, OPTIONS[method]), 2, torch.device("cpu"))
+    config = ModelConfig(method, TINY, "random", num_frames=8, head={"type": "linear"}, options=OPTIONS[method])
+    found = anatomy(config, 2, torch.device("cpu"))
     eager, compiled = found["eager"], found["compiled"]
     figures = (
         found["forward_gmacs"] * 1e3,
