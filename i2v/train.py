@@ -243,10 +243,12 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="a YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace values of the file")
     args = parser.parse_args()
-    stop = StopSignal()
     try:
         config = load_config(args.config, args.overrides)
-        run(config, init_world(config.data.device), stop)
+        # Until the processes have met, a signal ends this one there and then, as is its default: one that waits for others
+        # in the middle of it could not answer, and after a restart the launchers would lose each other over it.
+        world = init_world(config.data.device)
+        run(config, world, StopSignal())
     except (ValueError, TypeError, OSError, FloatingPointError, ShardError) as error:
         sys.exit(f"i2v.train: {error}")
     except KeyboardInterrupt:
