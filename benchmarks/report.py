@@ -141,7 +141,71 @@ def kills_table() -> str:
     return "\n\n".join(parts)
 
 
+def anatomy_table() -> str:
+    """What a step does, as it was at first and as it is."""
+    if len(before_and_now := results("anatomy_before.json") + results("anatomy.json")) < 2:
+        return ""
+    before, now = before_and_now
+    rows = []
+    for config in now["configs"]:
+        was, of = before["configs"][config], now["configs"][config]
+        pairs = [(was[key], of[key]) for key in ("forward_gmacs", "step_gmacs")]
+        for way in ("eager", "compiled"):
+            pairs += [(was[way][key], of[way][key]) for key in ("kept_mb", "kernels")]
+        rows.append([f"`{config}`", *(f"{a:,.0f} -> {b:,.0f}" for a, b in pairs)])
+    heads = ["forward GMACs", "step GMACs", "kept MB, eager", "kernels, eager", "kept MB, compiled", "kernels, compiled"]
+    return table(["config", *heads], rows) + f"\n\nGMACs and MB per clip, kernels of a step of {now['clips']} clips."
+
+
+def roofline_table() -> str:
+    """Milliseconds of each kind of kernel of a compiled step on a GPU that is not there."""
+    if len(before_and_now := results("anatomy_before.json") + results("anatomy.json")) < 2:
+        return ""
+    rows = []
+    for config in before_and_now[1]["configs"]:
+        for name, result in zip(("before", "now"), before_and_now):
+            compiled = result["configs"][config]["compiled"]
+            parts = compiled["roofline_ms"].values()
+            kinds = ("products", "convolutions", "attention", "element-wise")
+            sums = [f"{sum(part[kind] for part in parts):.1f}" for kind in kinds]
+            rows.append([f"`{config}`", name, *sums, f"{compiled['kernels']:,}", f"{compiled['clips_per_s']:.0f}"])
+    r = before_and_now[1]
+    rates = f"{r['rates']['products'] / 1e12:.0f} TFLOP/s and {r['rates']['memory'] / 1e12:.2f} TB/s"
+    heads = ["config", "", "products ms", "convolutions", "attention", "element-wise", "kernels", "clips/s"]
+    return table(heads, rows) + f"\n\n{r['clips']} clips on a paper {r['on_paper']}: {rates}; without the optimizer."
+
+
+def step_table() -> str:
+    parts = []
+    for r in results("step*.json"):
+        rows = [
+            [f"`{method}`", f"{of['float32']['times']:.2f}", f"{of['bf16']['times']:.2f}", f"{of['difference']:.0e}"]
+            for method, of in r["methods"].items()
+        ]
+        kind = "compiled" if r["compile"] else "eager"
+        parts.append(
+            table(["method", "float32, times as fast", "bf16", "largest difference"], rows)
+            + f"\n\n{r['layers']} layers of width {r['width']}, {r['clips']} clips of {r['size']} pixels, {kind}, "
+            f"on {where(r)}; median of {r['rounds']} pairs."
+        )
+    return "\n\n".join(parts)
+
+
+def curves_table() -> str:
+    rows = []
+    for r in results("curves.json"):
+        for method, of in r["methods"].items():
+            means = [f"{sum(of['last'][name]) / r['seeds']:.3f}" for name in ("float32", "bf16")]
+            noise = [f"{of[f'between_{what}']:.3f}" for what in ("seeds", "precisions")]
+            rows.append([f"`{method}`", f"{of['first']:.3f}", *means, *noise])
+    return table(["method", "first loss", "float32, last quarter", "bf16", "between seeds", "between precisions"], rows)
+
+
 TABLES = {
+    "anatomy": (anatomy_table, "python benchmarks/anatomy.py --json benchmarks/results/anatomy.json"),
+    "roofline": (roofline_table, "python benchmarks/anatomy.py --json benchmarks/results/anatomy.json"),
+    "step": (step_table, "python benchmarks/step.py --json benchmarks/results/step_cpu.json"),
+    "curves": (curves_table, "python benchmarks/curves.py --json benchmarks/results/curves.json"),
     "demo": (demo_table, "python benchmarks/demo.py --out runs/demo --json benchmarks/results/demo_st_adapter.json"),
     "throughput": (
         throughput_table,

@@ -228,6 +228,8 @@ def main() -> None:
             data = args.data or (make_tiny_data(Path(folder)) if args.preset else config.data.train)
             rounds, seconds = (min(args.rounds, 3), min(args.seconds, 1.0)) if args.preset else (args.rounds, args.seconds)
             result = measure(config, data, world, rounds, seconds)
+    except torch.OutOfMemoryError as error:
+        sys.exit(f"throughput: the GPU's memory is too small ({str(error)[:200]}): set train.micro_batch=N, smaller.")
     except (ConfigError, ShardError, ValueError, TypeError, OSError) as error:
         sys.exit(f"throughput: {error}")
     finally:

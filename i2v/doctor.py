@@ -89,18 +89,16 @@ def choices(found: dict) -> dict[str, str]:
     """What `auto` comes to here."""
     import torch
 
-    from i2v.pipelines.graph import CPU_CODECS
     from i2v.placement import choose_precision
 
     gpu = bool(found["gpus"])
     dtype = choose_precision("auto", torch.device("cuda" if gpu else "cpu"))
     decoder = "the GPU (NVDEC; MJPEG on the CPU)" if gpu and found["nvdec"] else "the CPU"
-    readable = "any of vp9, h264, hevc, mjpeg" if gpu and found["nvdec"] else " or ".join(c for c in CPU_CODECS if c != "vp8")
     return {
         "the model runs on": f"{'the GPU' if gpu else 'the CPU'}, in {str(dtype).removeprefix('torch.')}",
         "clips are made on": "the GPU" if gpu else "the CPU",
         "videos are decoded on": decoder,
-        "shards may be": readable,
+        "shards may be": "any of vp9, h264, hevc, mjpeg",
     }
 
 

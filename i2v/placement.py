@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
+from einops import rearrange
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -45,8 +46,12 @@ def autocast_for(device: torch.device, dtype: torch.dtype):
 def compile_blocks(model: VideoClassifier, **options) -> None:
     """torch.compile, block by block: identical blocks are compiled once, and parameter names stay as they are.
 
-    A backbone that owns its trunk (DiST) has a side network as well, which is compiled as a whole. options: torch.compile's.
+    So is what makes tokens of pixels. A backbone that owns its trunk (DiST) has a side network as well, which is compiled
+    as a whole. options: torch.compile's.
     """
+    for seen in (torch.empty(1), nn.Parameter(torch.empty(1))):
+        rearrange(seen, "n -> n")  # einops remembers types; one more, and what is compiled would be compiled again
+    model.trunk.embed = torch.compile(model.trunk.embed, dynamic=False, **options)
     for block in model.trunk.transformer.resblocks:
         block.forward = torch.compile(block.forward, dynamic=False, **options)
     if model.trunk is not model.backbone:

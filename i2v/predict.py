@@ -3,8 +3,8 @@
     python -m i2v.predict --checkpoint runs/st_adapter/k400_vit-b16_8f/best.safetensors video.mp4 folder/ --top 5
 
 Each video is stored as training stored its videos, cut and looked at from the views of the run's evaluation, and named
-with the classes in the checkpoint: the prediction is the one that an evaluation of that video would count (but shards of
-H.264 or HEVC are imitated with VP9). Needs the checkpoint and the backbone's weights, nothing else.
+with the classes in the checkpoint: the prediction is the one that an evaluation of that video would count. Needs the
+checkpoint and the backbone's weights, nothing else.
 
     python -m i2v.predict --checkpoint ... film.mp4 --window 2 --hop 1     # what happens when: a window slides over the film
 """
@@ -24,7 +24,6 @@ from i2v.distributed import init_world
 from i2v.hub import find_model
 from i2v.metrics import videos_at_once, view_probabilities
 from i2v.pipelines import ShardError, build_loader
-from i2v.pipelines.graph import CPU_CODECS
 from i2v.pipelines.memory import ClipsInMemory
 from i2v.session import Session, add_flags, command, open_session, parse
 from i2v.shard_tools.encode import EncodedClip, EncodeSettings
@@ -58,8 +57,6 @@ def predict(session: Session, videos: list[Path], workers: int = 0, window=None,
     window, hop: seconds; None: the views of the run's evaluation, averaged, are one answer for the whole video.
     """
     stored = dict(session.meta.stored)
-    if stored["codec"] not in CPU_CODECS:
-        stored |= {"codec": "vp9", "crf": None}
     if window is not None:
         stored["max_seconds"] = None
     settings, chunk = EncodeSettings(**stored), {}

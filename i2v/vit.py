@@ -196,7 +196,10 @@ class VisionTransformer(nn.Module):
                 f"frames are {tuple(images.shape[1:])} (C, H, W) but the backbone takes (3, {size}, "
                 f"{size}): resize or crop the clips, or create the model with their image_size"
             )
-        patches = self.conv1(images).flatten(2).transpose(1, 2)  # (N, L-1, C)
+        # conv1 is a product of whole patches: no library has a good convolution of 3 channels.
+        p, weight = self.spec.patch_size, self.conv1.weight.permute(0, 2, 3, 1).flatten(1)  # (C, p*p*3)
+        patches = images.unflatten(2, (-1, p)).unflatten(4, (-1, p))  # (N, 3, h, p, w, p)
+        patches = F.linear(patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2), weight)  # (N, L-1, C)
         class_token = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         return torch.cat((class_token, patches), dim=1) + self.positional_embedding
 

@@ -21,9 +21,6 @@ def __getattr__(name: str):
 
 
 if __name__ == "pipelines":  # imported from a checkout by its short name: the same modules, not a second copy of each
-    sys.modules.update(
-        {
-            f"pipelines.{found.name}": importlib.import_module(f"i2v.pipelines.{found.name}")
-            for found in pkgutil.iter_modules(__path__)
-        }
-    )
+    package = importlib.import_module("i2v.pipelines")
+    modules = {found.name: importlib.import_module(f"i2v.pipelines.{found.name}") for found in pkgutil.iter_modules(__path__)}
+    sys.modules.update({"pipelines": package, **{f"pipelines.{name}": module for name, module in modules.items()}})

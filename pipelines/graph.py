@@ -41,7 +41,7 @@ from i2v.rules import check, one_of
 MEAN = [255 * m for m in (0.48145466, 0.4578275, 0.40821073)]
 STD = [255 * s for s in (0.26862954, 0.26130258, 0.27577711)]
 
-CPU_CODECS = ("vp8", "vp9", "mjpeg")  # what DALI 2.4 decodes without a GPU
+NVDEC_LEAST = {"vp9": 128, "hevc": 144, "h264": 48}  # pixels, both sides of a picture; it takes no mjpeg
 DTYPES = ("float32", "float16", "uint8")
 
 
@@ -60,32 +60,41 @@ class GraphOptions:
         check(GraphOptions, vars(self), SENTENCE)
 
 
-def choose_decoder(codec: str, device: str, decode: str) -> str:
-    """Where to decode: "cpu" or "gpu". Raises ValueError, with the remedy, where neither can."""
+def choose_decoder(codec: str, device: str, decode: str, least_side: int) -> str:
+    """Where to decode: "gpu" (NVDEC), "cpu" (DALI) or "reader" (pipelines/decode.py).
+
+    least_side: of all pictures. Raises ValueError with the remedy.
+    """
     if decode not in ("auto", "cpu", "gpu"):
         raise ValueError(f"decode is {decode!r}: it must be auto, cpu or gpu.")
-    gpu_can = device == "gpu" and _nvdec_is_here()
-    if decode == "gpu" or (decode == "auto" and gpu_can and codec != "mjpeg"):
-        if not gpu_can:
-            raise ValueError(
-                "decode is gpu, but "
-                + ("this machine has no NVDEC (libnvcuvid)" if device == "gpu" else "device is cpu")
-                + ": set decode to cpu or auto."
-            )
+    problem = None
+    if device != "gpu":
+        problem = "device is cpu"
+    elif not _nvdec_is_here():
+        problem = "this machine has no NVDEC (libnvcuvid)"
+    elif codec not in NVDEC_LEAST:
+        problem = f"NVDEC takes no {codec}"
+    elif least_side < NVDEC_LEAST[codec]:
+        problem = f"NVDEC takes {codec} from {NVDEC_LEAST[codec]} pixels on, and a side of these pictures has {least_side}"
+    if decode == "gpu" and problem:
+        raise ValueError(f"decode is gpu, but {problem}: set decode to cpu or auto.")
+    if decode != "cpu" and not problem:
         return "gpu"
-    if codec not in CPU_CODECS:
-        raise ValueError(
-            f"The shards are {codec}, which DALI cannot decode without NVDEC: "
-            "run make_shards again with --codec vp9, or use a machine with a GPU."
-        )
-    return "cpu"
+    return "cpu" if codec == "vp9" else "reader"
+
+
+def reader_resizes(options: GraphOptions, device: str) -> bool:
+    """Whether what the reader decodes is cropped and resized in its threads too: where the graph needs no whole pictures."""
+    return device == "cpu" and not (options.augment.randaugment and options.augment.randaugment_on == "frames")
 
 
 def build_pipeline(source, options: GraphOptions, batch_size: int, device: str, decode: str, device_id: int, threads: int):
     """A DALI pipeline, not built yet, that turns source() into one output.
 
-    source() returns, for one batch, lists of: encoded video (bytes,) uint8; frames (T,) int32; boxes (crops, 4)
-    float32; mirror (1,) int32; then, for what options.augment does, Augmentation.arrays().
+    source() returns, for one batch, lists of: the video, with what is needed to make views of it; mirror (1,) int32; then,
+    for what options.augment does, Augmentation.arrays(). The video is encoded, (bytes,) uint8, and then frames (T,) int32
+    and boxes (crops, 4) float32; with decode "reader" it is (T, H, W, 3) uint8 and boxes, or if reader_resizes only its
+    views, (crops, T, size, size, 3) uint8.
     Output: (B, crops, T, size, size, 3), normalised, or with dtype uint8 the pixels.
     """
     from nvidia.dali import fn, pipeline_def, types
@@ -98,7 +107,13 @@ def build_pipeline(source, options: GraphOptions, batch_size: int, device: str, 
         "noise": (types.FLOAT, 1),
         "erase": (types.FLOAT, 1),
     }
+    resized = decode == "reader" and reader_resizes(options, device)
+    frames_input, boxes_input = (types.INT32, 1), (types.FLOAT, 2)
+    video_inputs = [(types.UINT8, 1), frames_input, boxes_input]
+    if decode == "reader":
+        video_inputs = [(types.UINT8, 5)] if resized else [(types.UINT8, 4), boxes_input]
     extra = [shapes[name] for name in augment.arrays]
+    inputs = [*video_inputs, (types.INT32, 1), *extra]
 
     @pipeline_def(
         batch_size=batch_size,
@@ -108,22 +123,26 @@ def build_pipeline(source, options: GraphOptions, batch_size: int, device: str, 
         enable_conditionals=bool(extra),
     )
     def clips():
-        encoded, frames, boxes, mirror, *drawn = fn.external_source(
+        given = fn.external_source(
             source=source,
-            num_outputs=4 + len(extra),
+            num_outputs=len(inputs),
             batch=True,
-            dtype=[types.UINT8, types.INT32, types.FLOAT, types.INT32, *(dtype for dtype, _ in extra)],
-            ndim=[1, 1, 2, 1, *(ndim for _, ndim in extra)],
+            dtype=[dtype for dtype, _ in inputs],
+            ndim=[ndim for _, ndim in inputs],
         )
+        mirror, *drawn = given[len(video_inputs) :]
         drawn = dict(zip(augment.arrays, drawn))
-        # "none" makes an index outside the video an error; the default would give black frames
-        video = fn.decoders.video(encoded, device="mixed" if decode == "gpu" else "cpu", frames=frames, pad_mode="none")
-        if device == "gpu" and decode == "cpu":
+        if decode == "reader":
+            video = given[0] if resized else fn.reshape(given[0], layout="FHWC")
+        else:  # "none" makes an index outside the video an error; the default would give black frames
+            where = "mixed" if decode == "gpu" else "cpu"
+            video = fn.decoders.video(given[0], device=where, frames=given[1], pad_mode="none")
+        if device == "gpu" and decode != "gpu":
             video = video.gpu()  # (F, H, W, C) uint8
         if augment.randaugment and augment.randaugment_on == "frames":
             video = _randaugment(video, drawn, augment)
         views = []
-        for view in _crop_and_resize(video, boxes, options):
+        for view in _views(video, options) if resized else _crop_and_resize(video, given[len(video_inputs) - 1], options):
             if augment.randaugment and augment.randaugment_on == "crop":
                 view = _randaugment(view, drawn, augment)
             if "color" in drawn:
@@ -143,8 +162,7 @@ def _crop_and_resize(video, boxes, options: GraphOptions) -> list:
 
     if video.device == "cpu":
         resize = partial(crop_and_resize, size=options.size, interpolation=options.interpolation, antialias=options.antialias)
-        views = fn.python_function(video, boxes, function=resize)
-        return [fn.reshape(views[crop], layout="FHWC") for crop in range(options.crops)]
+        return _views(fn.python_function(video, boxes, function=resize), options)
     return [
         fn.resize(
             video,
@@ -156,6 +174,12 @@ def _crop_and_resize(video, boxes, options: GraphOptions) -> list:
         )
         for crop in range(options.crops)
     ]
+
+
+def _views(views, options: GraphOptions) -> list:
+    from nvidia.dali import fn
+
+    return [fn.reshape(views[crop], layout="FHWC") for crop in range(options.crops)]
 
 
 def _normalise(video, mirror, drawn: dict, options: GraphOptions):

@@ -20,11 +20,13 @@ import numpy as np
 import torch
 
 from i2v.pipelines.augment import AugmentOptions
-from i2v.pipelines.graph import MEAN, STD, GraphOptions, build_pipeline, choose_decoder
+from i2v.pipelines.decode import DecodeError, decode_clip
+from i2v.pipelines.graph import MEAN, STD, GraphOptions, build_pipeline, choose_decoder, reader_resizes
 from i2v.pipelines.joined import JoinedShards
 from i2v.pipelines.options import ClipOptions, OrderOptions
 from i2v.pipelines.plan import ClipSpec, Plan
 from i2v.pipelines.quarantine import Quarantine
+from i2v.pipelines.resize import crop_and_resize
 from i2v.pipelines.shards import ClipError, ShardError
 from i2v.pipelines.source import ClipSource
 from i2v.pipelines.stream import fingerprint, open_sources, training_order
@@ -131,7 +133,10 @@ def build_loader(
     graph = _fields(GraphOptions, given) | {"size": clip_options.size, "crops": plan.crops, "augment": plan.augment}
     # Many views take much memory as floats: they are normalised when they are looked at (Batch.views).
     graph = GraphOptions(**graph | ({"dtype": "uint8"} if views > 1 else {}))
-    decoders = {choose_decoder(codec, device, decode) for codec in shards.codecs}
+    least_side = int(min(shards.clips["width"].min(), shards.clips["height"].min()))
+    decoders = {choose_decoder(codec, device, decode, least_side) for codec in shards.codecs}
+    if len(decoders) > 1 and "gpu" not in decoders:
+        decoders = {"reader"}  # it takes every codec
     if len(decoders) > 1:
         raise ValueError(f"{shards.root} are of codecs that are decoded in different places: set decode to cpu.")
     return Loader(
@@ -193,7 +198,7 @@ class Loader:
         return len(self.plan if self.only is None else self.only)
 
     def __iter__(self):
-        step, readers = 0, ThreadPoolExecutor(READ_THREADS)
+        step, readers = 0, ThreadPoolExecutor(max(READ_THREADS, self.threads))
         try:
             while True:
                 in_flight: deque[_Prepared] = deque()
@@ -319,7 +324,9 @@ class Loader:
         try:
             spec = self.plan[position]
             if spec.weight and position not in self._refused:
-                return _Clip(spec, *self.shards.read(spec.id, spec.frames))
+                return self._decoded(_Clip(spec, *self.shards.read(spec.id, spec.frames)))
+        except DecodeError:
+            self.quarantine.add(spec.id, "the decoder refuses it")
         except ClipError as error:
             spec = spec or self.plan.blank(position)
             self.quarantine.add(spec.id, error.reason)
@@ -328,7 +335,22 @@ class Loader:
     def _stand_in(self, spec: ClipSpec) -> _Clip:
         """Weight 0, and pixels that surely decode."""
         data, box = self._harmless
-        return _Clip(replace(spec, boxes=np.tile(box, (self.plan.crops, 1)), weight=0.0), data, np.zeros_like(spec.frames))
+        spec = replace(spec, boxes=np.tile(box, (self.plan.crops, 1)), weight=0.0)
+        try:
+            return self._decoded(_Clip(spec, data, np.zeros_like(spec.frames)))
+        except DecodeError as error:
+            raise ShardError(
+                f"The first sound clip of {self.shards.root} cannot be decoded ({error}): restore the shards."
+            ) from error
+
+    def _decoded(self, clip: _Clip) -> _Clip:
+        """With its frames, or its views, in place of its bytes, where the graph wants them."""
+        if self.decode != "reader":
+            return clip
+        video, g = decode_clip(clip.data, clip.frames), self.graph
+        if reader_resizes(g, self.device):
+            video = crop_and_resize(video, clip.spec.boxes, g.size, g.interpolation, g.antialias)
+        return replace(clip, data=video)
 
     @functools.cached_property
     def _harmless(self) -> tuple[np.ndarray, np.ndarray]:
@@ -379,6 +401,8 @@ class Loader:
             self.quarantine.add(clip_id, "the decoder refuses it")
 
     def _decodes(self, clip: _Clip) -> bool:
+        if self.decode == "reader":
+            return True
         plain = replace(self.graph, augment=AugmentOptions())
         pipeline = self._pipeline(lambda: tuple([part] for part in clip.graph_inputs()[:4]), 1, plain)
         try:
@@ -393,12 +417,13 @@ class Loader:
 @dataclass
 class _Clip:
     spec: ClipSpec
-    data: np.ndarray  # (bytes,) uint8
+    data: np.ndarray  # (bytes,) uint8; or decoded, (clips * T, H, W, 3) uint8; or resized, (crops, clips * T, size, size, 3)
     frames: np.ndarray  # (clips * T,) int32, positions in `data`
 
     def graph_inputs(self):
         augmentation = self.spec.augmentation.arrays() if self.spec.augmentation is not None else ()
-        return self.data, self.frames, self.spec.boxes, np.array([self.spec.flip], dtype=np.int32), *augmentation
+        cut = {1: (self.frames, self.spec.boxes), 4: (self.spec.boxes,), 5: ()}[self.data.ndim]  # what is still to be done
+        return self.data, *cut, np.array([self.spec.flip], dtype=np.int32), *augmentation
 
 
 @dataclass
@@ -470,9 +495,18 @@ def _finish(pipeline) -> None:
 
 
 def _normalised(pixels: torch.Tensor) -> torch.Tensor:
-    """(..., 3, T, H, W) uint8 -> float32, as the graph does it."""
-    mean, scale = (torch.tensor(values, device=pixels.device).view(3, 1, 1, 1) for values in (MEAN, [1 / s for s in STD]))
-    return (pixels.float() - mean) * scale
+    """(..., 3, T, H, W) uint8 -> float32, as the graph does it; memory stays channels-last."""
+    rows = pixels.movedim(-4, -1).flatten(-2)  # (..., T, H, W * 3): long rows, for vector instructions
+    mean, scale = (
+        torch.tensor(values, device=pixels.device).repeat(pixels.shape[-1]) for values in (MEAN, [1 / s for s in STD])
+    )
+    if pixels.device.type == "cuda":
+        out = (rows.float() - mean) * scale
+    else:
+        out = torch.empty(rows.shape)
+        for row, into in zip(rows.flatten(0, -3), out.view(-1, *rows.shape[-2:])):  # a frame at a time: it stays in the cache
+            into.copy_(row).sub_(mean).mul_(scale)
+    return out.unflatten(-1, (-1, 3)).movedim(-1, -4)
 
 
 def _cores() -> int:

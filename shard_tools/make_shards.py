@@ -86,7 +86,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--codec",
         default="vp9",
         choices=LIBRARY,
-        help="vp9 (default) decodes on every GPU and CPU; mjpeg is fastest on a CPU; h264 and hevc need a GPU",
+        help="vp9 (default), h264, hevc: decoded by a GPU if there is one, else by the CPU; mjpeg: fastest on a CPU",
     )
     add(
         "--gop",

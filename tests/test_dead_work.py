@@ -3,9 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import i2v
 from i2v.complexity import every_token
+from i2v.placement import compile_blocks
 
 TINY = dict(image_size=16, patch_size=8, width=32, layers=3, heads=2, embed_dim=24)
 METHODS = [
@@ -84,3 +86,18 @@ def test_nothing_is_kept_for_the_backward_pass_before_the_first_trained_paramete
             block = trunk.transformer.resblocks[0]
             block.attn(block.ln_1(trunk.embed(images)))
     assert not kept
+
+
+@pytest.mark.parametrize("method, options", METHODS[1:], ids=str)
+def test_nothing_is_compiled_after_the_first_step(method, options):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    model = random_model(method, options)
+    compile_blocks(model, backend=counter)
+    compiled = []
+    for _ in range(3):
+        logits_and_gradients(model)
+        model.zero_grad()
+        compiled.append(counter.frame_count)
+    assert compiled[0] > 0 and compiled[0] == compiled[-1]
+    torch._dynamo.reset()

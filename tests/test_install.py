@@ -1,5 +1,6 @@
 """The wheel holds all that a user needs, under one name; the console command; what a machine has."""
 
+import importlib
 import json
 import os
 import shutil
@@ -173,3 +174,11 @@ def test_what_the_doctor_cannot_do_is_one_sentence(arguments, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["doctor", *arguments])
     with pytest.raises(SystemExit, match="i2v.doctor: .*/none"):
         doctor.main()
+
+
+def test_the_short_name_of_a_checkout_is_the_same_package():
+    import pipelines.plan
+    from pipelines import build_loader
+
+    assert pipelines.plan is importlib.import_module("i2v.pipelines.plan")
+    assert build_loader is importlib.import_module("i2v.pipelines").build_loader

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from i2v.pipelines import ShardError, build_loader
+from i2v.pipelines import ShardError, build_loader, graph
 from i2v.pipelines.joined import JoinedShards
 from i2v.pipelines.loader import Loader
 from i2v.pipelines.memory import ClipsInMemory
@@ -406,12 +406,64 @@ def test_wrong_options_are_named(shapes, options, error, text):
         build_loader(shapes / "vp9", **{**OPTIONS, **options})
 
 
-def test_shards_that_a_cpu_cannot_decode_are_refused_with_the_remedy(shapes, tmp_path):
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_slices_decode_like_the_whole_clip_on_a_cpu(shapes, tmp_path, codec):
+    """Frame by frame (slices from the keyframe) and all frames at once give the same pixels."""
     from tests.conftest import shard
 
-    shard(shapes / "val", tmp_path / "h264", codec="h264")
-    with pytest.raises(ValueError, match="The shards are h264, .* run make_shards again with --codec vp9"):
-        build_loader(tmp_path / "h264", **OPTIONS)
+    shard(shapes / "val", tmp_path / codec, codec=codec)
+    options = {"sampling": "stride", "stride": 1, "batch_size": 4, "device": "cpu", "dtype": "uint8", "size": 32}
+    whole = next(iter(build_loader(tmp_path / codec, "val", num_frames=20, **options))).pixels
+    single = next(iter(build_loader(tmp_path / codec, "test", num_frames=1, clips=20, **options))).pixels[:, :, :, 0]
+    assert torch.equal(single.transpose(1, 2), whole)
+
+
+@pytest.mark.parametrize("codec", ["vp9", "mjpeg"])
+def test_both_cpu_decoders_give_the_same_pixels(shapes, codec):
+    for dali, reader in zip(*(decoded_by(shapes / codec, decoder) for decoder in ("cpu", "reader"))):
+        assert torch.equal(dali, reader)
+
+
+def decoded_by(manifest, decoder):
+    loader = build_loader(manifest, batch_size=5, **OPTIONS)
+    loader.decode = decoder
+    return [batch.pixels for batch in itertools.islice(loader, 4)]
+
+
+def test_a_clip_that_the_reader_cannot_decode_has_weight_0_and_nothing_else_changes(shapes, tmp_path):
+    from tests.conftest import shard
+
+    shard(shapes / "train", tmp_path / "h264", codec="h264")
+    good = batches(tmp_path / "h264", 5)
+    damage(tmp_path / "h264", 7, decoder_only=True)
+    loader = build_loader(tmp_path / "h264", batch_size=5, **OPTIONS)
+    for before, after in zip(good, itertools.islice(loader, 5)):
+        assert after.weights.tolist() == [float(i != 7) for i in after.ids.tolist()]
+        kept = after.weights > 0
+        assert torch.equal(before.clips[kept], after.clips[kept])
+    assert loader.bad == {7: "the decoder refuses it"}
+
+
+@pytest.mark.parametrize(
+    "codec, side, decode, expected",
+    [
+        ("vp9", 128, "auto", "gpu"),
+        ("vp9", 112, "auto", "cpu"),
+        ("vp9", 112, "gpu", "decode is gpu, but NVDEC takes vp9 from 128 pixels on, and a side of these pictures has 112"),
+        ("hevc", 128, "auto", "reader"),
+        ("h264", 48, "auto", "gpu"),
+        ("h264", 256, "cpu", "reader"),
+        ("mjpeg", 256, "auto", "reader"),
+        ("mjpeg", 256, "gpu", "decode is gpu, but NVDEC takes no mjpeg: set decode to cpu or auto"),
+    ],
+)
+def test_nvdec_gets_only_what_it_takes(monkeypatch, codec, side, decode, expected):
+    monkeypatch.setattr(graph, "_nvdec_is_here", lambda: True)
+    if expected.startswith("decode"):
+        with pytest.raises(ValueError, match=expected):
+            graph.choose_decoder(codec, "gpu", decode, side)
+    else:
+        assert graph.choose_decoder(codec, "gpu", decode, side) == expected
 
 
 @pytest.fixture(scope="module")

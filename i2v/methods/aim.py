@@ -55,7 +55,8 @@ def attend_within(x, attn, tile=None):
     """
     count, length, width = x.shape
     tile = tile or (TILE if x.device.type == "cuda" else length)
-    together = math.gcd(count, max(tile // length, 1)) * length  # tokens that are one sequence
+    fit = 1 if torch.compiler.is_exporting() else max(tile // length, 1)  # an exported program takes any batch
+    together = (math.gcd(count, fit) if fit > 1 else 1) * length  # tokens that are one sequence
     q, k, v = (y.reshape(-1, together, width) for y in attn.qkv(x))
     own = torch.arange(together, device=x.device) // length
     mask = own[:, None] == own if together > length else None

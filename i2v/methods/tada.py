@@ -103,7 +103,12 @@ class TAdaFormer(VisionTransformer):
                 f"clips are {tuple(clips.shape[1:])} (C, T, H, W) but the backbone takes (3, T, {size}, "
                 f"{size}): resize or crop the clips, or create the model with their image_size"
             )
-        patches = rearrange(self.conv1(clips), "b c t h w -> (b t) (h w) c")
+        # conv1 as a product of whole tubelets, which overlap in time: no library has a good convolution of 3 channels.
+        (k, p, _), (stride, *_) = self.conv1.kernel_size, self.conv1.stride
+        patches = rearrange(clips, "b c t (h p) (w q) -> b t (h w) (p q c)", p=p, q=p)
+        tubelets = F.pad(patches, (0, 0, 0, 0, k // 2, k // 2)).unfold(1, k, stride)  # (B, T', L-1, p*p*3, k)
+        weight = rearrange(self.conv1.weight, "o c k p q -> o (k p q c)")
+        patches = F.linear(rearrange(tubelets, "b t l d k -> (b t) l (k d)"), weight)
         class_token = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         return torch.cat((class_token, patches), dim=1) + self.positional_embedding
 

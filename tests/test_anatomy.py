@@ -1,0 +1,41 @@
+"""What a step does does not grow unseen: products, bytes kept for the backward pass and kernels, on a tiny geometry."""
+
+import pytest
+import torch
+
+from benchmarks.anatomy import anatomy
+from i2v.config import ModelConfig
+
+TINY = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 3, "heads": 2, "embed_dim": 32}
+OPTIONS = {
+    "st_adapter": {"adapter_width": 16},
+    "aim": {},
+    "zeroi2v": {"shift_div": 4},
+    "dist": {"integration_dim": 64, "temporal_dim": 32},
+    "tada": {"reduction": 1, "route_head_dim": 16},
+}
+LIMITS = {  # per clip: MMACs forward and of the step, KB kept one by one and compiled; kernels one by one and compiled
+    "st_adapter": (17.58, 31.97, 550.48, 407.03, 248, 145),
+    "aim": (26.10, 54.18, 1091.82, 931.05, 360, 315),
+    "zeroi2v": (19.57, 41.07, 955.34, 774.60, 501, 375),
+    "dist": (25.66, 49.72, 896.09, 807.99, 781, 560),
+    "tada": (12.10, 41.06, 970.26, 835.97, 796, 512),
+}
+
+
+@pytest.mark.parametrize("method", OPTIONS)
+def test_a_step_does_no_more_than_before(method):
+    config = ModelConfig(method, TINY, "random", num_frames=8, head={"type": "linear"}, options=OPTIONS[method])
+    found = anatomy(config, 2, torch.device("cpu"))
+    eager, compiled = found["eager"], found["compiled"]
+    figures = (
+        found["forward_gmacs"] * 1e3,
+        found["step_gmacs"] * 1e3,
+        eager["kept_mb"] * 1e3,
+        compiled["kept_mb"] * 1e3,
+        eager["kernels"],
+        compiled["kernels"],
+    )
+    shown = tuple(round(figure, 2) for figure in figures)
+    # Compilers differ a little from version to version.
+    assert all(figure <= 1.02 * limit for figure, limit in zip(shown, LIMITS[method])), f"{method} now: {shown}"
