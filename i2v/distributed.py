@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 # How long a rank waits for the others: longer than a store may take to fail, so that the rank that knows why speaks first.
 PATIENCE = timedelta(hours=2)
+CONNECTING = timedelta(minutes=1)  # how long torchrun's store is looked for
 PR_SET_PDEATHSIG = 1  # Linux: prctl(2)
 
 
@@ -46,7 +47,11 @@ def init_world(device: str = "auto") -> World:
         torch.cuda.set_device(local)
     store = None
     if size > 1 and not dist.is_initialized():
-        store, rank, size = next(dist.rendezvous("env://", rank, size, timeout=PATIENCE))
+        # torchrun's store is there before its processes are. Where it is not, torchrun was killed while they were starting.
+        by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        connecting = CONNECTING if by_torchrun else PATIENCE
+        store, rank, size = next(dist.rendezvous("env://", rank, size, timeout=connecting))
+        store.set_timeout(PATIENCE)
         # gloo carries the small host-side messages, nccl the gradients
         backend = "cpu:gloo,cuda:nccl" if use_gpu else "gloo"
         dist.init_process_group(backend, timeout=PATIENCE, store=dist.PrefixStore("group", store), rank=rank, world_size=size)

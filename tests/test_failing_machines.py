@@ -134,3 +134,26 @@ def test_a_validation_that_fails_on_one_of_two_ranks_ends_both_with_the_state_sa
     assert meta.progress["step"] == 6 and meta.progress["validation_due"]
     assert spawn(config, out, *RECIPE, ranks=2) == 0
     assert_same(result(out), whole)
+
+
+ORPHAN = """
+import datetime, sys
+import i2v.distributed as distributed
+import i2v.train as program
+
+distributed.CONNECTING = datetime.timedelta(seconds=1)
+program.main()
+"""
+
+
+@pytest.mark.process
+def test_a_process_whose_launcher_was_killed_at_the_start_ends_and_touches_nothing(config, tmp_path):  # noqa: F811
+    with socket.socket() as closed:
+        closed.bind(("localhost", 0))
+        port = closed.getsockname()[1]
+    gone = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    gone |= {"TORCHELASTIC_RUN_ID": "run", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    command = [sys.executable, "-c", ORPHAN, "--config", str(config), f"out={tmp_path / 'run'}"]
+    process, lines, reader = start(command, **gone)
+    assert ended(process, reader) == 1 and "another process of this run has ended" in "".join(lines)
+    assert not (tmp_path / "run").exists()
