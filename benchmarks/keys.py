@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import pkgutil
 import sys
 import typing
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a file: import from the repository
 
+from i2v import methods
 from i2v.config import DataConfig, ModelConfig, TrainConfig
 from i2v.model import method_module
 from i2v.pipelines.augment import AugmentOptions
@@ -40,7 +42,6 @@ SECTIONS = {
     "train": (TrainConfig,),
 }
 DECIDED = {"clips": ("num_frames", "size", "dtype", "augment")}  # by the model, or a section of its own
-METHODS = ("st_adapter", "aim", "zeroi2v", "dist", "tada")
 
 
 def comments(kind: type) -> dict[str, str]:
@@ -106,10 +107,12 @@ def page() -> str:
             lines += rows(kind, seen)
             seen = (*seen, *(field.name for field in dataclasses.fields(kind)))
         lines.append("")
-    for method in METHODS:
+    for method in sorted(module.name for module in pkgutil.iter_modules(methods.__path__)):
+        if not (table := options(method)):
+            continue
         doc = inspect.getdoc(method_module(method).build)
         lines += [f"## model.options of {method}", "", doc, "", "| option | default | it must be |", "| --- | --- | --- |"]
-        lines += [*options(method), ""]
+        lines += [*table, ""]
     return "\n".join(lines)
 
 
