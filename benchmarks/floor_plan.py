@@ -6,12 +6,15 @@ python benchmarks/floor_plan.py --check   # is it up to date?
 
 from __future__ import annotations
 
-import argparse
 import ast
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # run as a file: import from the repository
+
+from benchmarks.pages import write_or_check
+
 PAGE = ROOT / "docs" / "architecture.md"
 ROOMS = {
     "shard_tools": "offline: source videos to shards",
@@ -102,14 +105,5 @@ def summary(path: Path) -> str:
     return text.partition("\n")[0].replace("|", "\\|")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is not up to date")
-    if parser.parse_args().check:
-        return int(not PAGE.exists() or PAGE.read_text() != page())
-    PAGE.write_text(page())
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(__doc__, PAGE, page))

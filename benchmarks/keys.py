@@ -6,7 +6,6 @@ python benchmarks/keys.py --check   # is it up to date?
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import inspect
 import pkgutil
@@ -17,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a file: import from the repository
 
+from benchmarks.pages import write_or_check
 from i2v import methods
 from i2v.config import DataConfig, ModelConfig, TrainConfig
 from i2v.model import method_module
@@ -116,14 +116,5 @@ def page() -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is not up to date")
-    if parser.parse_args().check:
-        return int(not PAGE.exists() or PAGE.read_text() != page())
-    PAGE.write_text(page())
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(__doc__, PAGE, page))

@@ -3,7 +3,7 @@
     python benchmarks/pretrain_stills.py --out data/demo/clip.safetensors
 
 Like CLIP it has seen many pictures and no motion: it learns to tell where a shape is, how large it is, how it is turned
-and which shape it is. The pictures are drawn in memory (shard_tools.moving_shapes); the weights have CLIP's names, so
+and which shape it is. The pictures are drawn in memory (benchmarks/moving_shapes.py); the weights have CLIP's names, so
 they are read as CLIP's are (model.weights in a configuration, i2v.load_weights with layout="clip").
 """
 
@@ -12,6 +12,8 @@ import math
 import sys
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file: import from the repository
 
 import numpy as np
 import torch
@@ -32,7 +34,7 @@ PER_LOOK = 8
 
 def draw_stills(count, size, seed):
     """images uint8 (N, size, size, 3), poses float (N, 4) scaled to mean 0 and variance 1, kinds (N,); N >= count."""
-    rng = np.random.default_rng([seed, 2])  # 0 and 1 are the videos' (shard_tools.moving_shapes.write_videos)
+    rng = np.random.default_rng([seed, 2])  # 0 and 1 are the videos' (benchmarks.moving_shapes.write_videos)
     looks = range(math.ceil(count / PER_LOOK))
     images, poses, kinds = zip(*(render_stills(rng, PER_LOOK, (size, size)) for _ in looks))
     low, high = np.array(STILL_POSES)

@@ -18,6 +18,7 @@ import numpy as np
 
 from i2v.console import print_any_name
 from i2v.pipelines.shards import ClipError, ShardError, ShardSet
+from i2v.pipelines.store import is_url
 from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import EncodedClip, EncodeSettings
 from i2v.shard_tools.lists.classes import FORMS, read_class_list
@@ -39,13 +40,12 @@ exit codes: 0 done; 1 could not read or write; 2 wrong arguments or class names;
 """
 
 
-def relabelled(shards: ShardSet, renamed: dict[str, str], classes: list[str] | None) -> tuple[list[Video], list[str]]:
-    """The clips of a data set as videos with their new labels, in its order, and the class names. Raises SourceError.
-
-    The clip's number is the video's `offset`.
-    """
+def relabelled(shards: ShardSet, renamed: dict[str, str], classes: list[str] | None) -> tuple[dict[Video, int], list[str]]:
+    """Clips of a data set, as videos with their new labels -> their numbers in it; and the class names. Raises SourceError."""
     with open(os.path.join(shards.root, "clips.csv"), newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = list(csv.DictReader(file))
+    if [row.get("key") for row in rows] != [shards.key(clip) for clip in range(len(shards))]:
+        raise SourceError(f"{shards.root}/clips.csv does not list the clips that are there: restore it from a copy.")
     names = [renamed.get(name, name) for name in shards.classes]
     if unknown := sorted(renamed.keys() - set(shards.classes)):
         raise SourceError(
@@ -53,7 +53,7 @@ def relabelled(shards: ShardSet, renamed: dict[str, str], classes: list[str] | N
         )
     classes = classes or [name for name in dict.fromkeys(names) if name]
     index = {name: label for label, name in enumerate(classes)}
-    videos = []
+    videos = {}
     for clip, row in enumerate(rows):
         label = int(shards.clips["label"][clip])
         name = names[label] if label >= 0 else None
@@ -64,8 +64,7 @@ def relabelled(shards: ShardSet, renamed: dict[str, str], classes: list[str] | N
                 f"class {name!r} of {shards.root} is not among the new classes: {_nearest(name, classes)}, or give --map."
             )
         end = float(row["end"]) if row["end"] else None
-        video = Video("", index.get(name, -1), name, row["path"], float(row["start"] or 0), end, offset=clip)
-        videos.append(video)
+        videos[Video("", index.get(name, -1), name, row["path"], float(row["start"] or 0), end)] = clip
     if not videos:
         raise SourceError("the map leaves out every clip: give other classes a name.")
     return videos, classes
@@ -75,10 +74,9 @@ def _nearest(name: str, names: list[str]) -> str:
     return f"the nearest is {(difflib.get_close_matches(name, names, 1, 0) or ['nothing'])[0]!r}"
 
 
-def copies(shards: ShardSet, videos: Iterator[Video]) -> Iterator[EncodedClip | RejectedVideo]:
-    """The stored clips of `videos`, checked."""
-    for video in videos:
-        clip = video.offset
+def copies(shards: ShardSet, clips: Iterator[int]) -> Iterator[EncodedClip | RejectedVideo]:
+    """The stored clips of these numbers, checked."""
+    for clip in clips:
         try:
             data, begin = shards.read_whole(clip), shards.begin(clip)
         except ClipError as error:
@@ -106,6 +104,8 @@ def main(argv: list[str] | None = None) -> int:
     print_any_name()
     if arguments.classes is None and arguments.map is None:
         parser.error("give --classes, --map or both: there is nothing else to change.")
+    if is_url(arguments.data):
+        parser.error(f"{arguments.data} is a URL: copy the data set to this machine, or mount it, and give that folder.")
     try:
         renamed = read_map(arguments.map) if arguments.map else {}
         listed = read_class_list(arguments.classes) if arguments.classes else None
@@ -114,7 +114,8 @@ def main(argv: list[str] | None = None) -> int:
         made = shards.manifest["made_with"]
         settings = EncodeSettings(**{field.name: made[field.name] for field in fields(EncodeSettings)})
         given = {"seed": made["seed"], "shard_clips": made["shard_clips"]}
-        manifest = make_shards(videos, classes, arguments.out, settings, **given, encode=lambda part: copies(shards, part))
+        encode = lambda part: copies(shards, (videos[video] for video in part))  # noqa: E731
+        manifest = make_shards(list(videos), classes, arguments.out, settings, **given, encode=encode)
     except (SourceError, OutputError) as error:
         print(f"relabel: {error}", file=sys.stderr)
         return 2

@@ -4,16 +4,11 @@ import pytest
 import torch
 
 from benchmarks.anatomy import anatomy
+from benchmarks.curves import METHODS
 from i2v.config import ModelConfig
 
+OPTIONS = METHODS | {"st_adapter": {"adapter_width": 16}}
 TINY = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 3, "heads": 2, "embed_dim": 32}
-OPTIONS = {
-    "st_adapter": {"adapter_width": 16},
-    "aim": {},
-    "zeroi2v": {"shift_div": 4},
-    "dist": {"integration_dim": 64, "temporal_dim": 32},
-    "tada": {"reduction": 1, "route_head_dim": 16},
-}
 LIMITS = {  # per clip: MMACs forward and of the step, KB kept one by one and compiled; kernels one by one and compiled
     "st_adapter": (17.58, 31.97, 550.48, 407.03, 248, 145),
     "aim": (26.10, 54.18, 1091.82, 931.05, 360, 315),

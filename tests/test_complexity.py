@@ -46,20 +46,20 @@ def fvcore_macs(model, clip):
     return counter.total()
 
 
-@pytest.mark.parametrize(
-    "method, frames, head, options",
-    [
-        ("clip", 2, "text", {}),
-        ("aim", 4, "linear", {"temporal_adapters": 2}),
-        ("st_adapter", 4, "linear", {"adapter_width": 8, "positions": ["pre_attn", "pre_mlp"]}),
-        ("st_adapter", 4, "linear", {"adapter_width": 8, "kernel_size": [3, 3, 3]}),
-        ("zeroi2v", 4, "linear", {"shift_div": 4}),
-        ("zeroi2v", 4, "linear", {"merged": True}),
-        ("dist", 4, "text", {"integration_dim": 64, "temporal_dim": 16}),
-        ("tada", 4, "linear", SMALL_ROUTES),
-        ("tada", 4, "linear", SMALL_ROUTES | {"temporal_enhance": True, "double": True}),
-    ],
-)
+MODELS = [
+    ("clip", 2, "text", {}),
+    ("aim", 4, "linear", {"temporal_adapters": 2}),
+    ("st_adapter", 4, "linear", {"adapter_width": 8, "positions": ["pre_attn", "pre_mlp"]}),
+    ("st_adapter", 4, "linear", {"adapter_width": 8, "kernel_size": [3, 3, 3]}),
+    ("zeroi2v", 4, "linear", {"shift_div": 4}),
+    ("zeroi2v", 4, "linear", {"merged": True}),
+    ("dist", 4, "text", {"integration_dim": 64, "temporal_dim": 16}),
+    ("tada", 4, "linear", SMALL_ROUTES),
+    ("tada", 4, "linear", SMALL_ROUTES | {"temporal_enhance": True, "double": True}),
+]
+
+
+@pytest.mark.parametrize("method, frames, head, options", MODELS)
 def test_every_operator_of_every_method_counts_as_in_fvcore(method, frames, head, options):
     def build():
         return create_model(method, TINY, frames, 5, {"type": head}, **options)

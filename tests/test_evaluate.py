@@ -1,9 +1,7 @@
 """Evaluation and prediction: every video once, the same result on any number of ranks and for any batch size."""
 
 import json
-import os
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from i2v.predict import find_videos
 from i2v.session import restore_model
 from i2v.vit import VisionTransformer, ViTSpec
 from i2v.weights import fingerprint, load_weights
-from tests.processes import LIMIT
+from tests.processes import ENVIRONMENT, LIMIT, on_ranks
 
 ROOT = Path(__file__).parent.parent
 GEOMETRY = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "heads": 4, "embed_dim": 32}
@@ -52,10 +50,8 @@ def checkpoint(shapes, tmp_path_factory):
 
 
 def command(module, *arguments, ranks=1):
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    full = [sys.executable, *start, "-m", module, *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(full, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    full = on_ranks(ranks, "-m", module, *arguments)
+    return subprocess.run(full, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT)
 
 
 @pytest.mark.process

@@ -14,11 +14,10 @@ import threading
 import pytest
 
 from i2v.checkpoint import load_checkpoint
-from tests.processes import LIMIT, wait_for
+from tests.processes import ENVIRONMENT, LIMIT, wait_for
 from tests.test_recipes import EVERYTHING
 from tests.test_train import ROOT, assert_same, config, result, spawn  # noqa: F401  config is a fixture
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 RECIPE = [*EVERYTHING, "train.save_every=2"]
 OURS = str(ROOT / "i2v")  # is in every traceback but the launcher's own
 SCRIPT = str(ROOT / "tests" / "failing_train.py")

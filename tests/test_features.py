@@ -3,9 +3,7 @@
 import csv
 import io
 import json
-import os
 import subprocess
-import sys
 import tarfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,9 +20,10 @@ from i2v.config import load_config
 from i2v.distributed import World
 from i2v.pipelines import build_loader
 from i2v.pipelines.loader import Loader
+from i2v.pipelines.reader import Reader
 from i2v.session import build_model
 from i2v.vit import VisionTransformer, ViTSpec
-from tests.processes import LIMIT
+from tests.processes import ENVIRONMENT, LIMIT, on_ranks
 
 ROOT = Path(__file__).parent.parent
 GEOMETRY = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "heads": 4, "embed_dim": 32}
@@ -47,22 +46,8 @@ def config(tmp_path_factory):
 
 
 def extract(config, data, out, *options, ranks=1):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    command = [
-        sys.executable,
-        *launch,
-        "-m",
-        "i2v.features",
-        "--config",
-        str(config),
-        "--data",
-        str(data),
-        "--out",
-        str(out),
-        *options,
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    command = on_ranks(ranks, "-m", "i2v.features", "--config", config, "--data", data, "--out", out, *options)
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT)
 
 
 def table(out):
@@ -124,8 +109,8 @@ def test_a_pass_of_the_loader_reads_each_sample_once(config, shapes, monkeypatch
     model, _ = build_model(load_config(config).model, ["x"])
     options = {"window": 0.3, "hop": 0.2} if split == "windows" else {"clips": 2}
     loader = build_loader(shapes / "vp9-val", split, options, batch_size, "cpu", num_frames=4, size=32)
-    rows, read, pipelines, original = features.first_rows(loader.plan), [], [], (Loader._read, Loader._pipeline)
-    monkeypatch.setattr(Loader, "_read", lambda self, position: read.append(position) or original[0](self, position))
+    rows, read, pipelines, original = features.first_rows(loader.plan), [], [], (Reader.read, Loader._pipeline)
+    monkeypatch.setattr(Reader, "read", lambda self, position: read.append(position) or original[0](self, position))
     monkeypatch.setattr(Loader, "_pipeline", lambda *given: pipelines.append(1) or original[1](*given))
     found = list(features.features_of_parts(model.eval(), loader, parts, nullcontext))
     assert [part for part, _ in found] == parts and len(pipelines) == passes

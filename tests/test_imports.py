@@ -134,3 +134,15 @@ def test_shard_tools_know_the_format_only(path):
     names = {name for name in ours(imports(path)) if not name.startswith("i2v.shard_tools")}
     allowed = (*GROUND, "i2v.pipelines.index", "i2v.pipelines.shards", "i2v.pipelines.store")
     assert all(name.startswith(allowed) for name in names)
+
+
+PROGRAMS = [path for path in sorted((ROOT / "benchmarks").glob("*.py")) if '__name__ == "__main__"' in path.read_text()]
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
+def test_a_benchmark_that_is_run_as_a_file_finds_the_repository(path):
+    """In a fresh clone nothing else has put it on the path before the first of its modules is imported."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Expr) and ast.unparse(node).startswith("sys.path.insert(0, "):
+            return
+        assert not (isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in ("benchmarks", "i2v", "tests"))

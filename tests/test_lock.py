@@ -11,7 +11,7 @@ import pytest
 
 from i2v import lock
 from i2v.lock import only_writer
-from tests.processes import gone, wait_for
+from tests.processes import ENVIRONMENT, gone, on_ranks, wait_for
 
 pytestmark = pytest.mark.process
 
@@ -122,21 +122,13 @@ time.sleep(600)
 def test_workers_end_when_their_launcher_is_killed(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(FORK)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(script),
-        f"{tmp_path}/",
-    ]
-    launcher = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+    launcher = subprocess.Popen(on_ranks(2, script, f"{tmp_path}/"), cwd=ROOT, env=ENVIRONMENT)
     try:
         files = [tmp_path / "0", tmp_path / "1"]
         wait_for(lambda: all(file.exists() and file.read_text() for file in files))
+        workers = [int(file.read_text()) for file in files]
+        assert not any(map(gone, workers))
     finally:
         launcher.kill()
         launcher.wait()
-    wait_for(lambda: all(gone(int(file.read_text())) for file in files))
+    wait_for(lambda: all(map(gone, workers)))

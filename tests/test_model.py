@@ -1,6 +1,7 @@
 """The public API builds what it says, remembers it, and refuses the rest in one sentence."""
 
 import json
+import pkgutil
 import subprocess
 import sys
 
@@ -8,8 +9,10 @@ import pytest
 import torch
 
 import i2v
+import i2v.methods
 from i2v.model import backbone_spec
 from i2v.vit import Block, ViTSpec
+from tests import test_complexity, test_dead_work, test_export, test_precision
 
 TINY = dict(image_size=16, patch_size=8, width=32, layers=2, heads=2, embed_dim=24)
 METHODS = {"clip": {}, "st_adapter": dict(adapter_width=8)}
@@ -146,3 +149,15 @@ def test_a_block_compiles_without_graph_breaks(method):
     tokens = torch.randn(2 * 4, 5, 32)
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(tokens, 4), block(tokens, 4))
+
+
+def test_the_lists_of_tests_that_go_over_all_methods_have_all():
+    """A file in i2v/methods is a row in each of them; precision and gradients are of what trains more than a head."""
+    methods = {found.name for found in pkgutil.iter_modules(i2v.methods.__path__)}
+    lists = {
+        "complexity": {method for method, *_ in test_complexity.MODELS},
+        "dead_work": {method for method, _ in test_dead_work.METHODS},
+        "export": set(test_export.METHODS),
+        "precision": {*test_precision.METHODS, "clip"},
+    }
+    assert lists == dict.fromkeys(lists, methods)

@@ -62,7 +62,7 @@ def test_a_checkpoint_asks_for_clip_only_where_something_of_it_is_missing(train,
         trunk = VisionTransformer(ViTSpec(**GEOMETRY), project=True)
         save_file({f"visual.{k}": v for k, v in trunk.state_dict().items()} | {"logit_scale": torch.tensor(4.0)}, file)
     options = {"route_head_dim": 16, "train": train}
-    described_model = ModelConfig("tada", GEOMETRY, str(path), 4, {"type": head}, options)
+    described_model = ModelConfig("tada", GEOMETRY, str(path), num_frames=4, head={"type": head}, options=options)
     model = create_model("tada", GEOMETRY, 4, 8, {"type": head}, **options)
     if head == "text":
         model.head.set_text_features(torch.randn(8, 32))

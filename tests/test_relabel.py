@@ -81,3 +81,13 @@ def test_a_damaged_clip_is_listed_and_the_others_are_copied(shapes, tmp_path, ca
     with open(tmp_path / "new" / "rejected.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["path"] == shards.metadata(2)["source"] and "is damaged (checksum differs)" in row["reason"]
+
+
+def test_a_clips_csv_that_is_not_of_these_clips_is_refused(shapes, tmp_path, capsys):
+    shutil.copytree(shapes / "vp9-val", tmp_path / "old")
+    lines = (tmp_path / "old" / "clips.csv").read_text().splitlines()
+    (tmp_path / "old" / "clips.csv").write_text("\n".join(lines[:3]) + "\n")
+    (tmp_path / "map.csv").write_text("left,sideways\n")
+    assert relabel(tmp_path / "old", tmp_path / "new", "--map", tmp_path / "map.csv") == 2
+    assert "clips.csv does not list the clips that are there: restore it" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

@@ -156,7 +156,7 @@ def test_the_mean_is_over_the_clips_that_count(config, tmp_path, monkeypatch, mi
 
     def spoilt_loader(*args, **kwargs):
         loader = read(*args, **kwargs)
-        loader._refused.update((1, 6))  # as if the decoder had refused them
+        loader._reader.refused.update((1, 6))  # as if the decoder had refused them
         return loader
 
     def recorded_optimizer(*args):

@@ -28,7 +28,7 @@ from i2v.pipelines.loader import Loader
 from i2v.pipelines.shards import ShardSet
 from i2v.train import run
 from i2v.vit import VisionTransformer, ViTSpec
-from tests.processes import LIMIT
+from tests.processes import ENVIRONMENT, LIMIT, on_ranks
 
 ROOT = Path(__file__).parent.parent
 GEOMETRY = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "heads": 4, "embed_dim": 32}
@@ -91,13 +91,9 @@ def spawn(config, out, *overrides, ranks=1, kill=None):
 
 
 def spawn_process(config, out, *overrides, ranks=1, kill=None):
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    program = [str(ROOT / "tests" / "killed_train.py"), *map(str, kill)] if kill else ["-m", "i2v.train"]
-    if ranks > 1 and not kill:
-        program = ["--module", "i2v.train"]
-    command = [sys.executable, *start, *program, "--config", str(config), f"out={out}", *overrides]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
+    program = [ROOT / "tests" / "killed_train.py", *kill] if kill else ["-m", "i2v.train"]
+    command = on_ranks(ranks, *program, "--config", config, f"out={out}", *overrides)
+    return subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
 
 
 @pytest.fixture(scope="module")
@@ -204,22 +200,8 @@ def test_every_rank_scores_with_the_same_batchnorm_statistics(config, tmp_path):
     script = tmp_path / "scored.py"
     script.write_text(SCORED_BUFFERS)
     options = ["model.method=tada", "model.options={route_head_dim: 16, tubelet_stride: 1}", "train.no_decay=[1-d]"]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(script),
-        "--config",
-        str(config),
-        f"out={tmp_path}",
-        "train.max_steps=2",
-        *options,
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    assert subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, timeout=LIMIT).returncode == 0
+    command = on_ranks(2, script, "--config", config, f"out={tmp_path}", "train.max_steps=2", *options)
+    assert subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, timeout=LIMIT).returncode == 0
     first, second = (Path(f"{script}{rank}").read_text() for rank in (0, 1))
     assert "running_mean" in first and first == second
 
@@ -341,21 +323,10 @@ def test_a_store_that_fails_on_one_of_two_ranks_stops_both_with_the_state_saved(
     ]
     script = tmp_path / "failing.py"
     script.write_text(FAILING)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
     def run_two(out, failing=0, position=10**6):
-        command = [
-            *launch,
-            str(script),
-            str(failing),
-            str(position),
-            "--config",
-            str(config),
-            f"out={tmp_path / out}",
-            *options,
-        ]
-        return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
+        command = on_ranks(2, script, failing, position, "--config", config, f"out={tmp_path / out}", *options)
+        return subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
 
     assert run_two("whole").returncode == 0
     for failing in (0, 1):

@@ -1,0 +1,49 @@
+"""What the loader gives: clips with their labels, weights and places in the stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from i2v.pipelines.graph import MEAN, STD
+
+
+@dataclass
+class Batch:
+    """B samples. `clips` is float, normalised with CLIP's mean and std; its memory is channels-last."""
+
+    pixels: torch.Tensor  # as `clips`, or uint8 and not normalised yet
+    labels: torch.Tensor  # (B,) int64; -1: not labelled
+    weights: torch.Tensor  # (B,) float32; 0: a bad clip, or filling after the last video
+    ids: torch.Tensor  # (B,) int64, on the CPU: the number of the video in the data set
+    samples_seen: int  # `start` for the loader that continues after this batch
+    frames: torch.Tensor | None = None  # (B, clips * T) int64, on the CPU: which stored frames these are
+    positions: torch.Tensor | None = None  # (B,) int64, on the CPU: places in the stream
+
+    @property
+    def clips(self) -> torch.Tensor:
+        """(B, 3, T, H, W); with several views (B, V, 3, T, H, W)."""
+        return normalised(self.pixels) if self.pixels.dtype == torch.uint8 else self.pixels
+
+    def views(self, at_once: int) -> Iterator[torch.Tensor]:
+        """All views, (B, v, 3, T, H, W) each, with B * v at most `at_once` (or v = 1): normalised as they come."""
+        pixels = self.pixels if self.pixels.ndim == 6 else self.pixels.unsqueeze(1)
+        for part in pixels.split(max(1, at_once // len(pixels)), dim=1):
+            yield normalised(part) if part.dtype == torch.uint8 else part
+
+
+def normalised(pixels: torch.Tensor) -> torch.Tensor:
+    """(..., 3, T, H, W) uint8 -> float32, as the graph does it; memory stays channels-last."""
+    rows = pixels.movedim(-4, -1).flatten(-2)  # (..., T, H, W * 3): long rows, for vector instructions
+    mean, scale = (
+        torch.tensor(values, device=pixels.device).repeat(pixels.shape[-1]) for values in (MEAN, [1 / s for s in STD])
+    )
+    if pixels.device.type == "cuda":
+        out = (rows.float() - mean) * scale
+    else:
+        out = torch.empty(rows.shape)
+        for row, into in zip(rows.flatten(0, -3), out.view(-1, *rows.shape[-2:])):  # a frame at a time: it stays in the cache
+            into.copy_(row).sub_(mean).mul_(scale)
+    return out.unflatten(-1, (-1, 3)).movedim(-1, -4)

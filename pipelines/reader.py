@@ -1,0 +1,89 @@
+"""From a position in the stream to what the graph takes: the clip's bytes, or its pictures; harmless ones where it is bad."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from i2v.pipelines.decode import DecodeError, decode_clip
+from i2v.pipelines.graph import GraphOptions, reader_resizes
+from i2v.pipelines.plan import ClipSpec, Plan
+from i2v.pipelines.quarantine import Quarantine
+from i2v.pipelines.resize import crop_and_resize
+from i2v.pipelines.shards import ClipError, ShardError
+from i2v.pipelines.source import ClipSource
+
+
+@dataclass
+class Clip:
+    spec: ClipSpec
+    data: np.ndarray  # (bytes,) uint8; or decoded, (clips * T, H, W, 3) uint8; or resized, (crops, clips * T, size, size, 3)
+    frames: np.ndarray  # (clips * T,) int32, positions in `data`
+
+    def graph_inputs(self):
+        augmentation = self.spec.augmentation.arrays() if self.spec.augmentation is not None else ()
+        cut = {1: (self.frames, self.spec.boxes), 4: (self.spec.boxes,), 5: ()}[self.data.ndim]  # what is still to be done
+        return self.data, *cut, np.array([self.spec.flip], dtype=np.int32), *augmentation
+
+
+@dataclass(eq=False)
+class Reader:
+    """Reads clips, from any thread. decode: see choose_decoder; "reader" means here."""
+
+    shards: ClipSource
+    plan: Plan
+    graph: GraphOptions
+    device: str
+    decode: str
+    quarantine: Quarantine
+    refused: set[int] = field(default_factory=set)  # positions whose clips the graph's decoder does not take
+
+    def read(self, position: int) -> Clip:
+        """The clip at a position; weight 0 and harmless pixels where it cannot be used."""
+        spec = None
+        try:
+            spec = self.plan[position]
+            if spec.weight and position not in self.refused:
+                return self._decoded(Clip(spec, *self.shards.read(spec.id, spec.frames)))
+        except DecodeError:
+            self.quarantine.add(spec.id, "the decoder refuses it")
+        except ClipError as error:
+            spec = spec or self.plan.blank(position)
+            self.quarantine.add(spec.id, error.reason)
+        return self.stand_in(spec)
+
+    def stand_in(self, spec: ClipSpec) -> Clip:
+        """Weight 0, and pixels that surely decode."""
+        data, box = self._harmless
+        spec = replace(spec, boxes=np.tile(box, (self.plan.crops, 1)), weight=0.0)
+        try:
+            return self._decoded(Clip(spec, data, np.zeros_like(spec.frames)))
+        except DecodeError as error:
+            raise ShardError(
+                f"The first sound clip of {self.shards.root} cannot be decoded ({error}): restore the shards."
+            ) from error
+
+    def _decoded(self, clip: Clip) -> Clip:
+        """With its frames, or its views, in place of its bytes, where the graph wants them."""
+        if self.decode != "reader":
+            return clip
+        video, g = decode_clip(clip.data, clip.frames), self.graph
+        if reader_resizes(g, self.device):
+            video = crop_and_resize(video, clip.spec.boxes, g.size, g.interpolation, g.antialias)
+        return replace(clip, data=video)
+
+    @functools.cached_property
+    def _harmless(self) -> tuple[np.ndarray, np.ndarray]:
+        """The first frame of a sound clip, and the box of all of it."""
+        clip = self.shards.sound_clip
+        if clip is None:
+            raise ShardError(
+                f"None of the first clips of {self.shards.root} can be read: restore the shards, or make them again."
+            )
+        try:
+            data, _ = self.shards.read(clip, np.array([0]))
+        except ClipError as error:
+            raise ShardError(f"{error.reason}, and it was sound when this began: restore the shards.") from error
+        return data, np.array([0, 0, self.plan.heights[clip], self.plan.widths[clip]], dtype=np.float32)
