@@ -1,15 +1,25 @@
-"""Names that others chose, on their way to people: a file's name need not be text, a terminal need not know every letter."""
+"""What every command owes to people: names that are no text or that a terminal does not know, Ctrl-C, the version."""
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import metadata
 
 
-def print_any_name() -> None:
-    """Let standard output escape what it cannot show, as standard error does. Every command begins with it."""
+def begin_command() -> None:
+    """What every command begins with: standard output escapes what it cannot show, as standard error does, and Ctrl-C is a
+    line instead of a traceback."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
+    sys.excepthook = _excepthook
+
+
+def _excepthook(kind, error, traceback) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"{os.path.basename(sys.argv[0])}: interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
 
 
 def as_text(name: str) -> str:

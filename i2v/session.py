@@ -13,7 +13,7 @@ import torch
 
 from i2v.checkpoint import Backbone, Meta, load_checkpoint, weights_of
 from i2v.config import Config, ModelConfig, load_config, parse_option, to_dict
-from i2v.console import print_any_name
+from i2v.console import begin_command
 from i2v.model import VideoClassifier, create_model
 from i2v.placement import autocast_for, choose_precision, place
 from i2v.text import text_features
@@ -190,7 +190,7 @@ def command(name: str, about: str | None) -> argparse.ArgumentParser:
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The arguments of a command, in which what flags mean together is right; else it ends with one sentence."""
     args = parser.parse_args()
-    print_any_name()
+    begin_command()
     if getattr(args, "hop", None) is not None and args.window is None:
         sys.exit(f"{parser.prog}: --hop says how far windows are apart: give --window as well.")
     if getattr(args, "json", None) and not args.json.parent.is_dir():

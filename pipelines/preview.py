@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 from PIL import Image, ImageDraw, ImageFont
 
-from i2v.console import print_any_name
+from i2v.console import begin_command
 from i2v.pipelines import ShardError
 from i2v.pipelines.graph import MEAN, STD
 
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--seed", type=int, default=0, metavar="N", help="of the training stream (default: 0)")
     add("--cache", metavar="DIR", help="folder on a local disk for what is read from URLs")
     arguments = parser.parse_intermixed_args(argv)
-    print_any_name()
+    begin_command()
     for name, least in (("clips", 1), ("columns", 2), ("epoch", 0), ("start", 0), ("seed", 0)):
         if getattr(arguments, name) < least:
             parser.error(f"--{name} must be at least {least}, not {getattr(arguments, name)}.")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from i2v.console import as_text, print_any_name
+from i2v.console import as_text, begin_command
 from i2v.pipelines.shards import ShardError, ShardSet
 
 PERCENTILES = (0, 1, 10, 50, 90, 99, 100)
@@ -291,7 +291,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--png", type=Path, metavar="FILE", help="draw lengths, sizes, classes and bit rates here")
     add("--json", type=Path, metavar="FILE", help="write every number here")
     arguments = parser.parse_args(argv)
-    print_any_name()
+    begin_command()
     for data in arguments.data:
         if "://" not in data and not Path(data, "manifest.json").exists():
             parser.error(f"{data} holds no manifest.json: give folders that make_shards has finished.")

@@ -18,7 +18,7 @@ from collections import Counter
 
 from tqdm import tqdm
 
-from i2v.console import print_any_name
+from i2v.console import begin_command
 from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import CRF, LIBRARY, EncodeSettings
 from i2v.shard_tools.join import identity, known_videos
@@ -137,7 +137,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    print_any_name()
+    begin_command()
     kept = "what is done is kept, the same command continues."
     try:
         return _run(arguments)

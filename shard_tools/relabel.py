@@ -16,7 +16,7 @@ from dataclasses import fields
 
 import numpy as np
 
-from i2v.console import print_any_name
+from i2v.console import begin_command
 from i2v.pipelines.shards import ClipError, ShardError, ShardSet
 from i2v.pipelines.store import is_url
 from i2v.shard_tools.dataset import make_shards
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--classes", metavar="FILE", help=f"class names: {FORMS}; numbers decide the order")
     parser.add_argument("--map", metavar="FILE", help="CSV file from,to that renames, merges or (empty to) leaves out classes")
     arguments = parser.parse_args(argv)
-    print_any_name()
+    begin_command()
     if arguments.classes is None and arguments.map is None:
         parser.error("give --classes, --map or both: there is nothing else to change.")
     if is_url(arguments.data):

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from i2v.console import print_any_name
+from i2v.console import begin_command
 from i2v.pipelines.index import clip_key, shard_number
 from i2v.pipelines.store import ShardError
 from i2v.shard_tools.checks import (
@@ -181,7 +181,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    print_any_name()
+    begin_command()
     try:
         report = verify(arguments.data, None if arguments.decode == "all" else int(arguments.decode), arguments.workers)
     except ShardError as error:
