@@ -24,7 +24,7 @@ from i2v.feed import split_batch
 from i2v.lock import only_writer
 from i2v.metrics import Scores
 from i2v.pipelines import ShardError, build_loader
-from i2v.pipelines.loader import Loader
+from i2v.pipelines.reader import Reader
 from i2v.pipelines.shards import ShardSet
 from i2v.train import run
 from i2v.vit import VisionTransformer, ViTSpec
@@ -296,15 +296,15 @@ program.main()
 def failing_from(position):
     """build_loader of a store that does not answer any more when the clip at this position of the stream is read."""
 
-    class Failing(Loader):
-        def _read(self, at):
+    class Failing(Reader):
+        def read(self, at):
             if self.plan.split == "train" and at >= position:
                 raise ShardError("the store does not answer.")
-            return super()._read(at)
+            return super().read(at)
 
     def build(*args, **kwargs):
         loader = build_loader(*args, **kwargs)
-        loader.__class__ = Failing
+        loader._reader.__class__ = Failing
         return loader
 
     return build
