@@ -61,7 +61,6 @@ STAND_INS = {  # for the commands of a cluster
 
 
 @pytest.mark.process
-@pytest.mark.skipif("I2V_TWO_NODES" not in os.environ, reason="depends on torchrun's time limits: set I2V_TWO_NODES to run it")
 def test_two_nodes_of_which_one_loses_its_process_go_on_by_themselves(config, whole, tmp_path):  # noqa: F811
     """The file for Slurm, its two nodes on this machine: a launcher each (torchrun, c10d), restarts allowed. One process is
     killed in the middle of a step; the run ends with the uninterrupted run's bits, and nobody has typed anything."""
