@@ -34,8 +34,9 @@ class Batch:
             yield normalised(part) if part.dtype == torch.uint8 else part
 
 
-def normalised(pixels: torch.Tensor) -> torch.Tensor:
-    """(..., 3, T, H, W) uint8 -> float32, as the graph does it; memory stays channels-last."""
+def normalised(pixels: torch.Tensor, new=torch.empty) -> torch.Tensor:
+    """(..., 3, T, H, W) uint8 -> float32, as the graph does it; memory stays channels-last. new: makes a tensor of a shape
+    on the CPU."""
     rows = pixels.movedim(-4, -1).flatten(-2)  # (..., T, H, W * 3): long rows, for vector instructions
     mean, scale = (
         torch.tensor(values, device=pixels.device).repeat(pixels.shape[-1]) for values in (MEAN, [1 / s for s in STD])
@@ -43,7 +44,7 @@ def normalised(pixels: torch.Tensor) -> torch.Tensor:
     if pixels.device.type == "cuda":
         out = (rows.float() - mean) * scale
     else:
-        out = torch.empty(rows.shape)
+        out = new(rows.shape)
         for row, into in zip(rows.flatten(0, -3), out.view(-1, *rows.shape[-2:])):  # a frame at a time: it stays in the cache
             into.copy_(row).sub_(mean).mul_(scale)
     return out.unflatten(-1, (-1, 3)).movedim(-1, -4)

@@ -18,6 +18,7 @@ from i2v.pipelines.index import fragment_sizes
 # What the sample entry of an mp4 holds; the two that need it begin decoding with the box's contents.
 CONFIGURATION = {"h264": b"avcC", "hevc": b"hvcC", "vp9": b"vpcC", "mjpeg": b"esds"}
 AS_DALI = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+WHOLE = (slice(None), slice(None))
 _mine = threading.local()  # a converter for each thread: making one takes longer than using it
 
 
@@ -25,16 +26,16 @@ class DecodeError(ValueError):
     """A decoder does not take a clip, or makes something else of it than a picture per fragment."""
 
 
-def decode_clip(data: np.ndarray, frames: np.ndarray) -> np.ndarray:
+def decode_clip(data: np.ndarray, frames: np.ndarray, part: tuple[slice, slice] = WHOLE) -> np.ndarray:
     """A slice of a clip, as ShardSet.read gives it, and positions in it -> (N, H, W, 3) uint8, RGB.
 
-    data: (bytes,) uint8; frames: (N,) in any order, repeats allowed. Raises DecodeError.
+    data: (bytes,) uint8; frames: (N,) in any order, repeats allowed; part: which rows and columns. Raises DecodeError.
     """
     try:
         header, sizes = fragment_sizes(bytes(data))
         decoder = _decoder(bytes(data[:header]))
         pictures = _pictures(decoder, data, header, sizes, set(frames.tolist()))
-        return _rgb([pictures[frame] for frame in frames.tolist()])
+        return _rgb([pictures[frame] for frame in frames.tolist()], part)
     except (av.FFmpegError, ValueError) as error:
         raise DecodeError(str(error)) from error
 
@@ -77,12 +78,14 @@ def _converter() -> VideoReformatter:
     return _mine.converter
 
 
-def _rgb(pictures: list[av.VideoFrame]) -> np.ndarray:
+def _rgb(pictures: list[av.VideoFrame], part: tuple[slice, slice]) -> np.ndarray:
     """Planar pictures -> (N, H, W, 3) uint8"""
-    height, width = pictures[0].height, pictures[0].width
-    video = np.empty((len(pictures), height, width, 3), np.uint8)
-    for into, picture in zip(video, pictures):
-        for channel, plane in enumerate(picture.planes[number] for number in (2, 0, 1)):
+    video = None
+    for number, picture in enumerate(pictures):
+        for channel, plane in enumerate(picture.planes[color] for color in (2, 0, 1)):
             rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-            into[..., channel] = rows[:height, : picture.width]
+            seen = rows[: picture.height, : picture.width][part]
+            if video is None:
+                video = np.empty((len(pictures), *seen.shape, 3), np.uint8)
+            video[number, ..., channel] = seen
     return video

@@ -186,6 +186,8 @@ def _normalise(video, mirror, drawn: dict, options: GraphOptions):
     """Mirror, and (pixel - mean) / std, which takes in the colour noise for nothing."""
     from nvidia.dali import fn, types
 
+    if options.dtype == "uint8" and "noise" not in drawn:
+        return fn.flip(video, horizontal=fn.squeeze(mirror, axes=[0]))
     mean, std = ([0.0] * 3, [1.0] * 3) if options.dtype == "uint8" else (MEAN, STD)
     if "noise" in drawn:
         mean = types.Constant(np.float32(mean)) - drawn["noise"]

@@ -11,7 +11,7 @@ from i2v.pipelines.decode import DecodeError, decode_clip
 from i2v.pipelines.graph import GraphOptions, reader_resizes
 from i2v.pipelines.plan import ClipSpec, Plan
 from i2v.pipelines.quarantine import Quarantine
-from i2v.pipelines.resize import crop_and_resize
+from i2v.pipelines.resize import crop_and_resize, looked_at
 from i2v.pipelines.shards import ClipError, ShardError
 from i2v.pipelines.source import ClipSource
 
@@ -69,10 +69,13 @@ class Reader:
         """With its frames, or its views, in place of its bytes, where the graph wants them."""
         if self.decode != "reader":
             return clip
-        video, g = decode_clip(clip.data, clip.frames), self.graph
-        if reader_resizes(g, self.device):
-            video = crop_and_resize(video, clip.spec.boxes, g.size, g.interpolation, g.antialias)
-        return replace(clip, data=video)
+        g, boxes = self.graph, clip.spec.boxes
+        if not reader_resizes(g, self.device):
+            return replace(clip, data=decode_clip(clip.data, clip.frames))
+        rows, columns = looked_at(boxes)
+        video = decode_clip(clip.data, clip.frames, (rows, columns))
+        boxes = boxes - np.float32([rows.start or 0, columns.start or 0] * 2)
+        return replace(clip, data=crop_and_resize(video, boxes, g.size, g.interpolation, g.antialias))
 
     @functools.cached_property
     def _harmless(self) -> tuple[np.ndarray, np.ndarray]:

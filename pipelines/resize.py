@@ -34,3 +34,11 @@ def crop_and_resize(video: np.ndarray, boxes: np.ndarray, size: int, interpolati
             cut = resized[height, width][:, :, row : row + size, column : column + size]
         view.copy_(cut.permute(0, 2, 3, 1))
     return views.numpy()
+
+
+def looked_at(boxes: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of a picture outside of which crop_and_resize sees nothing; boxes: (crops, 4)."""
+    if (boxes % 1).any():
+        return slice(None), slice(None)
+    (top, left), (bottom, right) = boxes[:, :2].min(0).astype(int), boxes[:, 2:].max(0).astype(int)
+    return slice(top, bottom), slice(left, right)

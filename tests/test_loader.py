@@ -11,9 +11,12 @@ import pytest
 import torch
 
 from i2v.pipelines import ShardError, build_loader, graph
+from i2v.pipelines.buffers import Buffers
+from i2v.pipelines.decode import decode_clip
 from i2v.pipelines.joined import JoinedShards
 from i2v.pipelines.loader import Loader
 from i2v.pipelines.memory import ClipsInMemory
+from i2v.pipelines.resize import crop_and_resize, looked_at
 from i2v.pipelines.shards import ShardSet
 from i2v.shard_tools.encode import EncodeSettings, encode_video
 from tests.stores import Store
@@ -554,3 +557,39 @@ def test_a_finished_evaluation_begins_anew_and_a_state_of_other_data_is_refused(
         build_loader(shapes / "vp9", "val", batch_size=9, **OPTIONS).load_state_dict(loader.state_dict())
     with pytest.raises(ValueError, match="is no state of a loader"):
         loader.load_state_dict({"step": 3})
+
+
+def test_batches_that_are_kept_stay_what_they_were(shapes):
+    """Their memory is used again only when nobody holds it, or a view of it, any more."""
+    loader = build_loader(shapes / "mjpeg", "train", batch_size=4, device="cpu", num_frames=4, size=32)
+    clips = [batch.clips for batch, _ in zip(loader, range(6))]
+    held = [clips[0][1, :, 2], *clips[1:]]
+    del clips
+    again = [batch.clips.clone() for batch, _ in zip(loader, range(6))]
+    assert torch.equal(held[0], again[0][1, :, 2])
+    assert all(torch.equal(one, other) for one, other in zip(held[1:], again[1:]))
+
+
+def test_memory_that_nobody_holds_is_lent_again():
+    buffers = Buffers()
+    first = buffers.lend((2, 3))
+    view, where = first[1:], first.data_ptr()
+    del first
+    assert buffers.lend((2, 3)).data_ptr() != where
+    del view
+    assert where in {tensor.data_ptr() for tensor in [buffers.lend((2, 3)) for _ in range(2)]}
+    assert buffers.lend((5, 7)).shape == (5, 7)
+
+
+@pytest.mark.parametrize("boxes", [[[3, 8, 40, 50]], [[3, 8, 40, 50], [10, 2, 20, 33]], [[0.5, 0, 40.5, 40], [3, 8, 40, 50]]])
+@pytest.mark.parametrize("interpolation, antialias", [("cubic", True), ("linear", False)])
+def test_only_the_part_that_is_looked_at_is_read_from_the_pictures(boxes, interpolation, antialias, shapes):
+    """Of integer boxes; a view that is cut out of a resized picture looks at all of it."""
+    clip, frames, boxes = *ShardSet(shapes / "mjpeg").read(0, np.array([2, 0])), np.float32(boxes)
+    part = looked_at(boxes)
+    whole, cut = decode_clip(clip, frames), decode_clip(clip, frames, part)
+    assert np.array_equal(cut, whole[:, part[0], part[1]])
+    moved = boxes - np.float32([part[0].start or 0, part[1].start or 0] * 2)
+    views = [crop_and_resize(v, b, 32, interpolation, antialias) for v, b in ((whole, boxes), (cut, moved))]
+    assert np.array_equal(*views)
+    assert (cut.shape == whole.shape) == bool((boxes % 1).any())
