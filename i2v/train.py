@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from i2v.distributed import World, close_world, end_of_another, init_world, shar
 from i2v.feed import check_labels, class_weights, open_loader, split_batch, together
 from i2v.finite import Guard, TooManyBadSteps
 from i2v.lock import held
+from i2v.memory import is_out_of_memory, out_of_memory, warning
 from i2v.metrics import evaluate
 from i2v.optim import learning_rate
 from i2v.pipelines import ShardError
@@ -53,6 +55,11 @@ def run(config: Config, world: World, stop: StopSignal | None = None) -> None:
             train_in(Path(config.out), config, world, stop)
     except FloatingPointError as error:
         raise FloatingPointError(f"{error}: {after_divergence(config)}") from error
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, ShardError) or not is_out_of_memory(error):
+            raise
+        micro_batch, _ = split_batch(config.train.batch_size, config.train.micro_batch, world.size)
+        raise MemoryError(out_of_memory(config.train, micro_batch)) from error
     finally:
         stop.close()
 
@@ -116,6 +123,10 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> None:
     due = progress.validation_due and val_loader is not None
     log = RunLog(out, world.is_main, progress.step, progress.samples, last_step, world.device, due)
     describe(log, config, world, trainee, meta, f"{micro_batch} clips x {accumulate}", len(loader.plan))
+    if world.is_main and world.device.type == "cpu":
+        too_much = warning(train, micro_batch, trainee.identity.model, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        if too_much:
+            log.say(too_much)
     if world.is_main:
         with replacing(out / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
@@ -249,7 +260,7 @@ def main() -> None:
         # in the middle of it could not answer, and after a restart the launchers would lose each other over it.
         world = init_world(config.data.device)
         run(config, world, StopSignal())
-    except (ValueError, TypeError, OSError, FloatingPointError, ShardError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError, MemoryError, ShardError) as error:
         sys.exit(f"i2v.train: {error}")
     except KeyboardInterrupt:
         sys.exit("i2v.train: interrupted; the same command continues from the last checkpoint")
