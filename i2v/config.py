@@ -84,7 +84,8 @@ class TrainConfig:
     # auto: bf16 where the device has it, fp16 on older GPUs, float32 without one
     precision: Annotated[str, one_of("auto", "bf16", "fp16", "float32")] = "auto"
     recompute: Annotated[str, one_of("none", "half", "all")] = "none"  # of the blocks, in the backward pass: saves memory
-    compile: bool = True  # torch.compile, block by block
+    # torch.compile, block by block; auto: on a GPU. Left out, with a note, where no compiler is installed
+    compile: bool | Annotated[str, one_of("auto")] = "auto"
     seed: Annotated[int, between(0, 2**63 - 1)] = 0
     max_steps: Count | None = None  # stop early, on the schedule of the full run
     eval_every: Annotated[float, at_least(1e-6)] = 1.0  # epochs

@@ -243,6 +243,8 @@ def describe(log: RunLog, config: Config, world: World, trainee: Trainee, meta: 
             f"WARNING: the steps before were of {before} clips: with train.batch_size {config.train.batch_size} the run goes "
             "on as another optimisation, at the learning rate of the old one."
         )
+    if trainee.note:
+        log.say(trainee.note)
     if trainee.source == "random":
         log.say("WARNING: model.weights is random: a frozen random backbone does not learn.")
 

@@ -619,3 +619,9 @@ def test_errors_of_the_command_are_one_sentence(config):
     command = [sys.executable, "-m", "i2v.train", "--config", str(config), "train.learning_rate=1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "unknown key train.learning_rate" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_run_without_a_compiler_says_so_and_goes_on(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "none-here")
+    train(config, tmp_path, "train.max_steps=1", "data.val=null", "train.compile=true")
+    assert "note: there is no none-here here, so blocks are not compiled" in capsys.readouterr().err
