@@ -87,6 +87,9 @@ class TrainConfig:
     # torch.compile, block by block; auto: on a GPU. Left out, with a note, where no compiler is installed
     compile: bool | Annotated[str, one_of("auto")] = "auto"
     seed: Annotated[int, between(0, 2**63 - 1)] = 0
+    steps: Count | None = (
+        None  # the run's length in place of epochs, which it then sets: steps x batch_size / clips of an epoch
+    )
     max_steps: Count | None = None  # stop early, on the schedule of the full run
     eval_every: Annotated[float, at_least(1e-6)] = 1.0  # epochs
     eval_batch: Count | None = None  # videos per device; None: as in training
@@ -143,7 +146,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     config = _build(Config, values, "", path)
     if config.out is None:
         config = dataclasses.replace(config, out=str(_default_out(path)))
-    _check_values(config, path)
+    check_values(config, path)
     _refuse_infinite(values, "", path)
     return config
 
@@ -271,7 +274,19 @@ def _number(value):
         return value
 
 
-def _check_values(config: Config, path: str) -> None:
+def with_epochs(config: Config, clips: int) -> Config:
+    """The configuration with train.epochs as train.steps has it, if that is given; clips: in an epoch. Raises ConfigError."""
+    train = config.train
+    if train.steps is None:
+        return config
+    epochs = train.steps * train.batch_size / clips
+    config = dataclasses.replace(config, train=dataclasses.replace(train, epochs=epochs))
+    check_values(config, f"train.steps={train.steps}, which are {epochs:.4g} epochs")
+    return config
+
+
+def check_values(config: Config, path: str | Path) -> None:
+    """Raises ConfigError for values that do not go together; path: where they stand, for people."""
     train = config.train
     betas, multipliers = train.betas, train.lr_multipliers
     rules = {

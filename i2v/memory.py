@@ -38,7 +38,7 @@ def out_of_memory(train: TrainConfig, micro_batch: int) -> str:
     )
 
 
-def warning(train: TrainConfig, micro_batch: int, model: dict, processes: int) -> str | None:
+def too_little_memory(train: TrainConfig, micro_batch: int, model: dict, processes: int) -> str | None:
     """A line if a step will clearly not fit into this machine, which may end the run without a word.
 
     model: arguments of create_model. processes: that share the memory.

@@ -24,16 +24,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from i2v.atomic import replacing
 from i2v.checkpoint import Meta, load_checkpoint
-from i2v.config import Config, load_config, to_dict
+from i2v.config import Config, load_config, to_dict, with_epochs
 from i2v.distributed import World, close_world, end_of_another, init_world, share_buffers
 from i2v.feed import check_labels, class_weights, open_loader, split_batch, together
 from i2v.finite import Guard, TooManyBadSteps
 from i2v.lock import held
-from i2v.memory import is_out_of_memory, out_of_memory, warning
+from i2v.memory import is_out_of_memory, out_of_memory, too_little_memory
 from i2v.metrics import evaluate
 from i2v.optim import learning_rate
+from i2v.outlook import few_steps, length_in_samples, short_videos
 from i2v.pipelines import ShardError
 from i2v.pipelines.loader import Loader
+from i2v.pipelines.plan import Plan
 from i2v.placement import autocast_for
 from i2v.progress import Progress
 from i2v.runlog import RunLog
@@ -98,6 +100,8 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> None:
     # state is how many samples were seen, so that a continued run sees what an uninterrupted one would have seen.
     micro_batch, accumulate = split_batch(train.batch_size, train.micro_batch, world.size)
     loader = open_loader(config, world, "train", config.data.train, micro_batch, progress.samples)
+    config = with_epochs(config, len(loader.plan))
+    train = config.train
     val_loader = None
     if config.data.val:
         val_loader = open_loader(config, world, "val", config.data.val, train.eval_batch or micro_batch)
@@ -117,16 +121,14 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> None:
     )
 
     # ---- reports and checkpoints -------------------------------------------------------------------------------------
-    samples = math.ceil(train.epochs * len(loader.plan))
+    samples = length_in_samples(config, len(loader.plan))
     last_step = progress.step + math.ceil(max(samples - progress.samples, 0) / train.batch_size)
     last_step = min(last_step, train.max_steps or last_step)
     due = progress.validation_due and val_loader is not None
     log = RunLog(out, world.is_main, progress.step, progress.samples, last_step, world.device, due)
     describe(log, config, world, trainee, meta, f"{micro_batch} clips x {accumulate}", len(loader.plan))
-    if world.is_main and world.device.type == "cpu":
-        too_much = warning(train, micro_batch, trainee.identity.model, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-        if too_much:
-            log.say(too_much)
+    if world.is_main:
+        warn(log, config, world, micro_batch, trainee, loader.plan)
     if world.is_main:
         with replacing(out / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
@@ -247,6 +249,16 @@ def describe(log: RunLog, config: Config, world: World, trainee: Trainee, meta: 
         log.say(trainee.note)
     if trainee.source == "random":
         log.say("WARNING: model.weights is random: a frozen random backbone does not learn.")
+
+
+def warn(log: RunLog, config: Config, world: World, micro_batch: int, trainee: Trainee, plan: Plan) -> None:
+    """What can go wrong with this run, as far as that can be counted before its first step."""
+    lines = [few_steps(config, len(plan)), short_videos(plan)]
+    if world.device.type == "cpu":
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        lines.append(too_little_memory(config.train, micro_batch, trainee.identity.model, processes))
+    for line in filter(None, lines):
+        log.say(line)
 
 
 def main() -> None:

@@ -42,15 +42,15 @@ def test_a_text_head_is_counted_without_its_text():
 def test_what_does_not_fit_is_told_with_what_does(monkeypatch):
     per_clip = memory.kept_per_clip(MODEL)
     monkeypatch.setattr(memory, "available", lambda: 5 * per_clip + 1)
-    assert memory.warning(TRAIN, 5, MODEL, 1) is None
-    line = memory.warning(TRAIN, 6, MODEL, 1)
+    assert memory.too_little_memory(TRAIN, 5, MODEL, 1) is None
+    line = memory.too_little_memory(TRAIN, 6, MODEL, 1)
     assert "WARNING: a forward pass of 6 clips keeps about" in line and "set train.micro_batch=5," in line
-    assert "set train.micro_batch=2," in memory.warning(TRAIN, 5, MODEL, 2)  # two processes share the machine
-    assert memory.warning(replace(TRAIN, recompute="half"), 6, MODEL, 1) is None
+    assert "set train.micro_batch=2," in memory.too_little_memory(TRAIN, 5, MODEL, 2)  # two processes share the machine
+    assert memory.too_little_memory(replace(TRAIN, recompute="half"), 6, MODEL, 1) is None
     monkeypatch.setattr(memory, "available", lambda: per_clip - 1)
-    assert "train.recompute=all" in memory.warning(TRAIN, 1, MODEL, 1)
+    assert "train.recompute=all" in memory.too_little_memory(TRAIN, 1, MODEL, 1)
     monkeypatch.setattr(memory, "available", lambda: None)  # a kernel that does not say
-    assert memory.warning(TRAIN, 10**9, MODEL, 1) is None
+    assert memory.too_little_memory(TRAIN, 10**9, MODEL, 1) is None
 
 
 def test_this_machine_says_what_it_has():

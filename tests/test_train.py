@@ -466,7 +466,7 @@ def test_a_checkpoint_of_a_newer_version_is_refused(config, tmp_path):
 
 def test_another_batch_size_is_said(config, tmp_path, capfd):
     train(config, tmp_path, "train.max_steps=1", "data.val=null")
-    assert "WARNING" not in capfd.readouterr().err
+    assert "WARNING: the steps before" not in capfd.readouterr().err
     train(config, tmp_path, "train.max_steps=2", "data.val=null", "train.batch_size=4")
     assert "WARNING: the steps before were of 8 clips: with train.batch_size 4" in capfd.readouterr().err
 
