@@ -132,7 +132,8 @@ def load(source: str | Path, *, device: str = "auto", precision: str = "auto", w
 
 def main() -> None:
     parser = command("i2v.predict", __doc__)
-    parser.add_argument("--checkpoint", required=True, type=Path, help="best.safetensors or last.safetensors of a run")
+    about = "best.safetensors or last.safetensors of a run, or its folder"
+    parser.add_argument("--checkpoint", required=True, type=Path, help=about)
     parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="files, or folders that are searched for them")
     parser.add_argument("--top", type=int, default=5, help="how many classes to name")
     add_flags(parser, "--window", "--hop", window="an answer for every so many seconds of a video")

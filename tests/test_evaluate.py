@@ -1,6 +1,8 @@
 """Evaluation and prediction: every video once, the same result on any number of ranks and for any batch size."""
 
 import json
+import os
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from i2v import metrics
-from i2v.checkpoint import Backbone, Meta, load_checkpoint, save_checkpoint
+from i2v.checkpoint import Backbone, Meta, load_checkpoint, of_folder, save_checkpoint
 from i2v.metrics import evaluate
 from i2v.model import create_model
 from i2v.pipelines import Batch
@@ -115,9 +117,44 @@ def test_wrong_paths_are_one_sentence(checkpoint, tmp_path):
         load_checkpoint(tmp_path / "text.safetensors")
     with pytest.raises(ValueError, match="does not exist: give a checkpoint"):
         load_checkpoint(tmp_path / "none.safetensors")
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(ValueError, match="pipe.safetensors cannot be read as a checkpoint .it is no file"):
+        load_checkpoint(tmp_path / "pipe.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="was not written by i2v.train"):
         load_checkpoint(tmp_path / "other.safetensors")
+
+
+def test_a_checkpoint_that_may_not_be_read_is_there(checkpoint, monkeypatch):
+    def forbidden(path, *_):  # root, whom tests may run as, may read all
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("builtins.open", forbidden)
+    with pytest.raises(ValueError, match="best.safetensors cannot be read .Permission denied.: change its permissions"):
+        load_checkpoint(checkpoint)
+
+
+def test_a_folder_stands_for_its_best_checkpoint(checkpoint, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(ValueError, match="run has no model: there is none of best.safetensors, last.safetensors"):
+        load_checkpoint(folder)
+    for name in ("last.safetensors", "best.safetensors"):
+        shutil.copy(checkpoint, folder / name)
+        assert of_folder(folder) == folder / name
+    assert load_checkpoint(folder)[1] == load_checkpoint(checkpoint)[1]
+
+
+def test_a_backbone_that_is_not_there_is_asked_for(checkpoint, tmp_path, monkeypatch):
+    """The run had it by a relative path, and this is another folder."""
+    tensors, meta = load_checkpoint(checkpoint)
+    file, moved = meta.backbone.weights, replace(meta, backbone=replace(meta.backbone, weights="weights/clip.pt"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="had its backbone's weights at weights/clip.pt, .*: say with --weights where it is"):
+        restore_model(tensors, moved)
+    restore_model(tensors, moved, file)
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint file other.pt"):  # what the user typed
+        restore_model(tensors, moved, "other.pt")
 
 
 def test_a_checkpoint_refuses_another_backbone_and_another_method(checkpoint, tmp_path):
