@@ -489,6 +489,10 @@ def test_faults_are_told(tmp_path):
     assert reason(write_audio(tmp_path / "audio.mp4")) == "it has no video stream"
     assert reason(tmp_path / "missing.mp4") == "the file does not exist"
     assert reason(tmp_path) == "it is a folder"
+    os.mkfifo(tmp_path / "pipe.mp4")  # nobody writes to it: who opened it would wait for ever
+    assert reason(tmp_path / "pipe.mp4") == "it is a pipe or a device, not a file"
+    (tmp_path / "link.mp4").symlink_to("pipe.mp4")
+    assert reason(tmp_path / "link.mp4") == "it is a pipe or a device, not a file"
     assert "too narrow" in reason(write_video(tmp_path / "strip.mp4", solid((1, 2, 3), 2, 2, 400)))
 
 
