@@ -145,11 +145,13 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> None:
             save.last()
         loop(run)
         made = [name for name in ("best.safetensors", "last.safetensors", "log.jsonl", "curves.png") if (out / name).exists()]
+        say_quarantined(run)
         log.say(f"done: {out} has {', '.join(made)}")
     except Stopped:
         # In a validation there is nothing to save: that was done before it began.
         if not progress.validation_due:
             save.last()
+        say_quarantined(run)
         log.say(f"stopped after step {progress.step}: the same command continues from there")
     except ShardError as error:  # the data failed; what is saved is the state after the last step that was finished
         if not progress.validation_due:
@@ -213,6 +215,17 @@ def validate(run: Run) -> None:
     run.progress.validation_due = False
     run.log.test(run.progress.step, run.epoch, found)
     run.save.best(found, run.config.train.best)
+
+
+def say_quarantined(run: Run) -> None:
+    """How many clips did not count, and where they are listed."""
+    for loader in (run.loader, run.val_loader):
+        bad = loader.quarantine.refreshed() if loader is not None else {}
+        if bad:
+            run.log.say(
+                f"WARNING: {len(bad)} of {len(loader.shards)} clips of {loader.shards.root} could not be used and counted for "
+                f"nothing: they are listed with reasons in {loader.quarantine.path}"
+            )
 
 
 def after_divergence(config: Config) -> str:
