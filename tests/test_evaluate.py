@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import subprocess
+import time
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +19,8 @@ from i2v.metrics import evaluate
 from i2v.model import create_model
 from i2v.pipelines import Batch
 from i2v.pipelines.shards import ShardSet
-from i2v.predict import find_videos
-from i2v.session import restore_model
+from i2v.predict import Patience, find_videos, predict
+from i2v.session import open_session, restore_model
 from i2v.vit import VisionTransformer, ViTSpec
 from i2v.weights import fingerprint, load_weights
 from tests.processes import ENVIRONMENT, LIMIT, on_ranks
@@ -105,6 +107,23 @@ def test_a_broken_file_is_named_and_the_others_are_predicted(checkpoint, shapes,
     done = command("i2v.predict", "--checkpoint", checkpoint, tmp_path / "broken.mp4", good)
     assert done.returncode == 1 and "cannot be read: it cannot be opened as a video" in done.stdout
     assert done.stdout.count(" %  ") == 5 and "1 of 2 videos could not be read" in done.stderr
+
+
+def test_a_film_that_takes_long_is_told_of(checkpoint, shapes, monkeypatch, capsys):
+    video, told = next((shapes / "val" / "left").iterdir()), []
+    session = open_session(Namespace(checkpoint=checkpoint, weights=None))
+    silent = dict(predict(session, [video], window=0.2))[str(video)]
+    ((_, found),) = predict(session, [video], window=0.2, tell=told.append)
+    assert len(found) == len(silent)
+    times = [text.removeprefix(f"{video}: read up to ") for text in told if "read up to" in text]
+    assert len(times) == 20 and times == sorted(times) and set(times) == {"0:00:00", "0:00:01"}  # of every frame
+    assert told[-1] == f"looking at {len(found)} of {len(found)} views"
+
+    patience, now = Patience(), time.monotonic()
+    for seconds in (1, 9, 11, 12, 22):
+        monkeypatch.setattr(time, "monotonic", lambda: now + seconds)
+        patience(f"at {seconds}")
+    assert capsys.readouterr().err == "at 11\nat 22\n"
 
 
 def test_wrong_paths_are_one_sentence(checkpoint, tmp_path):
