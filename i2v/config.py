@@ -240,14 +240,24 @@ def _build(kind, values, where: str, path: str):
     hints = typing.get_type_hints(kind, include_extras=True)
     for key in values:
         if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(hints)}."
-            raise ConfigError(f"{path}: unknown key {_join(where, key)}: {hint}")
+            raise ConfigError(f"{path}: unknown key {_join(where, key)}: {_hint(str(key), hints)}")
     for spec in dataclasses.fields(kind):
         required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
         if required and spec.name not in values:
             raise ConfigError(f"{path}: {_join(where, spec.name)} is missing: it has no default.")
     return kind(**{key: _convert(hints[key], value, _join(where, key), path) for key, value in values.items()})
+
+
+def _hint(key: str, known) -> str:
+    """What to write instead of a key that is not among the known ones of its section."""
+    if key in ("num_classes", "classes", "class_names", "nb_classes"):
+        return "classes come from the data, their number and names from the shards of data.train: leave it out."
+    sections = typing.get_type_hints(Config)
+    other = next((name for name, kind in sections.items() if dataclasses.is_dataclass(kind) and key in _names(kind)), None)
+    near = difflib.get_close_matches(key, known, n=1)
+    if other:
+        return f"did you mean {other}.{key}?"
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
 
 
 def _convert(hint, value, where: str, path: str):

@@ -54,6 +54,8 @@ def test_numbers_as_yaml_writes_them(write):
     [
         ("train.learning_rat=1", "unknown key train.learning_rat"),
         ("train.weight_deca=1", "unknown key train.weight_deca: did you mean weight_decay"),
+        ("model.num_classes=5", "unknown key model.num_classes: classes come from the data, .* of data.train: leave it out"),
+        ("data.batch_size=8", "unknown key data.batch_size: did you mean train.batch_size"),
         ("trian.lr=1", "unknown key trian: did you mean train"),
         ("train.lr=fast", "train.lr is 'fast': it must be a finite number, more than 0"),
         ("train.batch_size=2.5", "train.batch_size is 2.5: it must be a whole number"),
