@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,15 +24,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from i2v.atomic import replacing
 from i2v.checkpoint import Meta, load_checkpoint
-from i2v.config import Config, load_config, to_dict
+from i2v.config import Config, load_config, to_dict, with_epochs
 from i2v.distributed import World, close_world, end_of_another, init_world, share_buffers
 from i2v.feed import check_labels, class_weights, open_loader, split_batch, together
 from i2v.finite import Guard, TooManyBadSteps
 from i2v.lock import held
+from i2v.memory import is_out_of_memory, out_of_memory, too_little_memory
 from i2v.metrics import evaluate
 from i2v.optim import learning_rate
+from i2v.outlook import few_steps, length_in_samples, short_videos
 from i2v.pipelines import ShardError
 from i2v.pipelines.loader import Loader
+from i2v.pipelines.plan import Plan
 from i2v.placement import autocast_for
 from i2v.progress import Progress
 from i2v.runlog import RunLog
@@ -53,6 +57,11 @@ def run(config: Config, world: World, stop: StopSignal | None = None) -> None:
             train_in(Path(config.out), config, world, stop)
     except FloatingPointError as error:
         raise FloatingPointError(f"{error}: {after_divergence(config)}") from error
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, ShardError) or not is_out_of_memory(error):
+            raise
+        micro_batch, _ = split_batch(config.train.batch_size, config.train.micro_batch, world.size)
+        raise MemoryError(out_of_memory(config.train, micro_batch)) from error
     finally:
         stop.close()
 
@@ -91,6 +100,8 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> None:
     # state is how many samples were seen, so that a continued run sees what an uninterrupted one would have seen.
     micro_batch, accumulate = split_batch(train.batch_size, train.micro_batch, world.size)
     loader = open_loader(config, world, "train", config.data.train, micro_batch, progress.samples)
+    config = with_epochs(config, len(loader.plan))
+    train = config.train
     val_loader = None
     if config.data.val:
         val_loader = open_loader(config, world, "val", config.data.val, train.eval_batch or micro_batch)
@@ -110,12 +121,14 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> None:
     )
 
     # ---- reports and checkpoints -------------------------------------------------------------------------------------
-    samples = math.ceil(train.epochs * len(loader.plan))
+    samples = length_in_samples(config, len(loader.plan))
     last_step = progress.step + math.ceil(max(samples - progress.samples, 0) / train.batch_size)
     last_step = min(last_step, train.max_steps or last_step)
     due = progress.validation_due and val_loader is not None
     log = RunLog(out, world.is_main, progress.step, progress.samples, last_step, world.device, due)
     describe(log, config, world, trainee, meta, f"{micro_batch} clips x {accumulate}", len(loader.plan))
+    if world.is_main:
+        warn(log, config, world, micro_batch, trainee, loader.plan)
     if world.is_main:
         with replacing(out / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
@@ -132,11 +145,13 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> None:
             save.last()
         loop(run)
         made = [name for name in ("best.safetensors", "last.safetensors", "log.jsonl", "curves.png") if (out / name).exists()]
+        say_quarantined(run)
         log.say(f"done: {out} has {', '.join(made)}")
     except Stopped:
         # In a validation there is nothing to save: that was done before it began.
         if not progress.validation_due:
             save.last()
+        say_quarantined(run)
         log.say(f"stopped after step {progress.step}: the same command continues from there")
     except ShardError as error:  # the data failed; what is saved is the state after the last step that was finished
         if not progress.validation_due:
@@ -202,6 +217,17 @@ def validate(run: Run) -> None:
     run.save.best(found, run.config.train.best)
 
 
+def say_quarantined(run: Run) -> None:
+    """How many clips did not count, and where they are listed."""
+    for loader in (run.loader, run.val_loader):
+        bad = loader.quarantine.refreshed() if loader is not None else {}
+        if bad:
+            run.log.say(
+                f"WARNING: {len(bad)} of {len(loader.shards)} clips of {loader.shards.root} could not be used and counted for "
+                f"nothing: they are listed with reasons in {loader.quarantine.path}"
+            )
+
+
 def after_divergence(config: Config) -> str:
     """What there is to do when numbers are not finite any more: the same command would come to the same end."""
     last, lower = Path(config.out) / "last.safetensors", f"out={config.out}-2 train.lr={config.train.lr / 3:.1g}"
@@ -232,8 +258,20 @@ def describe(log: RunLog, config: Config, world: World, trainee: Trainee, meta: 
             f"WARNING: the steps before were of {before} clips: with train.batch_size {config.train.batch_size} the run goes "
             "on as another optimisation, at the learning rate of the old one."
         )
+    if trainee.note:
+        log.say(trainee.note)
     if trainee.source == "random":
         log.say("WARNING: model.weights is random: a frozen random backbone does not learn.")
+
+
+def warn(log: RunLog, config: Config, world: World, micro_batch: int, trainee: Trainee, plan: Plan) -> None:
+    """What can go wrong with this run, as far as that can be counted before its first step."""
+    lines = [few_steps(config, len(plan)), short_videos(plan)]
+    if world.device.type == "cpu":
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        lines.append(too_little_memory(config.train, micro_batch, trainee.identity.model, processes))
+    for line in filter(None, lines):
+        log.say(line)
 
 
 def main() -> None:
@@ -249,7 +287,7 @@ def main() -> None:
         # in the middle of it could not answer, and after a restart the launchers would lose each other over it.
         world = init_world(config.data.device)
         run(config, world, StopSignal())
-    except (ValueError, TypeError, OSError, FloatingPointError, ShardError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError, MemoryError, ShardError) as error:
         sys.exit(f"i2v.train: {error}")
     except KeyboardInterrupt:
         sys.exit("i2v.train: interrupted; the same command continues from the last checkpoint")
