@@ -185,7 +185,7 @@ def loop(run: Run) -> None:
         progress.advance(train.batch_size, step.loss, step.norm, step.taken)
         run.guard.look(train.batch_size)
 
-        finished = progress.step == run.last_step
+        progress.finished = finished = progress.step == run.last_step
         if progress.step % train.log_every == 0 or finished:
             means = progress.take_means()
             if means:
