@@ -26,8 +26,9 @@ def few_steps(config: Config, clips: int) -> str | None:
     if steps >= FEW_STEPS:
         return None
     return (
-        f"WARNING: this run is {steps} optimiser steps in all ({clips} clips x {train.epochs:g} epochs, {train.batch_size} a "
-        f"step), too few to learn much: set train.steps={ENOUGH_STEPS}, raise train.epochs or lower train.batch_size."
+        f"WARNING: this run is {steps} optimiser step{'s' * (steps > 1)} in all ({clips} clips x {train.epochs:g} epochs, "
+        f"{train.batch_size} a step), too few to learn much: set train.steps={ENOUGH_STEPS}, raise train.epochs or lower "
+        "train.batch_size."
     )
 
 
