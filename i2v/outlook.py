@@ -13,10 +13,11 @@ LARGE_SHARE = 0.1  # of clips
 LOOKED_AT = 1000  # clips, from the start of the stream
 
 
-def length_in_samples(config: Config, clips: int) -> int:
-    """Clips that the whole run sees; clips: in an epoch."""
+def length_in_samples(config: Config, clips: int, step: int = 0, samples: int = 0) -> int:
+    """Clips that the whole run sees; clips: in an epoch. step, samples: where it is, as steps before may have been of another
+    size."""
     train = config.train
-    return train.steps * train.batch_size if train.steps else math.ceil(train.epochs * clips)
+    return samples + (train.steps - step) * train.batch_size if train.steps else math.ceil(train.epochs * clips)
 
 
 def few_steps(config: Config, clips: int) -> str | None:

@@ -100,7 +100,8 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> bool:
     # state is how many samples were seen, so that a continued run sees what an uninterrupted one would have seen.
     micro_batch, accumulate = split_batch(train.batch_size, train.micro_batch, world.size)
     loader = open_loader(config, world, "train", config.data.train, micro_batch, progress.samples)
-    config = with_epochs(config, len(loader.plan))
+    samples = length_in_samples(config, len(loader.plan), progress.step, progress.samples)
+    config = with_epochs(config, samples / len(loader.plan))
     train = config.train
     val_loader = None
     if config.data.val:
@@ -121,7 +122,6 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> bool:
     )
 
     # ---- reports and checkpoints -------------------------------------------------------------------------------------
-    samples = length_in_samples(config, len(loader.plan))
     last_step = progress.step + math.ceil(max(samples - progress.samples, 0) / train.batch_size)
     last_step = min(last_step, train.max_steps or last_step)
     due = progress.validation_due and val_loader is not None
