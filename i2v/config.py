@@ -284,12 +284,11 @@ def _number(value):
         return value
 
 
-def with_epochs(config: Config, clips: int) -> Config:
-    """The configuration with train.epochs as train.steps has it, if that is given; clips: in an epoch. Raises ConfigError."""
+def with_epochs(config: Config, epochs: float) -> Config:
+    """The configuration with the epochs that train.steps comes to, if that is given. Raises ConfigError."""
     train = config.train
     if train.steps is None:
         return config
-    epochs = train.steps * train.batch_size / clips
     config = dataclasses.replace(config, train=dataclasses.replace(train, epochs=epochs))
     check_values(config, f"train.steps={train.steps}, which are {epochs:.4g} epochs")
     return config

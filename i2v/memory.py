@@ -12,6 +12,7 @@ from i2v.model import create_model
 
 SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "alloc_failed")  # in libraries' errors
 GIB = 2**30
+ROOM = 0.8  # of the memory that is there, for what is kept: the backward pass makes gradients of it
 KEPT = {"none": 1.0, "half": 0.5, "all": 0.0}  # train.recompute: of what the gradient needs, at least so much is kept
 
 
@@ -46,7 +47,7 @@ def too_little_memory(train: TrainConfig, micro_batch: int, model: dict, process
     per_clip, there = kept_per_clip(model) * KEPT[train.recompute] * processes, available()
     if there is None or per_clip * micro_batch <= there:
         return None
-    fits = int(there // per_clip)
+    fits = int(ROOM * there // per_clip)
     what = f"set train.micro_batch={fits}" if fits else remedy(train, 1)
     return (
         f"WARNING: a forward pass of {micro_batch} clips keeps about {per_clip * micro_batch / GIB:.1f} GiB for its gradient, "

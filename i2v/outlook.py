@@ -13,10 +13,11 @@ LARGE_SHARE = 0.1  # of clips
 LOOKED_AT = 1000  # clips, from the start of the stream
 
 
-def length_in_samples(config: Config, clips: int) -> int:
-    """Clips that the whole run sees; clips: in an epoch."""
+def length_in_samples(config: Config, clips: int, step: int = 0, samples: int = 0) -> int:
+    """Clips that the whole run sees; clips: in an epoch. step, samples: where it is, as steps before may have been of another
+    size."""
     train = config.train
-    return train.steps * train.batch_size if train.steps else math.ceil(train.epochs * clips)
+    return samples + (train.steps - step) * train.batch_size if train.steps else math.ceil(train.epochs * clips)
 
 
 def few_steps(config: Config, clips: int) -> str | None:
@@ -26,8 +27,9 @@ def few_steps(config: Config, clips: int) -> str | None:
     if steps >= FEW_STEPS:
         return None
     return (
-        f"WARNING: this run is {steps} optimiser steps in all ({clips} clips x {train.epochs:g} epochs, {train.batch_size} a "
-        f"step), too few to learn much: set train.steps={ENOUGH_STEPS}, raise train.epochs or lower train.batch_size."
+        f"WARNING: this run is {steps} optimiser step{'s' * (steps > 1)} in all ({clips} clips x {train.epochs:g} epochs, "
+        f"{train.batch_size} a step), too few to learn much: set train.steps={ENOUGH_STEPS}, raise train.epochs or lower "
+        "train.batch_size."
     )
 
 

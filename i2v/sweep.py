@@ -51,7 +51,7 @@ class Member:
         return Path(self.config.out)
 
     def settings(self) -> dict:
-        return json.loads(json.dumps(to_dict(self.config) | {"out": None}))  # tuples are lists in a file
+        return comparable(to_dict(self.config))
 
     def is_finished(self) -> bool:
         """Whether nothing is left to do of this very run. A checkpoint that cannot be read is the run's own to report."""
@@ -60,7 +60,15 @@ class Member:
         except ValueError:
             return False
         over = meta.progress.get("finished") and not meta.progress["validation_due"]
-        return bool(over) and meta.config | {"out": None} == self.settings()
+        return bool(over) and comparable(meta.config) == self.settings()
+
+
+def comparable(config: dict) -> dict:
+    """A configuration as a file holds it, without its folder; epochs that follow from train.steps are none of its own."""
+    config = json.loads(json.dumps(config | {"out": None}))  # tuples are lists in a file
+    if config["train"]["steps"]:
+        config["train"]["epochs"] = None
+    return config
 
 
 # ---- which runs ----------------------------------------------------------------------------------------------------------

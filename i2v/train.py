@@ -5,7 +5,7 @@
 
 Running the same command again continues where the run was, exactly: order, frames, crops, dropout and learning rate
 are functions of how many samples were seen, and the rest is in the checkpoint. SIGTERM and SIGUSR1 write a checkpoint
-and end the run with exit code 0.
+and end the run with exit code 0, Ctrl-C with 130.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ from i2v.transfer import HEAD
 SAVED = "The state of the run is saved: the same command continues from it."
 
 
-def run(config: Config, world: World, stop: StopSignal | None = None) -> None:
-    """Train in the folder config.out, which no other run may write to at the same time."""
+def run(config: Config, world: World, stop: StopSignal | None = None) -> bool:
+    """Train in the folder config.out, which no other run may write to at the same time; whether it came to its end."""
     stop = stop or StopSignal()
     try:
         with held(Path(config.out), world):
-            train_in(Path(config.out), config, world, stop)
+            return train_in(Path(config.out), config, world, stop)
     except FloatingPointError as error:
         raise FloatingPointError(f"{error}: {after_divergence(config)}") from error
     except (RuntimeError, MemoryError) as error:
@@ -89,7 +89,7 @@ class Run:
         return self.progress.samples / len(self.loader.plan)
 
 
-def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> None:
+def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> bool:
     # ---- where were we? ----------------------------------------------------------------------------------------------
     train, last = config.train, out / "last.safetensors"
     saved, meta = load_checkpoint(last) if last.exists() else ({}, None)
@@ -100,7 +100,8 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> None:
     # state is how many samples were seen, so that a continued run sees what an uninterrupted one would have seen.
     micro_batch, accumulate = split_batch(train.batch_size, train.micro_batch, world.size)
     loader = open_loader(config, world, "train", config.data.train, micro_batch, progress.samples)
-    config = with_epochs(config, len(loader.plan))
+    samples = length_in_samples(config, len(loader.plan), progress.step, progress.samples)
+    config = with_epochs(config, samples / len(loader.plan))
     train = config.train
     val_loader = None
     if config.data.val:
@@ -121,7 +122,6 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> None:
     )
 
     # ---- reports and checkpoints -------------------------------------------------------------------------------------
-    samples = length_in_samples(config, len(loader.plan))
     last_step = progress.step + math.ceil(max(samples - progress.samples, 0) / train.batch_size)
     last_step = min(last_step, train.max_steps or last_step)
     due = progress.validation_due and val_loader is not None
@@ -147,12 +147,14 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> None:
         made = [name for name in ("best.safetensors", "last.safetensors", "log.jsonl", "curves.png") if (out / name).exists()]
         say_quarantined(run)
         log.say(f"done: {out} has {', '.join(made)}")
+        return True
     except Stopped:
         # In a validation there is nothing to save: that was done before it began.
         if not progress.validation_due:
             save.last()
         say_quarantined(run)
         log.say(f"stopped after step {progress.step}: the same command continues from there")
+        return False
     except ShardError as error:  # the data failed; what is saved is the state after the last step that was finished
         if not progress.validation_due:
             save.last()
@@ -286,7 +288,9 @@ def main() -> None:
         # Until the processes have met, a signal ends this one there and then, as is its default: one that waits for others
         # in the middle of it could not answer, and after a restart the launchers would lose each other over it.
         world = init_world(config.data.device)
-        run(config, world, StopSignal())
+        stop = StopSignal()
+        if not run(config, world, stop) and stop.interrupted and world.size == 1:  # torchrun has a code of its own
+            sys.exit(130)
     except (ValueError, TypeError, OSError, FloatingPointError, MemoryError, ShardError) as error:
         sys.exit(f"i2v.train: {error}")
     except KeyboardInterrupt:

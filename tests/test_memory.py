@@ -44,7 +44,7 @@ def test_what_does_not_fit_is_told_with_what_does(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 5 * per_clip + 1)
     assert memory.too_little_memory(TRAIN, 5, MODEL, 1) is None
     line = memory.too_little_memory(TRAIN, 6, MODEL, 1)
-    assert "WARNING: a forward pass of 6 clips keeps about" in line and "set train.micro_batch=5," in line
+    assert "WARNING: a forward pass of 6 clips keeps about" in line and "set train.micro_batch=4," in line
     assert "set train.micro_batch=2," in memory.too_little_memory(TRAIN, 5, MODEL, 2)  # two processes share the machine
     assert memory.too_little_memory(replace(TRAIN, recompute="half"), 6, MODEL, 1) is None
     monkeypatch.setattr(memory, "available", lambda: per_clip - 1)

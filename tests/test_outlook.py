@@ -63,6 +63,22 @@ def test_a_run_can_be_as_long_as_so_many_steps(config, tmp_path):  # noqa: F811
     assert saved.steps == 7 and learning_rate(saved.epochs, saved) == pytest.approx(0, abs=1e-9)
 
 
+def test_a_run_in_steps_is_continued_as_one(config, tmp_path):  # noqa: F811
+    """What the user gave is named, not the epochs that followed from it; batches of another size keep the steps."""
+    options = ["data.val=null", "train.warmup_epochs=0"]
+    train(config, tmp_path, *options, "train.steps=4", "train.max_steps=2")
+    with pytest.raises(
+        ValueError, match="run with train.steps = 4, this one has 6: restore the value, or .* model.init=.*last"
+    ):
+        train(config, tmp_path, *options, "train.steps=6")
+    with pytest.raises(ValueError, match="run with train.steps = 4, this one has None"):
+        train(config, tmp_path, *options, "train.epochs=9")
+    log = train(config, tmp_path, *options, "train.steps=4", "train.batch_size=4", "train.log_every=1")[1]
+    assert [record["step"] for record in log] == [2, 3, 4] and log[-1]["samples"] == 8 + 8 + 4 + 4
+    rates = [record["lr"] for record in log]
+    assert rates == sorted(rates, reverse=True) and rates[-1] < rates[0] / 2  # the schedule ends with the steps
+
+
 def test_steps_that_are_not_whole_epochs_are_counted_exactly(config, tmp_path):  # noqa: F811
     for steps in (1, 11):
         train(config, tmp_path / str(steps), f"train.steps={steps}", "train.warmup_epochs=0", "data.val=null")

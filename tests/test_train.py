@@ -144,6 +144,15 @@ def test_sigterm_writes_a_checkpoint_and_exits_with_0(config, uninterrupted, tmp
     assert_same(train(config, tmp_path), uninterrupted)
 
 
+@pytest.mark.process
+def test_ctrl_c_is_acknowledged_saves_and_lets_no_other_command_follow(config, uninterrupted, tmp_path):
+    done = spawn_process(config, tmp_path, kill=("SIGINT", 4))
+    said = ["stopping after this step, with the state saved; Ctrl-C once more ends at once", "stopped after step 4: the same"]
+    assert done.returncode == 130 and all(text in done.stderr for text in said), done.stderr
+    assert load_checkpoint(tmp_path / "last.safetensors")[1].progress["step"] == 4
+    assert_same(train(config, tmp_path), uninterrupted)
+
+
 def test_the_best_checkpoint_is_that_of_the_best_evaluation(config, tmp_path, monkeypatch):
     """Also across a stop: after it, an evaluation that is better than the last one but not than the best is not kept."""
     import i2v.train as program
