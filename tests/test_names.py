@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -24,6 +25,8 @@ from i2v.shard_tools import describe, make_shards, verify
 from i2v.vit import VisionTransformer, ViTSpec
 from i2v.weights import load_weights
 from tests.videos import moving, write_video
+
+ROOT = Path(__file__).parent.parent
 
 GEOMETRY = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "heads": 2, "embed_dim": 16}
 CLASSES = ["été", os.fsdecode(b"caf\xe9")]
@@ -137,3 +140,14 @@ def test_a_quarantine_keeps_reasons_that_are_not_utf8(place, tmp_path):
     shards, reason = ShardSet(place / SHARDS), f"clip 3: in {place / SHARDS}"
     Quarantine(tmp_path / "quarantine.csv", shards).add(3, reason)
     assert Quarantine(tmp_path / "quarantine.csv", shards).bad == {3: reason}
+
+
+def test_every_key_that_the_pages_for_newcomers_name_is_one():
+    """docs/coming_from.md; sections as in docs/keys.md."""
+    known, section = set(), ""
+    for line in (ROOT / "docs" / "keys.md").read_text().splitlines():
+        section = line.removeprefix("## ") if line.startswith("## ") else section
+        known |= {f"{section}.{line.split('`')[1]}"} if line.startswith("| `") else set()
+    text = (ROOT / "docs" / "coming_from.md").read_text()
+    named = set(re.findall(r"`((?:model|data|data\.order|clips|train)\.[a-z_]+)\b(?!\.)", text))
+    assert len(named) > 30 and named <= known, named - known
