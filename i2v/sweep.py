@@ -51,7 +51,7 @@ class Member:
         return Path(self.config.out)
 
     def settings(self) -> dict:
-        return json.loads(json.dumps(to_dict(self.config) | {"out": None}))  # tuples are lists in a file
+        return apart_from_places(json.loads(json.dumps(to_dict(self.config))))  # tuples are lists in a file
 
     def is_finished(self) -> bool:
         """Whether nothing is left to do of this very run. A checkpoint that cannot be read is the run's own to report."""
@@ -60,7 +60,12 @@ class Member:
         except ValueError:
             return False
         over = meta.progress.get("finished") and not meta.progress["validation_due"]
-        return bool(over) and meta.config | {"out": None} == self.settings()
+        return bool(over) and apart_from_places(meta.config) == self.settings()
+
+
+def apart_from_places(config: dict) -> dict:
+    """A configuration without where its run is kept."""
+    return config | {"out": None, "train": config["train"] | {"mirror": None}}
 
 
 # ---- which runs ----------------------------------------------------------------------------------------------------------
@@ -94,6 +99,9 @@ def member(config: str, values: dict[str, str], varied: list[str], out: Path) ->
     folder = json.dumps(str(out / name), ensure_ascii=False)  # quoted: the value of an override is YAML
     overrides = [f"{key}={value}" for key, value in values.items() if key != "out"] + [f"out={folder}"]
     checked = load_config(config, overrides)
+    if checked.train.mirror:  # each its own there, too
+        overrides.append(f"train.mirror={json.dumps(f'{checked.train.mirror}/{name}', ensure_ascii=False)}")
+        checked = load_config(config, overrides)
     model = checked.model
     complete_config(model.method, model.backbone, model.num_frames, 1, model.head, **model.options)
     return Member(name, {key: values[key] for key in varied}, overrides, checked)
@@ -188,7 +196,7 @@ def run_all(found: list[Member], task: int | None, config: str, launcher: list[s
         for number, each in enumerate(found):
             if passing.wanted or task not in (None, number):
                 continue
-            begin = f"run {number} of 0 to {len(found) - 1}, {each.name}"
+            begin = f"run {number} of 0 to {len(found) - 1}: {each.name}"
             if each.is_finished():
                 print(f"{begin}: finished before", file=sys.stderr, flush=True)
                 continue
