@@ -96,6 +96,7 @@ class TrainConfig:
     best: Annotated[str, one_of(*METRICS)] = "top1"  # which figure of a validation best.safetensors has
     keep: Count | list | None = None  # weights of every so manieth epoch, or of those listed, as epoch-5.safetensors
     save_every: Count = 500  # steps
+    mirror: str | None = None  # a URL to which checkpoints and logs are copied, and from which an empty folder goes on
     log_every: Count = 20  # steps
     skip_nonfinite: Count = 3  # steps in a row without a finite loss and gradient, none of them taken, that end the run
     stall_after: Positive = 600.0  # seconds that a process may keep the others waiting before it is named

@@ -29,6 +29,7 @@ FREE_TO_CHANGE = {
     "train.eval_every",
     "train.eval_batch",
     "train.save_every",
+    "train.mirror",
     "train.log_every",
     "train.keep",
     "train.recompute",

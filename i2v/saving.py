@@ -13,6 +13,7 @@ from i2v.checkpoint import optimizer_tensors, save_state
 from i2v.distributed import World
 from i2v.finite import Guard
 from i2v.metrics import Scores
+from i2v.mirror import Mirror
 from i2v.progress import Progress
 from i2v.session import own_tensors
 from i2v.trainee import Trainee
@@ -30,6 +31,7 @@ class Saver:
     progress: Progress
     clips: int  # in a step
     world: World
+    mirror: Mirror | None
 
     def last(self) -> None:
         """All that the run needs to go on. Raises TooManyBadSteps after it if that is what the last steps were."""
@@ -67,6 +69,8 @@ class Saver:
         save_state(
             self.out / name, tensors, replace(self.trainee.identity, progress=self.progress.as_dict(), **more), self.world
         )
+        if self.mirror is not None:
+            self.mirror.copy()
 
 
 def kept_epoch(keep: int | list | None, before: int, after: int, clips: int) -> float | None:

@@ -64,8 +64,10 @@ class Member:
 
 
 def comparable(config: dict) -> dict:
-    """A configuration as a file holds it, without its folder; epochs that follow from train.steps are none of its own."""
+    """A configuration as a file holds it, without where its run is kept; epochs that follow from train.steps are none of its
+    own."""
     config = json.loads(json.dumps(config | {"out": None}))  # tuples are lists in a file
+    config["train"]["mirror"] = None
     if config["train"]["steps"]:
         config["train"]["epochs"] = None
     return config
@@ -102,6 +104,9 @@ def member(config: str, values: dict[str, str], varied: list[str], out: Path) ->
     folder = json.dumps(str(out / name), ensure_ascii=False)  # quoted: the value of an override is YAML
     overrides = [f"{key}={value}" for key, value in values.items() if key != "out"] + [f"out={folder}"]
     checked = load_config(config, overrides)
+    if checked.train.mirror:  # each its own there, too
+        overrides.append(f"train.mirror={json.dumps(f'{checked.train.mirror}/{name}', ensure_ascii=False)}")
+        checked = load_config(config, overrides)
     model = checked.model
     complete_config(model.method, model.backbone, model.num_frames, 1, model.head, **model.options)
     return Member(name, {key: values[key] for key in varied}, overrides, checked)
@@ -196,7 +201,7 @@ def run_all(found: list[Member], task: int | None, config: str, launcher: list[s
         for number, each in enumerate(found):
             if passing.wanted or task not in (None, number):
                 continue
-            begin = f"run {number} of 0 to {len(found) - 1}, {each.name}"
+            begin = f"run {number} of 0 to {len(found) - 1}: {each.name}"
             if each.is_finished():
                 print(f"{begin}: finished before", file=sys.stderr, flush=True)
                 continue

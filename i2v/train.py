@@ -31,6 +31,7 @@ from i2v.finite import Guard, TooManyBadSteps
 from i2v.lock import held
 from i2v.memory import is_out_of_memory, out_of_memory, too_little_memory
 from i2v.metrics import evaluate
+from i2v.mirror import Mirror, restore
 from i2v.optim import learning_rate
 from i2v.outlook import few_steps, length_in_samples, short_videos
 from i2v.pipelines import ShardError
@@ -46,6 +47,7 @@ from i2v.stop import Stopped, StopSignal
 from i2v.trainee import Trainee, open_trainee
 from i2v.transfer import HEAD
 
+HURRY = 20.0  # seconds that a run which was told to stop waits for its mirror
 SAVED = "The state of the run is saved: the same command continues from it."
 
 
@@ -54,6 +56,7 @@ def run(config: Config, world: World, stop: StopSignal | None = None) -> bool:
     stop = stop or StopSignal()
     try:
         with held(Path(config.out), world):
+            restore(Path(config.out), config.train.mirror, world)
             return train_in(Path(config.out), config, world, stop)
     except FloatingPointError as error:
         raise FloatingPointError(f"{error}: {after_divergence(config)}") from error
@@ -133,7 +136,8 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> bool:
         with replacing(out / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
     guard = Guard(out / "nonfinite.csv", train.skip_nonfinite, progress, world.device, loader.shards.key, log.say)
-    save = Saver(out, trainee, guard, progress, train.batch_size, world)
+    mirror = Mirror(out, train.mirror, log.say) if train.mirror and world.is_main else None
+    save = Saver(out, trainee, guard, progress, train.batch_size, world, mirror)
     watch = Watch(world, train.stall_after, partial(print, file=sys.stderr, flush=True))
     run = Run(config, world, progress, loader, val_loader, passes, trainee, guard, save, log, stop, watch, last_step)
 
@@ -164,6 +168,8 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> bool:
         raise
     finally:
         watch.close()
+        if mirror is not None:
+            mirror.close(HURRY if stop.wanted else None)
         log.close()
 
 

@@ -1,0 +1,210 @@
+"""A run's copy in a store: continued from it equals uninterrupted, and no failure of the store reaches the run."""
+
+import json
+import shutil
+import threading
+
+import fsspec
+import pytest
+import torch
+import yaml
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+from safetensors.torch import save_file
+
+import i2v.train as program
+from i2v import sweep
+from i2v.checkpoint import load_checkpoint
+from i2v.config import load_config
+from i2v.distributed import World
+from i2v.mirror import Mirror
+from i2v.pipelines import ShardError, store
+from i2v.pipelines.store import Retry
+from i2v.train import run
+from i2v.vit import VisionTransformer, ViTSpec
+from tests.processes import LIMIT
+
+GEOMETRY = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "heads": 2, "embed_dim": 16}
+CPU = World(0, 1, torch.device("cpu"))
+
+
+class Away(LocalFileSystem):
+    """A store on this disk of which so many uploads, or all requests, fail."""
+
+    protocol = "away"
+    cachable = False
+    failures, gone = 0, False
+
+    def put_file(self, path, to, **options):
+        if Away.failures > 0 or Away.gone:
+            Away.failures -= 1
+            raise ConnectionError("the store does not answer")
+        super().put_file(path, to, **options)
+
+    def ls(self, *arguments, **options):
+        if Away.gone:
+            raise ConnectionError("the store does not answer")
+        return super().ls(*arguments, **options)
+
+
+@pytest.fixture(autouse=True)
+def stores(monkeypatch):
+    fsspec.register_implementation("away", Away, clobber=True)
+    monkeypatch.setattr(store, "RETRY", Retry(2, 0.01, 60))
+    Away.failures, Away.gone = 0, False
+    MemoryFileSystem.store.clear()
+    yield
+    MemoryFileSystem.store.clear()
+
+
+@pytest.fixture(scope="module")
+def config(shapes, tmp_path_factory):
+    """A YAML file of a small run with everything that has a state: 24 videos, batches of 8, 9 steps."""
+    folder = tmp_path_factory.mktemp("mirror")
+    torch.manual_seed(0)
+    save_file(VisionTransformer(ViTSpec(**GEOMETRY)).state_dict(), folder / "clip.safetensors")
+    model = {"method": "st_adapter", "backbone": GEOMETRY, "weights": str(folder / "clip.safetensors"), "num_frames": 2}
+    train = {"epochs": 3, "batch_size": 8, "lr": 1e-2, "compile": False, "log_every": 2, "save_every": 2, "ema": 0.9}
+    data = {"train": str(shapes / "vp9"), "val": str(shapes / "vp9-val"), "device": "cpu", "threads": 1}
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump({"model": model | {"options": {"adapter_width": 8}}, "data": data, "train": train}))
+    return path
+
+
+def train(config, out, *overrides):
+    """(tensors of the last checkpoint, log without timings)"""
+    run(load_config(config, [f"out={out}", *overrides]), CPU)
+    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    kept = [{key: value for key, value in each.items() if key not in ("clips_per_s", "data_wait")} for each in records]
+    return load_checkpoint(out / "last.safetensors")[0], kept
+
+
+class Killed(Exception):
+    pass
+
+
+def train_and_kill(config, out, *overrides):
+    """Lose the run in its second validation, after step 6 of 9."""
+    evaluate, calls = program.evaluate, []
+
+    def killed(*arguments):
+        calls.append(1)
+        if len(calls) == 3:  # each validation is one of the weights and one of their average
+            raise Killed
+        return evaluate(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(program, "evaluate", killed)
+        train(config, out, *overrides)
+
+
+def same(one, other):
+    return one[1] == other[1] and one[0].keys() == other[0].keys() and all(map(torch.equal, one[0].values(), other[0].values()))
+
+
+def same_files(out, copy):
+    names = {path.name for path in out.iterdir() if path.suffix in (".safetensors", ".jsonl", ".yaml", ".csv")}
+    assert {"last.safetensors", "best.safetensors", "log.jsonl", "config.yaml"} <= names
+    return names == {path.name for path in copy.iterdir()} and all(
+        (out / name).read_bytes() == (copy / name).read_bytes() for name in names
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(config, tmp_path_factory):
+    return train(config, tmp_path_factory.mktemp("uninterrupted"))
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+def test_continued_from_the_mirror_equals_uninterrupted(config, uninterrupted, tmp_path, kind):
+    mirror = f"train.mirror={kind}://{tmp_path}/copy/run"
+    train_and_kill(config, tmp_path / "first", mirror)
+    assert load_checkpoint(tmp_path / "first" / "last.safetensors")[1].progress["step"] == 6
+    shutil.rmtree(tmp_path / "first")
+    assert same(train(config, tmp_path / "second", mirror), uninterrupted)
+    assert kind == "memory" or same_files(tmp_path / "second", tmp_path / "copy" / "run")
+    log = (tmp_path / "second" / "log.jsonl").read_text()
+    shutil.rmtree(tmp_path / "second")
+    train(config, tmp_path / "third", mirror)  # no step is left: its log is the copy's
+    assert (tmp_path / "third" / "log.jsonl").read_text() == log
+    assert not list((tmp_path / "third").glob("*.tmp"))
+
+
+def test_a_store_that_fails_costs_a_line_and_what_it_lacks_comes_later(config, uninterrupted, tmp_path, capfd):
+    Away.failures = 3  # of two tries each: the first save and a part of the second
+    assert same(train(config, tmp_path / "run", f"train.mirror=away://{tmp_path}/copy"), uninterrupted)
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("WARNING")]
+    assert len(said) == 1 and "cannot be written, tried 2 times" in said[0] and "the run goes on" in said[0]
+    assert same_files(tmp_path / "run", tmp_path / "copy")
+
+
+def test_a_store_that_stays_away_stops_nothing_but_a_start_that_may_lose_its_state(config, uninterrupted, tmp_path, capfd):
+    mirror = f"train.mirror=away://{tmp_path}/copy"
+    train_and_kill(config, tmp_path / "run", mirror)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()}
+    Away.gone = True
+    assert same(train(config, tmp_path / "run", mirror), uninterrupted)
+    assert "train.mirror lacks the newest state" in capfd.readouterr().err
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()}
+    with pytest.raises(ShardError, match="cannot be listed, tried 2 times .* The run may have a state in train.mirror"):
+        train(config, tmp_path / "empty", mirror)
+    assert not (tmp_path / "empty" / "log.jsonl").exists()
+
+
+def test_what_is_sent_is_one_moment_of_the_run(tmp_path, monkeypatch):
+    """While a state is on its way the run saves others: the log is never older than the state beside it."""
+    out, reached, go_on = tmp_path / "run", threading.Event(), threading.Event()
+    out.mkdir()
+    put = store.Store.put
+
+    def slow(self, path, name):
+        reached.set()
+        assert go_on.wait(LIMIT)
+        put(self, path, name)
+
+    def write(number):
+        with open(out / "log.jsonl", "a") as file:
+            file.write(f"{number}\n")
+        (out / "new").write_text(str(number))
+        (out / "new").replace(out / "last.safetensors")
+
+    monkeypatch.setattr(store.Store, "put", slow)
+    copy, said = tmp_path / "copy", []
+    mirror = Mirror(out, f"file://{copy}", said.append)
+    write(1)
+    mirror.copy()
+    assert reached.wait(LIMIT)
+    write(2)
+    go_on.set()
+    mirror.close()
+    assert ((copy / "log.jsonl").read_text(), (copy / "last.safetensors").read_text()) == ("1\n", "1") and not said
+    assert {path.name for path in out.iterdir()} == {"log.jsonl", "last.safetensors"}
+
+    reached.clear(), go_on.clear()
+    mirror = Mirror(out, f"file://{copy}", said.append)
+    mirror.copy()
+    assert reached.wait(LIMIT)
+    for number in (3, 4):  # of what waits only the newest is sent
+        write(number)
+        mirror.copy()
+    go_on.set()
+    mirror.close()
+    assert ((copy / "log.jsonl").read_text(), (copy / "last.safetensors").read_text()) == ("1\n2\n3\n4\n", "4")
+    assert {path.name for path in out.iterdir()} == {"log.jsonl", "last.safetensors"}
+
+
+def test_a_run_that_is_told_to_stop_does_not_wait_for_a_store_that_hangs(tmp_path, monkeypatch):
+    (tmp_path / "log.jsonl").touch()
+    go_on, said = threading.Event(), []
+    monkeypatch.setattr(store.Store, "put", lambda *_: go_on.wait(LIMIT))
+    mirror = Mirror(tmp_path, "memory://copy", said.append)
+    mirror.copy()
+    mirror.close(0.01)
+    assert len(said) == 1 and "takes too long" in said[0]
+    go_on.set()
+    mirror.close()
+
+
+def test_each_run_of_a_sweep_has_its_own(config):
+    found = sweep.members(str(config), ["train.lr=1e-3,1e-2", "train.mirror=memory://copy"])
+    assert [each.config.train.mirror for each in found] == ["memory://copy/lr=1e-3", "memory://copy/lr=1e-2"]
