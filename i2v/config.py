@@ -87,9 +87,7 @@ class TrainConfig:
     # torch.compile, block by block; auto: on a GPU. Left out, with a note, where no compiler is installed
     compile: bool | Annotated[str, one_of("auto")] = "auto"
     seed: Annotated[int, between(0, 2**63 - 1)] = 0
-    steps: Count | None = (
-        None  # the run's length in place of epochs, which it then sets: steps x batch_size / clips of an epoch
-    )
+    steps: Count | None = None  # the run's length, in place of epochs, which then follow from it
     max_steps: Count | None = None  # stop early, on the schedule of the full run
     eval_every: Annotated[float, at_least(1e-6)] = 1.0  # epochs
     eval_batch: Count | None = None  # videos per device; None: as in training
