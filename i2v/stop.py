@@ -42,6 +42,5 @@ class StopSignal:
         self.wanted = True
         if number == signal.SIGINT:
             self.interrupted = True
-            os.write(
-                2, b"\nstopping after this step, with the state saved; Ctrl-C once more ends at once\n"
-            )  # print might be busy
+            # Not by print, which may be what was interrupted.
+            os.write(2, b"\nstopping after this step, with the state saved; Ctrl-C once more ends at once\n")
