@@ -160,6 +160,7 @@ def test_what_is_sent_is_one_moment_of_the_run(tmp_path, monkeypatch):
     def slow(self, path, name):
         reached.set()
         assert go_on.wait(LIMIT)
+        sent.append(name)
         put(self, path, name)
 
     def write(number):
@@ -169,7 +170,7 @@ def test_what_is_sent_is_one_moment_of_the_run(tmp_path, monkeypatch):
         (out / "new").replace(out / "last.safetensors")
 
     monkeypatch.setattr(store.Store, "put", slow)
-    copy, said = tmp_path / "copy", []
+    copy, said, sent = tmp_path / "copy", [], []
     mirror = Mirror(out, f"file://{copy}", said.append)
     write(1)
     mirror.copy()
@@ -190,6 +191,7 @@ def test_what_is_sent_is_one_moment_of_the_run(tmp_path, monkeypatch):
     go_on.set()
     mirror.close()
     assert ((copy / "log.jsonl").read_text(), (copy / "last.safetensors").read_text()) == ("1\n2\n3\n4\n", "4")
+    assert sent == 3 * ["log.jsonl", "last.safetensors"]
     assert {path.name for path in out.iterdir()} == {"log.jsonl", "last.safetensors"}
 
 

@@ -181,11 +181,14 @@ def test_a_run_is_finished_when_its_last_validation_is_and_for_its_own_settings_
     def killed(*_):
         raise Killed
 
-    second = sweep.members(str(config), [f"out={tmp_path}/b", *arguments[1:]])[0]
+    second = sweep.members(str(config), [f"out={tmp_path}/b", "train.eval_every=100", *arguments[1:]])[0]
     monkeypatch.setattr("i2v.train.evaluate", killed)
     with pytest.raises(Killed):
-        run(load_config(config, [*second.overrides, "train.eval_every=100"]), CPU)
+        run(load_config(config, second.overrides), CPU)
     assert load_checkpoint(second.folder / "last.safetensors")[1].progress["step"] == 6 and not second.is_finished()
+    monkeypatch.undo()
+    run(load_config(config, second.overrides), CPU)
+    assert second.is_finished()
 
 
 @pytest.mark.process
