@@ -1,15 +1,19 @@
 """Evaluation and prediction: every video once, the same result on any number of ranks and for any batch size."""
 
+import io
 import json
+import os
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from i2v import metrics
+from i2v import metrics, predict
 from i2v.checkpoint import Backbone, Meta, load_checkpoint, save_checkpoint
 from i2v.metrics import evaluate
 from i2v.model import create_model
@@ -103,6 +107,35 @@ def test_a_broken_file_is_named_and_the_others_are_predicted(checkpoint, shapes,
     done = command("i2v.predict", "--checkpoint", checkpoint, tmp_path / "broken.mp4", good)
     assert done.returncode == 1 and "cannot be read: it cannot be opened as a video" in done.stdout
     assert done.stdout.count(" %  ") == 5 and "1 of 2 videos could not be read" in done.stderr
+
+
+@pytest.mark.parametrize("list_ends", ["\n", "\r\n"])
+def test_videos_come_from_a_list_and_from_stores_too(checkpoint, shapes, monkeypatch, capsys, tmp_path, list_ends):
+    """An odd name, a folder of a store and one of its files, in the order given, each once; the same answer from everywhere."""
+    videos, store = sorted((shapes / "val").rglob("*.mp4"))[:2], fsspec.filesystem("memory")
+    odd = os.fsdecode(b"/caf\xe9 1.mp4")
+    (shutil.copy(videos[0], str(tmp_path) + odd), shutil.copy(videos[1], tmp_path / "2.mp4"))
+    store.pipe({f"/predicted/{name}.mp4": video.read_bytes() for name, video in zip("ab", videos)})
+    names = [f"{tmp_path}{odd}", str(tmp_path / "2.mp4"), "", "memory://predicted", "memory://predicted/a.mp4"]
+    given = io.TextIOWrapper(io.BytesIO(os.fsencode(list_ends.join(names) + list_ends)))
+    out = tmp_path / "out.json"
+    monkeypatch.setattr("sys.stdin", given)
+    monkeypatch.setattr(
+        "sys.argv", ["predict", "--checkpoint", str(checkpoint), "--list", "--json", str(out), "--device", "cpu"]
+    )
+    predict.main()
+    found = json.loads(out.read_text())
+    assert [answer["video"] for answer in found] == [*names[:2], "memory://predicted/a.mp4", "memory://predicted/b.mp4"]
+    for here, there in zip(found[:2], found[2:]):
+        assert here["top"] == there["top"]
+
+
+def test_an_empty_list_and_none_are_one_sentence(checkpoint, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n\n")))
+    for given, told in ((["--list"], "standard input holds no video files"), ([], "there is nothing to look at")):
+        monkeypatch.setattr("sys.argv", ["predict", "--checkpoint", str(checkpoint), *given])
+        with pytest.raises(SystemExit, match=told):
+            predict.main()
 
 
 def test_wrong_paths_are_one_sentence(checkpoint, tmp_path):
