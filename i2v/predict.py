@@ -7,15 +7,17 @@ with the classes in the checkpoint: the prediction is the one that an evaluation
 checkpoint and the backbone's weights, nothing else.
 
     python -m i2v.predict --checkpoint ... film.mp4 --window 2 --hop 1     # what happens when: a window slides over the film
+    find films -name '*.mp4' | python -m i2v.predict --checkpoint ... --list s3://bucket/more
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -29,7 +31,7 @@ from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.memory import ClipsInMemory
 from i2v.session import Session, add_flags, command, open_session, parse
 from i2v.shard_tools.encode import EncodedClip, EncodeSettings
-from i2v.shard_tools.paths import videos_below
+from i2v.shard_tools.paths import exists, is_folder, join, videos_below
 from i2v.shard_tools.pool import encode_videos
 from i2v.shard_tools.sources import Video
 
@@ -38,23 +40,34 @@ MEMORY = 4.0  # GB for clips
 AT_ONCE, BYTES_AT_ONCE = 64, 1 << 30  # videos per round, as they are stored: results come soon, and fit into memory
 
 
-def find_videos(paths: list[Path]) -> list[Path]:
-    """Files as given, folders searched for video files that are not hidden. Raises ValueError if there is nothing."""
-    videos = []
-    for path in paths:
-        if path.is_dir():
-            videos += [path / name for name in videos_below(str(path))]
-        elif path.exists():
-            videos.append(path)
+def find_videos(places: Iterable[str | Path]) -> list[str]:
+    """Files as given, folders searched for video files that are not hidden; both on this machine or fsspec URLs. Raises
+    ValueError if there is nothing."""
+    places, videos = list(map(str, places)), []
+    for place in places:
+        if is_folder(place):
+            videos += [join(place, name) for name in videos_below(place)]
+        elif exists(place):
+            videos.append(place)
         else:
-            raise ValueError(f"{path} does not exist: give video files or folders.")
+            raise ValueError(f"{place} does not exist: give video files, folders or fsspec URLs of them.")
     if not videos:
-        raise ValueError(f"{', '.join(map(str, paths))} holds no video files.")
+        raise ValueError(f"{', '.join(places) or 'standard input'} holds no video files.")
     return list(dict.fromkeys(videos))
 
 
+def listed(lines: Iterable[bytes]) -> list[str]:
+    """The places that a list names, one a line; empty lines are none."""
+    return [os.fsdecode(line.rstrip(b"\r\n")) for line in lines if line.strip()]
+
+
 def predict(
-    session: Session, videos: list[Path], workers: int = 0, window=None, hop=None, tell: Callable[[str], None] | None = None
+    session: Session,
+    videos: Iterable[str | Path],
+    workers: int = 0,
+    window=None,
+    hop=None,
+    tell: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[str, list | str]]:
     """Every video, in order, with a list of (start, end, probabilities): seconds as players count them, and a (K,) tensor;
     or with why it could not be read.
@@ -134,8 +147,8 @@ class Predictor:
     def predict(self, video: str | Path, top: int = 5, window: float | None = None, hop: float | None = None) -> list[dict]:
         """[{"class", "probability"}, ...], the likeliest first; with window (seconds, one every `hop`) a list of {"start",
         "end", "top"} for the times of the video. Raises ValueError, one sentence, if the video cannot be read."""
-        (video,) = find_videos([Path(video)])
-        answer = dict(predict(self.session, [video], 0, window, hop))[str(video)]
+        (video,) = find_videos([video])
+        answer = dict(predict(self.session, [video], 0, window, hop))[video]
         if isinstance(answer, str):
             raise ValueError(f"{video} cannot be read: {answer}")
         found = []
@@ -161,7 +174,8 @@ def main() -> None:
     parser = command("i2v.predict", __doc__)
     about = "best.safetensors or last.safetensors of a run, or its folder"
     parser.add_argument("--checkpoint", required=True, type=Path, help=about)
-    parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="files, or folders that are searched for them")
+    parser.add_argument("videos", nargs="*", metavar="VIDEO", help="files, folders that are searched for them, or URLs of both")
+    parser.add_argument("--list", action="store_true", help="read more of them from standard input, one a line")
     parser.add_argument("--top", type=int, default=5, help="how many classes to name")
     add_flags(parser, "--window", "--hop", window="an answer for every so many seconds of a video")
     add_flags(parser, "--weights", "--device", "--precision")
@@ -173,7 +187,12 @@ def main() -> None:
             raise ValueError(f"--top is {args.top}: it must be at least 1.")
         if args.workers < 0:
             raise ValueError(f"--workers is {args.workers}: it must be at least 0.")
-        videos, session = find_videos(args.videos), open_session(args)
+        if not args.videos and not args.list:
+            raise ValueError(
+                "there is nothing to look at: give videos, folders or URLs, or --list and their names on standard input."
+            )
+        videos = find_videos(args.videos + (listed(sys.stdin.buffer) if args.list else []))
+        session = open_session(args)
         session.place(init_world(args.device).device, args.precision)
         classes, results = session.meta.classes, []
         for video, answer in predict(session, videos, args.workers, args.window, args.hop, Patience()):

@@ -89,6 +89,9 @@ def facts(run: Run) -> dict[str, str]:
     if steps:
         found["trained"] = f"{steps[-1]['step']:,} steps, {steps[-1]['samples']:,} clips, {steps[-1]['epoch']:.1f} epochs"
         found["time in training"] = f"{run.hours():.2f} hours on each device"
+        if (together := run.hours(of_devices=True)) is not None:
+            found["time in training"] += f", {together:.2f} device-hours"
+            found["machine"] = ", then ".join(dict.fromkeys(f"{r['devices']} x {r['machine']}" for r in steps))
     if run.scores:
         how = run.scores.how
         found["scored"] = f"{how.get('model')} after step {how.get('step')}, {how.get('views')}, {how.get('precision')}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -11,12 +12,20 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from i2v.atomic import replacing
 from i2v.curves import draw_curves, read_log
 from i2v.metrics import METRICS, Scores
+
+
+def where(device: torch.device) -> dict[str, object]:
+    """What the run is on: how many devices, and the machine of rank 0. It may be another after a continuation."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    devices = dist.get_world_size() if dist.is_initialized() else 1
+    return {"devices": devices, "machine": f"{name}, {len(os.sched_getaffinity(0))} cores"}
 
 
 class RunLog:
@@ -28,6 +37,7 @@ class RunLog:
     ):
         self.path, self.png = folder / "log.jsonl", folder / "curves.png"
         self.is_main, self.device = is_main, device
+        self._where = where(device)
         self._waited, self._paused, self._since = 0.0, 0.0, time.perf_counter()
         self._samples = samples  # at the last report
         self._begin, self._first, self._last = time.perf_counter(), step, last_step
@@ -68,6 +78,7 @@ class RunLog:
         elapsed = max(now - self._since - self._paused, 1e-9)
         record = {"step": step, "samples": samples, "epoch": round(epoch, 4), "lr": lr} | means
         record |= {"clips_per_s": round((samples - self._samples) / elapsed, 2), "data_wait": round(self._waited / elapsed, 4)}
+        record |= self._where
         if self.device.type == "cuda":
             record["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         self._waited, self._paused, self._since, self._samples = 0.0, 0.0, now, samples

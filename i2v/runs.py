@@ -28,13 +28,16 @@ class Run:
     manifests: dict[str, dict] = field(default_factory=dict)  # train, val: what make_shards says of them, where it is here
     notes: list[str] = field(default_factory=list)
 
-    def hours(self) -> float | None:
-        """Of training, by the log: without validations."""
+    def hours(self, of_devices: bool = False) -> float | None:
+        """Of training, by the log: without validations. of_devices: of all together, if the log says how many."""
         records, before, seconds = [r for r in self.log if r.get("clips_per_s")], 0, 0.0
+        if not records or (of_devices and not all("devices" in r for r in records)):
+            return None
         for record in records:
-            seconds += max(record["samples"] - before, 0) / record["clips_per_s"]
+            devices = record["devices"] if of_devices else 1
+            seconds += devices * max(record["samples"] - before, 0) / record["clips_per_s"]
             before = record["samples"]
-        return seconds / 3600 if records else None
+        return seconds / 3600
 
 
 def read_run(path: Path) -> Run:

@@ -1,5 +1,6 @@
 """Evaluation and prediction: every video once, the same result on any number of ranks and for any batch size."""
 
+import io
 import json
 import os
 import shutil
@@ -9,10 +10,12 @@ from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import i2v.predict as program
 from i2v import metrics
 from i2v.checkpoint import Backbone, Meta, load_checkpoint, of_folder, save_checkpoint
 from i2v.metrics import evaluate
@@ -124,6 +127,35 @@ def test_a_film_that_takes_long_is_told_of(checkpoint, shapes, monkeypatch, caps
         monkeypatch.setattr(time, "monotonic", lambda: now + seconds)
         patience(f"at {seconds}")
     assert capsys.readouterr().err == "at 11\nat 22\n"
+
+
+@pytest.mark.parametrize("list_ends", ["\n", "\r\n"])
+def test_videos_come_from_a_list_and_from_stores_too(checkpoint, shapes, monkeypatch, capsys, tmp_path, list_ends):
+    """An odd name, a folder of a store and one of its files, in the order given, each once; the same answer from everywhere."""
+    videos, store = sorted((shapes / "val").rglob("*.mp4"))[:2], fsspec.filesystem("memory")
+    odd = os.fsdecode(b"/caf\xe9 1.mp4")
+    (shutil.copy(videos[0], str(tmp_path) + odd), shutil.copy(videos[1], tmp_path / "2.mp4"))
+    store.pipe({f"/predicted/{name}.mp4": video.read_bytes() for name, video in zip("ab", videos)})
+    names = [f"{tmp_path}{odd}", str(tmp_path / "2.mp4"), "", "memory://predicted", "memory://predicted/a.mp4"]
+    given = io.TextIOWrapper(io.BytesIO(os.fsencode(list_ends.join(names) + list_ends)))
+    out = tmp_path / "out.json"
+    monkeypatch.setattr("sys.stdin", given)
+    monkeypatch.setattr(
+        "sys.argv", ["predict", "--checkpoint", str(checkpoint), "--list", "--json", str(out), "--device", "cpu"]
+    )
+    program.main()
+    found = json.loads(out.read_text())
+    assert [answer["video"] for answer in found] == [*names[:2], "memory://predicted/a.mp4", "memory://predicted/b.mp4"]
+    for here, there in zip(found[:2], found[2:]):
+        assert here["top"] == there["top"]
+
+
+def test_an_empty_list_and_none_are_one_sentence(checkpoint, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n\n")))
+    for given, told in ((["--list"], "standard input holds no video files"), ([], "there is nothing to look at")):
+        monkeypatch.setattr("sys.argv", ["predict", "--checkpoint", str(checkpoint), *given])
+        with pytest.raises(SystemExit, match=told):
+            program.main()
 
 
 def test_wrong_paths_are_one_sentence(checkpoint, tmp_path):

@@ -53,6 +53,8 @@ def runs(shapes, tmp_path_factory):
             {"step": i, "samples": 8 * i, "epoch": i / 3, "loss": 2 / i, "lr": 0.1, "clips_per_s": 4.0, "data_wait": 0.1}
             for i in range(1, 13)
         ]
+        for i, record in enumerate(log):  # goes on with more devices
+            record |= {"devices": 1 if i < 4 else 2, "machine": "CPU, 3 cores"}
         log.insert(6, {"step": 6, "epoch": 2.0, "top1": 0.5, "top5": 0.9, "counted": 16, "expected": 16})
         (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log))
         scored(shards, seed).save(folder / "scores.npz")
@@ -75,6 +77,8 @@ def test_the_page_says_what_the_scores_say_and_needs_nothing_else(runs, tmp_path
     assert f"{100 * run.shuffled.scores().top1:.1f}" in html and "Without the order of frames" in html
     assert "24 videos of 8 classes, vp9" in html and "12 steps, 96 clips" in html
     assert run.hours() == pytest.approx(96 / 4 / 3600)
+    assert run.hours(of_devices=True) == pytest.approx((32 / 4 + 2 * 64 / 4) / 3600)
+    assert "1 x CPU, 3 cores, then 2 x CPU, 3 cores" in html and "0.01 device-hours" in html
     assert "damaged &lt;/script&gt;" in html and HOSTILE not in html
     assert html.count("<script") == 2 and html.count("</script>") == 2
     assert not re.search(r'(src|href)="?(https?:|//)|@import|url\(', html)

@@ -182,7 +182,9 @@ def test_ranks_and_accumulation_do_not_change_the_batches(config, tmp_path):
     whole = train(config, tmp_path / "whole", *plain)[0]
     parts = train(config, tmp_path / "parts", *plain, "train.micro_batch=2")[0]
     assert spawn(config, tmp_path / "ranks", *plain, ranks=2) == 0
-    for other in (parts, result(tmp_path / "ranks")[0]):
+    ranks, log = result(tmp_path / "ranks")
+    assert {(record["devices"], record["machine"].split(",")[0]) for record in log if "loss" in record} == {(2, "CPU")}
+    for other in (parts, ranks):
         for name in whole:
             torch.testing.assert_close(other[name], whole[name], rtol=1e-3, atol=2e-5)
 

@@ -166,7 +166,7 @@ def test_what_is_hidden_is_no_video_in_tars_folders_lists_and_predict(tmp_path):
     root = touch(tmp_path / ".cache" / "videos", "run/a.mp4", *HIDDEN)  # where the folder itself lies is no matter
     videos, classes, notes = read_sources(root)
     assert ([video.source for video in videos], classes, notes) == (["run/a.mp4"], ["run"], [])
-    assert find_videos([root]) == [root / "run/a.mp4"]
-    assert find_videos([root / "._a.mp4"]) == [root / "._a.mp4"]  # as it was asked for
+    assert find_videos([root]) == [str(root / "run/a.mp4")]
+    assert find_videos([root / "._a.mp4"]) == [str(root / "._a.mp4")]  # as it was asked for
     (tmp_path / "ids.csv").write_text("id,label\na,x\n")  # a.mp4 would be two files
     assert [video.path for video in load_sources(tmp_path / "ids.csv", root)[0]] == [str(root / "run/a.mp4")]
