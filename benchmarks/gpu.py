@@ -1,6 +1,7 @@
-"""Everything there is to find out on a GPU, in one call: facts, tests, decoding, models, RandAugment; a short table last.
+"""Everything there is to find out on a GPU, in one call: facts, tests, kernels, decoding, models, RandAugment; a short table
+last.
 
-    python benchmarks/gpu.py --json benchmarks/results/gpu.json             # about eight minutes
+    python benchmarks/gpu.py --json benchmarks/results/gpu.json             # what is not begun after 8.5 minutes is left out
     python benchmarks/gpu.py --only decode --codecs h264 --json ...         # one question
     python benchmarks/gpu.py --quick                                        # on any machine: only to see that it runs
 
@@ -13,12 +14,14 @@ import argparse
 import ctypes
 import itertools
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +29,7 @@ sys.path.insert(0, str(ROOT))  # run as a file: import from the repository
 
 import torch
 
+import benchmarks.kernels
 from benchmarks.machine import write_result
 from benchmarks.videos import make_videos, shard_videos
 from i2v.pipelines import build_loader
@@ -38,6 +42,7 @@ CONFIGS = (
     "dist/k400_vit-b16_8+16f",
     "tada/k400_vit-b16_16f",
 )
+AFTER_THE_END = 60  # seconds that what was begun before it may still take
 SAMPLING = {"num_frames": 8, "sampling": "stride", "stride": 16}  # 8x16
 
 
@@ -66,6 +71,15 @@ def tests(args) -> dict:
     return {"exit_code": done.returncode, "said": done.stdout[-3000:]}
 
 
+def kernels(args) -> dict:
+    """Memory, products and attention at the methods' shapes, without this library."""
+    device, found = "cuda" if torch.cuda.is_available() else "cpu", {}
+    for name, question in benchmarks.kernels.questions(device, *([2] if args.quick else [])).items():
+        found[name] = args.answer(question)
+        args.note(found)
+    return found
+
+
 def decode(args) -> dict:
     """Clips per second of the loader alone: codec, distance of keyframes, where it decodes."""
     found = {}
@@ -77,7 +91,7 @@ def decode(args) -> dict:
             if codec == "mjpeg" and where == "gpu":  # NVDEC does not take it
                 continue
             name = f"{codec} gop {gop} decoded on {where}"
-            found[name] = answer(lambda: loader_rate(data, args, decode=where))
+            found[name] = args.answer(lambda: loader_rate(data, args, decode=where))
             args.note(found)
     return found
 
@@ -90,7 +104,7 @@ def randaugment(args) -> dict:
         name: {} if on is None else {"randaugment": "rand-m7-n4-mstd0.5-inc1", "randaugment_on": on}
         for name, on in names.items()
     }
-    return {name: answer(lambda: loader_rate(data, args, decode="cpu", **option)) for name, option in options.items()}
+    return {name: args.answer(lambda: loader_rate(data, args, decode="cpu", **option)) for name, option in options.items()}
 
 
 def models(args) -> dict:
@@ -118,10 +132,11 @@ def models(args) -> dict:
             ]
 
             def measured(command=command, result=result) -> dict:
-                done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=args.timeout)
+                left = max(0.0, args.end - time.monotonic()) + AFTER_THE_END / 2
+                done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=min(args.timeout, left))
                 return json.loads(result.read_text()) if result.exists() else {"error": (done.stderr or done.stdout)[-500:]}
 
-            found[f"{config[1]} {'compiled' if compiled else 'eager'}"] = answer(measured)
+            found[f"{config[1]} {'compiled' if compiled else 'eager'}"] = args.answer(measured)
         args.note(found)
     return found
 
@@ -144,12 +159,41 @@ def loader_rate(data: Path, args, **options) -> dict:
     return {"median": statistics.median(measured), "min": min(measured), "max": max(measured)}
 
 
-def answer(question) -> dict:
-    """What it measures, or the error that it ends in: the other questions go on."""
+def answer(question, end: float = float("inf")) -> dict:
+    """What it measures, or the error that it ends in: the other questions go on. end: when none is begun any more."""
+    if time.monotonic() > end:
+        return {"error": "not asked: the time was over (--minutes)"}
     try:
         return question()
     except Exception as error:
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
+
+
+def ask(name: str, args, into: Path) -> None:
+    """One question, in a process of its own, whose device an earlier one cannot have broken; every part of the answer is
+    written when it is there."""
+    args.answer = partial(answer, end=args.end)
+    args.note = lambda found: into.write_text(json.dumps(found))
+    args.note(args.answer(lambda: QUESTIONS[name](args)))
+
+
+def asked(name: str, args) -> dict:
+    """The answer, or as much of it as there was when its process ended or its time was over."""
+    with tempfile.TemporaryDirectory() as folder:
+        into = Path(folder) / "answer.json"
+        process = multiprocessing.get_context("spawn").Process(target=ask, args=(name, args, into))
+        process.start()
+        process.join(max(0.0, args.end - time.monotonic()) + AFTER_THE_END)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        found = json.loads(into.read_text()) if into.exists() else {"error": f"it ended with code {process.exitcode}"}
+        if process.exitcode and "error" not in found:
+            found["and then"] = {"error": f"it ended with code {process.exitcode}"}
+        return found
+
+
+QUESTIONS = {f.__name__: f for f in (facts, tests, kernels, decode, models, randaugment)}  # what is needed most first
 
 
 def show(found: dict) -> str:
@@ -157,10 +201,12 @@ def show(found: dict) -> str:
     lines = [f"facts: {json.dumps(found.get('facts', {}))}"]
     if "exit_code" in found.get("tests", {}):
         lines.append(f"tests: exit code {found['tests']['exit_code']}: {found['tests']['said'].strip().splitlines()[-1:]}")
-    for section in ("decode", "randaugment", "models"):
+    for section in ("kernels", "decode", "randaugment", "models"):
         for name, result in found.get(section, {}).items() if "error" not in found.get(section, {}) else ():
             if "error" in result:
                 lines.append(f"{section:12} {name:44} {result['error'][:120]}")
+            elif section == "kernels":
+                lines.append(f"{section:12} {name:44} " + "  ".join(f"{key} {value:.3g}" for key, value in result.items()))
             else:
                 rates = result.get("clips_per_s", {"loader": result})
                 lines.append(
@@ -170,15 +216,15 @@ def show(found: dict) -> str:
 
 
 def main() -> None:
-    questions = {"facts": facts, "tests": tests, "decode": decode, "randaugment": randaugment, "models": models}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=questions, default=list(questions))
+    parser.add_argument("--only", nargs="+", choices=QUESTIONS, default=list(QUESTIONS))
     parser.add_argument("--codecs", nargs="+", default=["vp9", "h264", "hevc", "mjpeg"])
     parser.add_argument("--gops", nargs="+", type=int, default=[1, 4, 8, 16])
     parser.add_argument("--decoders", nargs="+", default=["gpu", "cpu"])
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each of three rounds")
     parser.add_argument("--count", type=int, default=64, help="videos, made on the spot")
+    parser.add_argument("--minutes", type=float, default=8.5, help="after which nothing new is begun (default: %(default)s)")
     parser.add_argument("--timeout", type=float, default=240, help="seconds for a program that is run")
     parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "benchmarks")
     parser.add_argument("--quick", action="store_true")
@@ -190,20 +236,16 @@ def main() -> None:
     if args.quick:
         args.codecs, args.gops, args.decoders, args.batch_size, args.seconds, args.count = ["vp9"], [8], ["cpu"], 4, 0.2, 4
         args.only = [name for name in args.only if name != "tests"]
+    args.end = time.monotonic() + 60 * args.minutes
     found: dict = {}
     command = "python benchmarks/gpu.py " + " ".join(sys.argv[1:])
     if {"decode", "randaugment", "models"} & set(args.only):
         args.videos, found["videos"] = make_videos(args.cache, args.count, 2 if args.quick else 10, None)
     for name in args.only:
         print(f"{name} ...", file=sys.stderr, flush=True)
-
-        def note(partial: dict, name=name) -> None:
-            if args.json:
-                write_result(args.json, command, found | {name: partial})
-
-        args.note = note
-        found[name] = answer(lambda: questions[name](args))
-        note(found[name])
+        found[name] = asked(name, args)
+        if args.json:
+            write_result(args.json, command, found)
     print(show(found))
 
 

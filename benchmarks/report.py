@@ -74,6 +74,31 @@ def _rate_and_times(r: dict, sampling: str, name: str) -> str:
     return f"{shown} ({' / '.join(f'{times[other]:.1f}' for other in strongest_others(r, sampling))})"
 
 
+def overhead_table() -> str:
+    """What the loader costs besides decoding, and what a second core gives."""
+    parts = []
+    for r in results("overhead*.json"):
+        rows = [
+            [
+                f"a constant for every clip, {dtype}",
+                f"{of['ms']:.2f}",
+                f"{of['asking_ms']:.2f}",
+                f"{1e3 / of['asking_ms']:,.0f}",
+                "",
+            ]
+            for dtype, of in r["constant"].items()
+        ]
+        for name, of in r["decoding"].items():
+            one, two = of["1"], of["2"]
+            gain = f"{one['clips_per_s']:.1f} and {two['clips_per_s']:.1f}, {two['clips_per_s'] / one['clips_per_s']:.2f} times"
+            rows.append(
+                [f"{name}, decoded", f"{one['ms']:.2f}", f"{one['asking_ms']:.2f}", f"{1e3 / one['asking_ms']:,.0f}", gain]
+            )
+        heads = ["", "ms per clip", "of it serial", "so at most, clips/s", "on one core and on two, clips/s"]
+        parts.append(table(heads, rows) + f"\n\n{r['machine']['cpu']}, {r['size']} pixels, 8x16, {of_what(r)}.")
+    return "\n\n".join(parts)
+
+
 def memory_table() -> str:
     rows = []
     for r in results("loader_memory*.json"):
@@ -221,6 +246,7 @@ TABLES = {
         "python benchmarks/throughput.py --preset tiny --json benchmarks/results/throughput_tiny_cpu.json",
     ),
     "loader": (loader_table, "python benchmarks/loader.py --json benchmarks/results/loader_speed.json"),
+    "overhead": (overhead_table, "python benchmarks/overhead.py --json benchmarks/results/overhead.json"),
     "memory": (memory_table, "python benchmarks/loader.py --memory --json benchmarks/results/loader_memory.json"),
     "sharding": (sharding_table, "python benchmarks/sharding.py --json benchmarks/results/sharding.json"),
     "index": (index_table, "python benchmarks/index.py --json benchmarks/results/index.json"),

@@ -34,7 +34,7 @@ from i2v.heads import TextHead
 from i2v.model import VideoClassifier, backbone_spec, create_model
 from i2v.optim import build_optimizer, layers_of
 from i2v.pipelines import Batch, ShardError, build_loader
-from i2v.placement import autocast_for, choose_precision, compile_blocks, place
+from i2v.placement import autocast_for, choose_precision, compile_blocks, may_compile, place
 from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import EncodeSettings
 from i2v.shard_tools.sources import load_sources
@@ -70,7 +70,7 @@ def measure(config, data: str, world: World, rounds: int, seconds: float) -> dic
     optimizer = build_optimizer(trained, config.train, layers_of(model)) if trained else None
     synthetic = synthetic_batch(model, batch_size, world.device)
     flop = flop_per_clip(model, synthetic, autocast)
-    if config.train.compile:
+    if may_compile(config.train.compile, world.device)[0]:
         compile_blocks(model)
     replica = DistributedDataParallel(model, gradient_as_bucket_view=True) if world.size > 1 and trained else model
 

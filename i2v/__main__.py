@@ -16,6 +16,7 @@ COMMANDS = {  # what is typed: the program, and what it does
     "shards relabel": ("i2v.shard_tools.relabel", "rename, merge or correct the classes of shards"),
     "shards preview": ("i2v.pipelines.preview", "clips as the model will see them, as a picture"),
     "train": ("i2v.train", "teach an adapter on a frozen CLIP"),
+    "sweep": ("i2v.sweep", "trainings over lists of values: one table, one sheet of curves"),
     "evaluate": ("i2v.evaluate", "score a checkpoint, every video once"),
     "predict": ("i2v.predict", "name what videos show"),
     "features": ("i2v.features", "one vector per video or window"),

@@ -21,6 +21,8 @@ from i2v.distributed import World, all_agree
 
 FORMAT = "i2v-checkpoint"
 VERSION = 1  # of Meta: its fields are only added to, with defaults that complete older files
+MODEL = "model.safetensors"  # of a folder that i2v.push made
+PREFERRED = ("best.safetensors", "last.safetensors", MODEL)  # of a folder
 OPTIMIZER, EMA = "optimizer/", "ema/"
 
 
@@ -66,6 +68,17 @@ def save_checkpoint(path: Path, tensors: dict[str, torch.Tensor], meta: Meta) ->
         raise OSError(f"{path} cannot be written ({reason}): free some space or repair the disk; {kept}.") from error
 
 
+def of_folder(path: str | Path) -> Path:
+    """The checkpoint that a run's folder stands for; a path of anything else as it is. Raises ValueError."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    found = next((path / name for name in PREFERRED if (path / name).exists()), None)
+    if found is None:
+        raise ValueError(f"{path} has no model: there is none of {', '.join(PREFERRED)} in it.")
+    return found
+
+
 def is_checkpoint(path: str | Path) -> bool:
     """Whether save_checkpoint wrote this file."""
     try:
@@ -76,13 +89,20 @@ def is_checkpoint(path: str | Path) -> bool:
 
 
 def load_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], Meta]:
-    """(tensors, meta) of a file that save_checkpoint wrote. Raises ValueError with one sentence if it is not one."""
+    """(tensors, meta) of a file that save_checkpoint wrote, or of a run's folder. Raises ValueError, one sentence, if it is
+    not one."""
+    path = of_folder(path)
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
+        open(path, "rb").close()  # safe_open says of every file that it may not read that it does not exist
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get("i2v", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: give a checkpoint that i2v.train wrote.") from None
+    except PermissionError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): change its permissions, or give a copy.") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a checkpoint ({error}): copy it again, or give another.") from error
     if header.get("format") != FORMAT or not {"model", "backbone", "classes"} <= header.keys():

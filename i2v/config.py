@@ -84,8 +84,12 @@ class TrainConfig:
     # auto: bf16 where the device has it, fp16 on older GPUs, float32 without one
     precision: Annotated[str, one_of("auto", "bf16", "fp16", "float32")] = "auto"
     recompute: Annotated[str, one_of("none", "half", "all")] = "none"  # of the blocks, in the backward pass: saves memory
-    compile: bool = True  # torch.compile, block by block
+    # torch.compile, block by block; auto: on a GPU. Left out, with a note, where no compiler is installed
+    compile: bool | Annotated[str, one_of("auto")] = "auto"
     seed: Annotated[int, between(0, 2**63 - 1)] = 0
+    steps: Count | None = (
+        None  # the run's length in place of epochs, which it then sets: steps x batch_size / clips of an epoch
+    )
     max_steps: Count | None = None  # stop early, on the schedule of the full run
     eval_every: Annotated[float, at_least(1e-6)] = 1.0  # epochs
     eval_batch: Count | None = None  # videos per device; None: as in training
@@ -142,7 +146,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     config = _build(Config, values, "", path)
     if config.out is None:
         config = dataclasses.replace(config, out=str(_default_out(path)))
-    _check_values(config, path)
+    check_values(config, path)
     _refuse_infinite(values, "", path)
     return config
 
@@ -236,14 +240,24 @@ def _build(kind, values, where: str, path: str):
     hints = typing.get_type_hints(kind, include_extras=True)
     for key in values:
         if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(hints)}."
-            raise ConfigError(f"{path}: unknown key {_join(where, key)}: {hint}")
+            raise ConfigError(f"{path}: unknown key {_join(where, key)}: {_hint(str(key), hints)}")
     for spec in dataclasses.fields(kind):
         required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
         if required and spec.name not in values:
             raise ConfigError(f"{path}: {_join(where, spec.name)} is missing: it has no default.")
     return kind(**{key: _convert(hints[key], value, _join(where, key), path) for key, value in values.items()})
+
+
+def _hint(key: str, known) -> str:
+    """What to write instead of a key that is not among the known ones of its section."""
+    if key in ("num_classes", "classes", "class_names", "nb_classes"):
+        return "classes come from the data, their number and names from the shards of data.train: leave it out."
+    sections = typing.get_type_hints(Config)
+    other = next((name for name, kind in sections.items() if dataclasses.is_dataclass(kind) and key in _names(kind)), None)
+    near = difflib.get_close_matches(key, known, n=1)
+    if other:
+        return f"did you mean {other}.{key}?"
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
 
 
 def _convert(hint, value, where: str, path: str):
@@ -270,7 +284,18 @@ def _number(value):
         return value
 
 
-def _check_values(config: Config, path: str) -> None:
+def with_epochs(config: Config, epochs: float) -> Config:
+    """The configuration with the epochs that train.steps comes to, if that is given. Raises ConfigError."""
+    train = config.train
+    if train.steps is None:
+        return config
+    config = dataclasses.replace(config, train=dataclasses.replace(train, epochs=epochs))
+    check_values(config, f"train.steps={train.steps}, which are {epochs:.4g} epochs")
+    return config
+
+
+def check_values(config: Config, path: str | Path) -> None:
+    """Raises ConfigError for values that do not go together; path: where they stand, for people."""
     train = config.train
     betas, multipliers = train.betas, train.lr_multipliers
     rules = {

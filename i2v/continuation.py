@@ -49,11 +49,11 @@ def check_continuation(identity: Meta, meta: Meta, path: Path) -> None:
     Keys that a checkpoint lacks, because they came later, have their defaults: an older run can be continued.
     """
     new, old = (flatten(settings(each)) for each in (identity, meta))
-    for key in sorted(new.keys() | old.keys()):
+    for key in sorted(new.keys() | old.keys(), key=lambda key: (key != "train.steps", key)):
         if key not in FREE_TO_CHANGE and new.get(key) != old.get(key):
             raise ValueError(
                 f"{path} belongs to a run with {key} = {old.get(key)!r}, this one has {new.get(key)!r}: "
-                "choose another folder with out=..., or restore the value."
+                f"restore the value, or choose another folder with out=..., in which model.init={path} begins with its weights."
             )
     same = {
         "other classes": identity.classes == meta.classes,
@@ -71,6 +71,8 @@ def settings(meta: Meta) -> dict:
     model = complete_config(**meta.model)
     config["model"] |= {key: model.pop(key) for key in OWN} | {"options": model}
     config["clips"] = {field.name: field.default for kind in CLIP_OPTIONS for field in fields(kind)} | config["clips"]
+    if config["train"]["steps"]:
+        config["train"]["epochs"] = None  # they follow from the steps
     config["data"]["order"] = asdict(OrderOptions()) | config["data"]["order"]
     del config["clips"]["augment"]  # the graph's name for the fields of AugmentOptions
     return json.loads(json.dumps(config))  # tuples are lists in a file

@@ -1,4 +1,4 @@
-"""A run's log as a picture: loss, learning rate, accuracy, speed."""
+"""Logs as pictures: loss, learning rate, accuracy, speed; of one run, or of several over one another."""
 
 from __future__ import annotations
 
@@ -21,25 +21,55 @@ def read_log(path: Path) -> list[dict]:
 
 def draw_curves(log: Path, png: Path) -> None:
     """Draw log.jsonl as four panels over the step."""
-    from matplotlib.figure import Figure
+    figure_of(read_log(log), str(log.parent)).savefig(png, dpi=110)
 
-    records = read_log(log)
+
+def figure_of(records: list[dict], title: str):
+    """The picture of a log's records."""
     train = [r for r in records if "loss" in r]
     tests = [r for r in records if "top1" in r]
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    panels = figure.subplots(2, 2)
-    for axes, key, title in zip(
-        panels.flat, ("loss", "lr", None, "clips_per_s"), ("loss", "learning rate", "accuracy (%)", "clips/s")
-    ):
-        axes.set_title(title, loc="left", fontsize=10)
-        axes.grid(alpha=0.3)
-        axes.set_xlabel("step", fontsize=8)
+    figure, panels = _panels(title, "step")
+    for axes, key in zip(panels, ("loss", "lr", None, "clips_per_s")):
         if key:
-            axes.plot([r["step"] for r in train], [r[key] for r in train], linewidth=1)
+            axes.plot([r["step"] for r in train], [r[key] for r in train], linewidth=1, label="training")
         else:
             for name in ("top1", "top5"):
                 axes.plot([r["step"] for r in tests], [100 * r[name] for r in tests], marker="o", markersize=3, label=name)
             axes.set_ylim(0, 103)  # 100 % is a line, not the frame
             axes.legend(fontsize=8)
-    figure.suptitle(str(log.parent), fontsize=10)
-    figure.savefig(png, dpi=110)
+        lost = [r for r in tests if r.get("cross_entropy") is not None] if key == "loss" else []
+        if lost:  # of whole videos, without label smoothing and mixing: beside the training's, not the same figure
+            losses = [r["cross_entropy"] for r in lost]
+            axes.plot([r["step"] for r in lost], losses, marker="o", markersize=3, label="validation")
+            axes.legend(fontsize=8)
+    return figure
+
+
+def draw_sheet(logs: dict[str, list[dict]], png: Path, title: str) -> None:
+    """Draw the records of several runs, by their names, over epochs, so that runs with other batches can be compared."""
+    from matplotlib import colormaps
+
+    figure, panels = _panels(title, "epoch")
+    for number, (name, records) in enumerate(logs.items()):
+        look = {"label": name, "color": colormaps["turbo"](0.05 + 0.9 * number / max(len(logs) - 1, 1))}
+        for axes, key in zip(panels, ("loss", "lr", "top1", "clips_per_s")):
+            chosen, factor = [r for r in records if key in r], 100 if key == "top1" else 1
+            marker = {"marker": "o", "markersize": 3} if key == "top1" else {"linewidth": 1}
+            axes.plot([r["epoch"] for r in chosen], [factor * r[key] for r in chosen], **look, **marker)
+    panels[2].set_title("top-1 (%)", loc="left", fontsize=10)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7)
+    figure.savefig(png, dpi=110, format="png")
+
+
+def _panels(title: str, across: str):
+    """(figure, its four axes): loss, learning rate, accuracy, clips/s."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    panels = list(figure.subplots(2, 2).flat)
+    for axes, name in zip(panels, ("loss", "learning rate", "accuracy (%)", "clips/s")):
+        axes.set_title(name, loc="left", fontsize=10)
+        axes.grid(alpha=0.3)
+        axes.set_xlabel(across, fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure, panels

@@ -14,6 +14,8 @@ import torch.distributed as dist
 # How long a rank waits for the others: longer than a store may take to fail, so that the rank that knows why speaks first.
 PATIENCE = timedelta(hours=2)
 CONNECTING = timedelta(minutes=1)  # how long torchrun's store is looked for
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+UNSET = "start it with torchrun, which sets them all, or unset RANK and WORLD_SIZE for one process"
 PR_SET_PDEATHSIG = 1  # Linux: prctl(2)
 
 
@@ -33,8 +35,7 @@ def init_world(device: str = "auto") -> World:
     """Join the process group that torchrun describes. device: auto, cpu or gpu; each process takes one GPU."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_launcher()
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local = int(os.environ.get("LOCAL_RANK", 0))
+    rank, size, local = told_by_launcher()
     use_gpu = device == "gpu" or (device == "auto" and torch.cuda.is_available())
     if use_gpu:
         if not torch.cuda.is_available():
@@ -56,6 +57,23 @@ def init_world(device: str = "auto") -> World:
         backend = "cpu:gloo,cuda:nccl" if use_gpu else "gloo"
         dist.init_process_group(backend, timeout=PATIENCE, store=dist.PrefixStore("group", store), rank=rank, world_size=size)
     return World(rank, size, torch.device("cuda", local) if use_gpu else torch.device("cpu"), store)
+
+
+def told_by_launcher() -> tuple[int, int, int]:
+    """RANK, WORLD_SIZE and LOCAL_RANK: 0, 1, 0 without a launcher. Raises ValueError for variables that would end in waiting
+    for processes that nobody starts."""
+    told = {name: os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))}
+    wrong = next((name for name, value in told.items() if not value.isdecimal()), None)
+    if wrong:
+        raise ValueError(f"The environment variable {wrong} is {told[wrong]!r}, which is no number: {UNSET}.")
+    rank, size, local = map(int, told.values())
+    missing = [name for name in VARIABLES if name not in os.environ]
+    if (rank, size) != (0, 1) and missing:
+        there = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
+        raise ValueError(f"The environment has {', '.join(there)} but not {', '.join(missing)}: {UNSET}.")
+    if rank >= size:
+        raise ValueError(f"The environment has RANK={rank} of WORLD_SIZE={size}, and ranks begin at 0: {UNSET}.")
+    return rank, size, local
 
 
 def end_with_launcher() -> None:

@@ -12,25 +12,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from i2v.atomic import replacing
-from i2v.checkpoint import Meta, load_checkpoint, save_checkpoint, weights_of
+from i2v.checkpoint import MODEL, Meta, load_checkpoint, of_folder, save_checkpoint, weights_of
 from i2v.model import method_module
 from i2v.runs import Run
 from i2v.session import INCLUDED, restore_model
 
-MODEL, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-PREFERRED = ("best.safetensors", "last.safetensors", MODEL)  # of a folder
+CONFIG, CARD = "config.json", "README.md"
 
 
 def find_model(source: str | Path) -> Path:
     """The checkpoint that a file, a folder or "org/name" (downloaded) stands for. Raises ValueError, one sentence."""
     path = Path(source)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        found = next((path / name for name in PREFERRED if (path / name).exists()), None)
-        if found is None:
-            raise ValueError(f"{path} has no model: there is none of {', '.join(PREFERRED)} in it.")
-        return found
+    if path.is_file() or path.is_dir():
+        return of_folder(path)
     if len(path.parts) != 2 or path.is_absolute() or path.suffix == ".safetensors":
         raise ValueError(f"{source} does not exist: give a checkpoint, the folder of a run, or org/name on the hub.")
     return download(str(source))

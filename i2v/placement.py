@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
@@ -41,6 +43,21 @@ def autocast_for(device: torch.device, dtype: torch.dtype):
     if dtype == torch.float32:
         return nullcontext
     return lambda: torch.autocast(device.type, dtype)
+
+
+def may_compile(wanted: bool | str, device: torch.device) -> tuple[bool, str]:
+    """Whether blocks are to be compiled, and what to tell if that is not as wanted; wanted: true, false or auto.
+
+    On a CPU compiling takes longer than it saves in most runs; and what torch.compile writes there is C++, on a GPU Triton,
+    which needs a C compiler.
+    """
+    if wanted is False or (wanted == "auto" and device.type == "cpu"):
+        return False, ""
+    variable, names = ("CXX", ["g++"]) if device.type == "cpu" else ("CC", ["gcc", "clang"])
+    names = [os.environ[variable]] if os.environ.get(variable) else names
+    if any(map(shutil.which, names)):
+        return True, ""
+    return False, f"note: there is no {' or '.join(names)} here, so blocks are not compiled: install it for faster steps."
 
 
 def compile_blocks(model: VideoClassifier, **options) -> None:

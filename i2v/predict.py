@@ -14,8 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -31,6 +33,7 @@ from i2v.shard_tools.paths import videos_below
 from i2v.shard_tools.pool import encode_videos
 from i2v.shard_tools.sources import Video
 
+TIMEOUT = 86_400.0  # seconds for a video: somebody is waiting and can see how far it is
 MEMORY = 4.0  # GB for clips
 AT_ONCE, BYTES_AT_ONCE = 64, 1 << 30  # videos per round, as they are stored: results come soon, and fit into memory
 
@@ -50,29 +53,38 @@ def find_videos(paths: list[Path]) -> list[Path]:
     return list(dict.fromkeys(videos))
 
 
-def predict(session: Session, videos: list[Path], workers: int = 0, window=None, hop=None) -> Iterator[tuple[str, list | str]]:
+def predict(
+    session: Session, videos: list[Path], workers: int = 0, window=None, hop=None, tell: Callable[[str], None] | None = None
+) -> Iterator[tuple[str, list | str]]:
     """Every video, in order, with a list of (start, end, probabilities): seconds as players count them, and a (K,) tensor;
     or with why it could not be read.
 
     window, hop: seconds; None: the views of the run's evaluation, averaged, are one answer for the whole video.
+    tell: called very often, with how far it is, in words.
     """
+    tell = tell or (lambda text: None)
     stored = dict(session.meta.stored)
     if window is not None:
         stored["max_seconds"] = None
     settings, chunk = EncodeSettings(**stored), {}
-    with closing(encode_videos((Video(str(video)) for video in videos), settings, workers)) as outcomes:
+    sources = (Video(str(video)) for video in videos)
+
+    def read(video: Video, second: float) -> None:
+        tell(f"{video.path}: read up to {timedelta(seconds=int(second))}")
+
+    with closing(encode_videos(sources, settings, workers, TIMEOUT, read)) as outcomes:
         for video, outcome in zip(videos, outcomes):
             chunk[str(video)] = outcome
             size = sum(len(clip.data) for clip in chunk.values() if isinstance(clip, EncodedClip))
             if len(chunk) == AT_ONCE or size >= BYTES_AT_ONCE:
-                yield from look_at(session, chunk, settings, window, hop)
+                yield from look_at(session, chunk, settings, window, hop, tell)
                 chunk = {}
-    yield from look_at(session, chunk, settings, window, hop)
+    yield from look_at(session, chunk, settings, window, hop, tell)
 
 
 @torch.no_grad()
 def look_at(
-    session: Session, outcomes: dict[str, object], settings: EncodeSettings, window, hop
+    session: Session, outcomes: dict[str, object], settings: EncodeSettings, window, hop, tell: Callable[[str], None]
 ) -> list[tuple[str, list | str]]:
     """The answers for some videos, each encoded or rejected."""
     clips = {video: clip for video, clip in outcomes.items() if isinstance(clip, EncodedClip)}
@@ -82,6 +94,7 @@ def look_at(
         shards, views = ClipsInMemory(list(clips.values()), names, settings.codec, settings.gop), session.views((), window, hop)
         loader = build_loader(shards, batch_size=min(videos_at_once(views["options"], MEMORY), len(clips)), **views)
         for batch in loader:
+            tell(f"looking at {min(batch.samples_seen, len(loader.plan))} of {len(loader.plan)} views")
             with session.autocast():
                 probabilities = view_probabilities(session.model, batch).cpu()
             for i in batch.weights.nonzero().flatten().tolist():
@@ -92,6 +105,20 @@ def look_at(
                 found[names[clip]].append((begin + start, begin + min(end, length), probabilities[i]))
         found |= {names[clip]: reason for clip, reason in loader.bad.items()}
     return list(found.items())
+
+
+class Patience:
+    """Of what it is told it prints a line every ten seconds, on standard error: a film takes minutes."""
+
+    EVERY = 10  # seconds
+
+    def __init__(self):
+        self.told = time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        if time.monotonic() - self.told >= self.EVERY:
+            print(text, file=sys.stderr, flush=True)
+            self.told = time.monotonic()
 
 
 class Predictor:
@@ -132,7 +159,8 @@ def load(source: str | Path, *, device: str = "auto", precision: str = "auto", w
 
 def main() -> None:
     parser = command("i2v.predict", __doc__)
-    parser.add_argument("--checkpoint", required=True, type=Path, help="best.safetensors or last.safetensors of a run")
+    about = "best.safetensors or last.safetensors of a run, or its folder"
+    parser.add_argument("--checkpoint", required=True, type=Path, help=about)
     parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="files, or folders that are searched for them")
     parser.add_argument("--top", type=int, default=5, help="how many classes to name")
     add_flags(parser, "--window", "--hop", window="an answer for every so many seconds of a video")
@@ -148,7 +176,7 @@ def main() -> None:
         videos, session = find_videos(args.videos), open_session(args)
         session.place(init_world(args.device).device, args.precision)
         classes, results = session.meta.classes, []
-        for video, answer in predict(session, videos, args.workers, args.window, args.hop):
+        for video, answer in predict(session, videos, args.workers, args.window, args.hop, Patience()):
             results.append(show(video, answer, classes, args.top, args.window is not None))
     except (ValueError, TypeError, OSError, ShardError) as error:
         sys.exit(f"i2v.predict: {error}")

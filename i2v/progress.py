@@ -18,6 +18,7 @@ class Progress:
     grad_norm: float | torch.Tensor = 0.0  # before clipping
     loss_steps: int | torch.Tensor = 0  # how many steps the sums are over
     validation_due: bool = False  # after this step; true in a checkpoint if it was not finished
+    finished: bool = False  # this was the last step of all
     bad_in_a_row: int = 0  # steps up to this one that were not taken, because of numbers that are not finite
     good: list[int] = field(default_factory=list)  # step and samples after the last step before those
     scaler: dict = field(default_factory=dict)  # of the loss, in fp16
@@ -42,7 +43,8 @@ class Progress:
 
     def go_back(self) -> None:
         """To the last step that was taken: nothing but these two numbers has changed since."""
-        (self.step, self.samples), self.bad_in_a_row, self.validation_due = self.good, 0, False
+        (self.step, self.samples), self.bad_in_a_row = self.good, 0
+        self.validation_due = self.finished = False
 
     def as_dict(self) -> dict:
         sums = {"loss": float(self.loss), "grad_norm": float(self.grad_norm), "loss_steps": int(self.loss_steps)}

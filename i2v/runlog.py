@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ class RunLog:
         self.is_main, self.device = is_main, device
         self._waited, self._paused, self._since = 0.0, 0.0, time.perf_counter()
         self._samples = samples  # at the last report
+        self._begin, self._first, self._last = time.perf_counter(), step, last_step
         if not is_main:
             return
         kept = [record for record in read_log(self.path) if record["step"] <= step]
@@ -70,10 +72,11 @@ class RunLog:
             record["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         self._waited, self._paused, self._since, self._samples = 0.0, 0.0, now, samples
         self._write(record, (*means, "lr", "clips_per_s", "data_wait"), "train")
+        left = (now - self._begin) / max(step - self._first, 1) * (self._last - step)  # validations included
         self._show(
             step,
-            f"step {step}  epoch {epoch:.2f}  loss {means['loss']:.4f}  lr {lr:.2e}  "
-            f"{record['clips_per_s']:.1f} clips/s  data wait {100 * record['data_wait']:.0f} %",
+            f"step {step}/{self._last}, {timedelta(seconds=round(left))} left  epoch {epoch:.2f}  loss {means['loss']:.4f}  "
+            f"lr {lr:.2e}  {record['clips_per_s']:.1f} clips/s  data wait {100 * record['data_wait']:.0f} %",
         )
 
     def test(self, step: int, epoch: float, found: dict[str, Scores]) -> None:

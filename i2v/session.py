@@ -112,7 +112,7 @@ def load_backbone(model: VideoClassifier, name: str | dict, weights: str) -> str
     """
     if weights == "random":
         return "random"
-    if Path(weights).exists() or "/" in weights or Path(weights).suffix:
+    if is_path(weights):
         path = weights
     elif isinstance(name, str):
         path = backbone_file(name, weights)
@@ -120,6 +120,11 @@ def load_backbone(model: VideoClassifier, name: str | dict, weights: str) -> str
         raise ValueError(f"weights is {weights!r}, which is no file, and tags need the name of a backbone: give a file.")
     load_weights(model, path, layout="clip")
     return str(path)
+
+
+def is_path(weights: str) -> bool:
+    """Whether weights are those of a file, not of an open_clip tag."""
+    return Path(weights).exists() or "/" in weights or bool(Path(weights).suffix)
 
 
 def describe_backbone(model: VideoClassifier, config: ModelConfig, source: str) -> Backbone:
@@ -140,6 +145,11 @@ def restore_model(tensors: dict[str, torch.Tensor], meta: Meta, weights: str | N
     own = weights_of(tensors)
     where = weights or backbone.weights
     if where != INCLUDED and not is_complete(own, model):
+        if weights is None and is_path(where) and not Path(where).exists():
+            raise ValueError(
+                f"The run had its backbone's weights at {where}, seen from the folder in which it was started, and seen from "
+                "here there is no such file: say with --weights where it is (in a program: weights=)."
+            )
         load_backbone(model, backbone.name, where)
         found = fingerprint(model.frozen_parameters())
         if found != backbone.fingerprint:
@@ -161,7 +171,7 @@ def own_tensors(model: VideoClassifier, backbone: Backbone) -> dict[str, torch.T
 
 PLACES = ("auto", "cpu", "gpu")
 FLAGS = {
-    "--checkpoint": {"type": Path, "help": "best.safetensors or last.safetensors of a run"},
+    "--checkpoint": {"type": Path, "help": "best.safetensors or last.safetensors of a run, or its folder"},
     "--weights": {"help": "the backbone's file or tag, if it is not where the run had it"},
     "--window": {"type": float, "metavar": "S"},
     "--hop": {"type": float, "metavar": "S", "help": "seconds from window to window (default: --window)"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -13,13 +14,15 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """Remembers that one of the signals came. A second Ctrl-C stops at once.
+    """Remembers that one of the signals came, and acknowledges Ctrl-C. A second Ctrl-C stops at once.
+
+    interrupted: it was Ctrl-C, by a person, whose next command should not follow as if this one had ended.
 
     Until `begin` is called nothing is done that could be lost: then a signal ends the program there and then, with 0.
     """
 
     def __init__(self):
-        self.wanted, self._begun = False, False
+        self.wanted, self._begun, self.interrupted = False, False, False
         self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
     def begin(self) -> None:
@@ -37,3 +40,8 @@ class StopSignal:
             print("stopped at the start: the same command begins where it would have", file=sys.stderr, flush=True)
             raise SystemExit(0)
         self.wanted = True
+        if number == signal.SIGINT:
+            self.interrupted = True
+            os.write(
+                2, b"\nstopping after this step, with the state saved; Ctrl-C once more ends at once\n"
+            )  # print might be busy

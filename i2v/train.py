@@ -5,13 +5,14 @@
 
 Running the same command again continues where the run was, exactly: order, frames, crops, dropout and learning rate
 are functions of how many samples were seen, and the rest is in the checkpoint. SIGTERM and SIGUSR1 write a checkpoint
-and end the run with exit code 0.
+and end the run with exit code 0, Ctrl-C with 130.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,15 +24,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from i2v.atomic import replacing
 from i2v.checkpoint import Meta, load_checkpoint
-from i2v.config import Config, load_config, to_dict
+from i2v.config import Config, load_config, to_dict, with_epochs
 from i2v.distributed import World, close_world, end_of_another, init_world, share_buffers
 from i2v.feed import check_labels, class_weights, open_loader, split_batch, together
 from i2v.finite import Guard, TooManyBadSteps
 from i2v.lock import held
+from i2v.memory import is_out_of_memory, out_of_memory, too_little_memory
 from i2v.metrics import evaluate
 from i2v.optim import learning_rate
+from i2v.outlook import few_steps, length_in_samples, short_videos
 from i2v.pipelines import ShardError
 from i2v.pipelines.loader import Loader
+from i2v.pipelines.plan import Plan
 from i2v.placement import autocast_for
 from i2v.progress import Progress
 from i2v.runlog import RunLog
@@ -45,14 +49,19 @@ from i2v.transfer import HEAD
 SAVED = "The state of the run is saved: the same command continues from it."
 
 
-def run(config: Config, world: World, stop: StopSignal | None = None) -> None:
-    """Train in the folder config.out, which no other run may write to at the same time."""
+def run(config: Config, world: World, stop: StopSignal | None = None) -> bool:
+    """Train in the folder config.out, which no other run may write to at the same time; whether it came to its end."""
     stop = stop or StopSignal()
     try:
         with held(Path(config.out), world):
-            train_in(Path(config.out), config, world, stop)
+            return train_in(Path(config.out), config, world, stop)
     except FloatingPointError as error:
         raise FloatingPointError(f"{error}: {after_divergence(config)}") from error
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, ShardError) or not is_out_of_memory(error):
+            raise
+        micro_batch, _ = split_batch(config.train.batch_size, config.train.micro_batch, world.size)
+        raise MemoryError(out_of_memory(config.train, micro_batch)) from error
     finally:
         stop.close()
 
@@ -80,7 +89,7 @@ class Run:
         return self.progress.samples / len(self.loader.plan)
 
 
-def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> None:
+def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> bool:
     # ---- where were we? ----------------------------------------------------------------------------------------------
     train, last = config.train, out / "last.safetensors"
     saved, meta = load_checkpoint(last) if last.exists() else ({}, None)
@@ -91,6 +100,9 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> None:
     # state is how many samples were seen, so that a continued run sees what an uninterrupted one would have seen.
     micro_batch, accumulate = split_batch(train.batch_size, train.micro_batch, world.size)
     loader = open_loader(config, world, "train", config.data.train, micro_batch, progress.samples)
+    samples = length_in_samples(config, len(loader.plan), progress.step, progress.samples)
+    config = with_epochs(config, samples / len(loader.plan))
+    train = config.train
     val_loader = None
     if config.data.val:
         val_loader = open_loader(config, world, "val", config.data.val, train.eval_batch or micro_batch)
@@ -110,12 +122,13 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> None:
     )
 
     # ---- reports and checkpoints -------------------------------------------------------------------------------------
-    samples = math.ceil(train.epochs * len(loader.plan))
     last_step = progress.step + math.ceil(max(samples - progress.samples, 0) / train.batch_size)
     last_step = min(last_step, train.max_steps or last_step)
     due = progress.validation_due and val_loader is not None
     log = RunLog(out, world.is_main, progress.step, progress.samples, last_step, world.device, due)
     describe(log, config, world, trainee, meta, f"{micro_batch} clips x {accumulate}", len(loader.plan))
+    if world.is_main:
+        warn(log, config, world, micro_batch, trainee, loader.plan)
     if world.is_main:
         with replacing(out / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
@@ -132,12 +145,16 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> None:
             save.last()
         loop(run)
         made = [name for name in ("best.safetensors", "last.safetensors", "log.jsonl", "curves.png") if (out / name).exists()]
+        say_quarantined(run)
         log.say(f"done: {out} has {', '.join(made)}")
+        return True
     except Stopped:
         # In a validation there is nothing to save: that was done before it began.
         if not progress.validation_due:
             save.last()
+        say_quarantined(run)
         log.say(f"stopped after step {progress.step}: the same command continues from there")
+        return False
     except ShardError as error:  # the data failed; what is saved is the state after the last step that was finished
         if not progress.validation_due:
             save.last()
@@ -170,7 +187,7 @@ def loop(run: Run) -> None:
         progress.advance(train.batch_size, step.loss, step.norm, step.taken)
         run.guard.look(train.batch_size)
 
-        finished = progress.step == run.last_step
+        progress.finished = finished = progress.step == run.last_step
         if progress.step % train.log_every == 0 or finished:
             means = progress.take_means()
             if means:
@@ -200,6 +217,17 @@ def validate(run: Run) -> None:
     run.progress.validation_due = False
     run.log.test(run.progress.step, run.epoch, found)
     run.save.best(found, run.config.train.best)
+
+
+def say_quarantined(run: Run) -> None:
+    """How many clips did not count, and where they are listed."""
+    for loader in (run.loader, run.val_loader):
+        bad = loader.quarantine.refreshed() if loader is not None else {}
+        if bad:
+            run.log.say(
+                f"WARNING: {len(bad)} of {len(loader.shards)} clips of {loader.shards.root} could not be used and counted for "
+                f"nothing: they are listed with reasons in {loader.quarantine.path}"
+            )
 
 
 def after_divergence(config: Config) -> str:
@@ -232,8 +260,20 @@ def describe(log: RunLog, config: Config, world: World, trainee: Trainee, meta: 
             f"WARNING: the steps before were of {before} clips: with train.batch_size {config.train.batch_size} the run goes "
             "on as another optimisation, at the learning rate of the old one."
         )
+    if trainee.note:
+        log.say(trainee.note)
     if trainee.source == "random":
         log.say("WARNING: model.weights is random: a frozen random backbone does not learn.")
+
+
+def warn(log: RunLog, config: Config, world: World, micro_batch: int, trainee: Trainee, plan: Plan) -> None:
+    """What can go wrong with this run, as far as that can be counted before its first step."""
+    lines = [few_steps(config, len(plan)), short_videos(plan)]
+    if world.device.type == "cpu":
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        lines.append(too_little_memory(config.train, micro_batch, trainee.identity.model, processes))
+    for line in filter(None, lines):
+        log.say(line)
 
 
 def main() -> None:
@@ -248,8 +288,10 @@ def main() -> None:
         # Until the processes have met, a signal ends this one there and then, as is its default: one that waits for others
         # in the middle of it could not answer, and after a restart the launchers would lose each other over it.
         world = init_world(config.data.device)
-        run(config, world, StopSignal())
-    except (ValueError, TypeError, OSError, FloatingPointError, ShardError) as error:
+        stop = StopSignal()
+        if not run(config, world, stop) and stop.interrupted and world.size == 1:  # torchrun has a code of its own
+            sys.exit(130)
+    except (ValueError, TypeError, OSError, FloatingPointError, MemoryError, ShardError) as error:
         sys.exit(f"i2v.train: {error}")
     except KeyboardInterrupt:
         sys.exit("i2v.train: interrupted; the same command continues from the last checkpoint")

@@ -15,7 +15,7 @@ from i2v.ema import Average
 from i2v.feed import how_stored
 from i2v.model import VideoClassifier
 from i2v.optim import build_optimizer, layers_of
-from i2v.placement import choose_precision, compile_blocks, place, recompute_blocks
+from i2v.placement import choose_precision, compile_blocks, may_compile, place, recompute_blocks
 from i2v.session import build_model, describe_backbone
 from i2v.transfer import HEAD, start_from
 from i2v.weights import load_weights
@@ -33,6 +33,7 @@ class Trainee:
     identity: Meta  # what every checkpoint says about the run, but for how far it is
     source: str  # of the frozen weights
     begun: str  # how, in words
+    note: str = ""  # what else to tell
 
 
 def open_trainee(config: Config, world: World, loader, saved: dict, meta: Meta | None) -> Trainee:
@@ -72,10 +73,11 @@ def open_trainee(config: Config, world: World, loader, saved: dict, meta: Meta |
         scaler.load_state_dict(meta.progress.get("scaler") or scaler.state_dict())
         if average is not None:
             average.restore(saved)
-    if train.compile:
+    compiles, note = may_compile(train.compile, world.device)
+    if compiles:
         compile_blocks(model)
     recompute_blocks(model, train.recompute)
-    return Trainee(model, optimizer, scaler, average, dtype, identity, source, begun)
+    return Trainee(model, optimizer, scaler, average, dtype, identity, source, begun, note)
 
 
 def check_trained(config: Config, parameters: dict) -> None:

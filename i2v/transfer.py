@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from i2v.checkpoint import Meta, is_checkpoint, load_checkpoint, weights_of
+from i2v.checkpoint import Meta, is_checkpoint, load_checkpoint, of_folder, weights_of
 from i2v.model import VideoClassifier
 from i2v.session import INCLUDED
 from i2v.weights import fingerprint, load_weights
@@ -19,7 +19,7 @@ def start_from(model: VideoClassifier, path: str, classes: list[str], source: st
     source: where the backbone came from. Returns where it is now, and a sentence: what was loaded and what is fresh.
     Raises ValueError if anything but the head does not fit.
     """
-    before = fingerprint(model.frozen_parameters())
+    before, path = fingerprint(model.frozen_parameters()), str(of_folder(path))
     if is_checkpoint(path):
         tensors, meta = load_checkpoint(path)
         _check(meta, model, path, before)

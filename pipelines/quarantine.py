@@ -25,6 +25,12 @@ class Quarantine:
         self._lock = threading.Lock()
         self.bad: dict[int, str] = self._read()
 
+    def refreshed(self) -> dict[int, str]:
+        """`bad`, with what other ranks have written down by now."""
+        with self._lock:
+            self.bad |= self._read()
+            return self.bad
+
     def add(self, clip_id: int, reason: str) -> None:
         """Raises ShardError if these are too many now, or if the file cannot be written."""
         with self._lock:

@@ -11,7 +11,7 @@ import io
 import math
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -139,9 +139,14 @@ class EncodedClip:
         return len(self.fragments)
 
 
-def encode_video(video: Video | str | os.PathLike, settings: EncodeSettings = EncodeSettings()) -> EncodedClip:
+def encode_video(
+    video: Video | str | os.PathLike,
+    settings: EncodeSettings = EncodeSettings(),
+    on_frame: Callable[[float], None] | None = None,
+) -> EncodedClip:
     """Read a video, or the part of it that is meant, and make the clip that is stored.
 
+    on_frame: called with every frame's time, in seconds of the source: a film takes minutes.
     Raises RejectedVideo if it cannot be made, StoreError if the place where the video is cannot be read.
     """
     video = video if isinstance(video, Video) else Video(os.fspath(video))
@@ -151,8 +156,15 @@ def encode_video(video: Video | str | os.PathLike, settings: EncodeSettings = En
         rate = min(rate, Fraction(settings.fps).limit_denominator(1001)) if settings.fps else rate
         frames = chosen_frames(container, stream, video.start, video.end, settings.max_seconds, settings.fps)
         pixel_shape = stream.sample_aspect_ratio or Fraction(1)
-        data, width, height, times = _encode(_upright_frames(frames, pixel_shape, settings), rate, settings)
+        upright = _upright_frames(frames, pixel_shape, settings)
+        data, width, height, times = _encode(upright if on_frame is None else _told(upright, on_frame), rate, settings)
     return _validated(data, width, height, times, float(rate), settings.gop, source_bytes)
+
+
+def _told(frames: Iterator[tuple[float, av.VideoFrame]], on_frame: Callable[[float], None]):
+    for time, frame in frames:
+        on_frame(time)
+        yield time, frame
 
 
 def stored_size(width: Fraction, height: Fraction, short_side: int) -> tuple[int, int]:

@@ -196,6 +196,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if manifest is None:
         print(f"the shards of task {arguments.task_index} are made; the task that ends last joins those of all in {out}.")
         return 0
+    if manifest["clips"] == 0 and progress.first is None:
+        mended = "if they are mended now, or --root is, give this command with --retry"
+        return _fail(1, f"{out} was made before and every video was rejected: see {out}/rejected.csv; {mended}.")
     if progress.first is None:
         state = f"nothing of {arguments.source} is new; {out} has" if arguments.append else f"{out} is complete already:"
         print(f"{state} {manifest['clips']:,} clips; rejected: {manifest['rejected']:,}.")

@@ -112,9 +112,19 @@ def files_below(folder: str) -> list[str]:
         if is_url(folder):
             found = Store(folder).below()
         else:
-            found = []
+            found, ways = (
+                [],
+                {folder: (os.path.realpath(folder),)},
+            )  # ways: through which folders each is reached, without links
             for here, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
-                folders[:] = [name for name in folders if not _leads_upwards(os.path.join(here, name))]
+                way = ways.pop(here)
+                for name in list(folders):
+                    path = os.path.join(here, name)
+                    real = os.path.realpath(path) if os.path.islink(path) else os.path.join(way[-1], name)
+                    if real in way or _leads_upwards(path):
+                        folders.remove(name)
+                    else:
+                        ways[path] = (*way, real)
                 prefix = os.path.relpath(here, folder) + "/" if here != folder else ""
                 found += [prefix + name for name in files]
     return sorted(name for name in found if not is_hidden(name))

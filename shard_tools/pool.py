@@ -8,11 +8,13 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 
 from i2v.pipelines.store import RETRY, StoreError, is_url
+from i2v.shard_tools.decode import CUT_IT
 from i2v.shard_tools.encode import EncodedClip, EncodeSettings, encode_video
 from i2v.shard_tools.source_video import RejectedVideo, describe
 from i2v.shard_tools.sources import Video
@@ -24,16 +26,21 @@ STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}  # that ask the run to en
 
 
 def encode_videos(
-    videos: Iterable[Video | str], settings: EncodeSettings, workers: int = 0, timeout: float = 600
+    videos: Iterable[Video | str],
+    settings: EncodeSettings,
+    workers: int = 0,
+    timeout: float = 600,
+    on_frame: Callable[[Video | str, float], None] | None = None,
 ) -> Iterator[EncodedClip | RejectedVideo]:
     """The outcome of every video (or path of one), in order. Raises StoreError if their place cannot be read.
 
     workers: processes; a video that kills its process or takes longer than `timeout` seconds is rejected, the others
-    go on. 0: in this process, without that protection. What is in flight is bounded, however long the list.
+    go on. 0: in this process, without that protection; only then on_frame is called, with the video and the second of
+    every frame. What is in flight is bounded, however long the list.
     A video in a store may take the time in which a store is given up in addition: that it stalls is not the video's fault.
     """
     if workers == 0:
-        yield from (_outcome(video, settings) for video in videos)
+        yield from (_outcome(video, settings, on_frame and partial(on_frame, video)) for video in videos)
         return
     videos, started, finished, yielded = enumerate(videos), 0, {}, 0
     pool = [_Worker(settings) for _ in range(workers)]
@@ -113,7 +120,7 @@ class _Worker:
                 raise RuntimeError("a worker process died before its first video") from None
             return self._lost(_cause_of_death(self.process.exitcode))
         if time.monotonic() > self.deadline:
-            return self._lost(f"it took longer than {timeout:g} seconds")
+            return self._lost(f"it took longer than {timeout:g} seconds: give it more with --timeout, or {CUT_IT}")
         return None
 
     def kill(self) -> None:
@@ -150,9 +157,9 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _outcome(video: Video | str, settings: EncodeSettings) -> EncodedClip | RejectedVideo:
+def _outcome(video: Video | str, settings: EncodeSettings, on_frame=None) -> EncodedClip | RejectedVideo:
     try:
-        return encode_video(video, settings)
+        return encode_video(video, settings, on_frame)
     except StoreError:
         raise
     except RejectedVideo as rejected:

@@ -91,6 +91,8 @@ def _open(file, protocols: str, form: str | None):
 def _check_file(path: str) -> int:
     if os.path.isdir(path):
         raise RejectedVideo("it is a folder")
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe, whose opening would wait for who writes to it, or a device
+        raise RejectedVideo("it is a pipe or a device, not a file")
     try:
         with _store_errors(path), open(path, "rb") as file:
             size = os.path.getsize(path)

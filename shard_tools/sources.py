@@ -8,7 +8,7 @@ import os
 from typing import NamedTuple
 
 from i2v.shard_tools.lists.classes import read_class_list
-from i2v.shard_tools.lists.labels import indices, names_that_occur, read_map, readable, remarks, rename
+from i2v.shard_tools.lists.labels import indices, names_that_occur, read_map, readable, refuse_alike, remarks, rename
 from i2v.shard_tools.lists.layouts import read_layout
 from i2v.shard_tools.lists.source import Row
 from i2v.shard_tools.paths import SourceError, is_url, join
@@ -75,6 +75,8 @@ def read_sources(
     if renamed is not None:
         rows, own = rename(rows, own, renamed, source, map, notes)
     names, videos = given or own or names_that_occur(rows, source), []
+    if given is None:
+        refuse_alike(names, source)
     labels = indices(rows, names, source, classes or "its classes")
     for row, label in zip(rows, labels):
         path, name = join(found.root, row.path), names[label] if label >= 0 else None

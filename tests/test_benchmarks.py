@@ -6,17 +6,20 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 
-from benchmarks import contenders, floor_plan, index, keys, loader, report, sharding, videos
+from benchmarks import contenders, floor_plan, gpu, index, kernels, keys, loader, overhead, report, sharding, videos
 from benchmarks.measure import shown_command
 from i2v.pipelines.shards import ClipError, ShardSet
 from i2v.shard_tools.encode import EncodeSettings
+from tests.processes import LIMIT
 from tests.videos import moving, write_video
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +55,22 @@ def test_the_gpu_script_runs_where_there_is_none(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "facts: {" in done.stdout, done.stderr
     assert "libnvcuvid.so.1" in json.loads((tmp_path / "r.json").read_text())["facts"]["libraries"]
+
+
+@pytest.mark.process
+def test_a_question_that_takes_too_long_costs_no_other(monkeypatch):
+    args = SimpleNamespace(end=time.monotonic(), quick=True)
+    monkeypatch.setattr(gpu, "AFTER_THE_END", LIMIT)
+    assert gpu.asked("facts", args) == {"error": "not asked: the time was over (--minutes)"}
+    monkeypatch.setattr(gpu, "AFTER_THE_END", 0)
+    assert gpu.asked("facts", args) == {"error": "it ended with code -9"}
+
+
+def test_what_is_asked_of_a_device_is_answered_on_a_cpu():
+    questions = kernels.questions("cpu", 2)
+    for name in ("memory", "product bf16", "attention over frames, default", "the same, 2 in one, default"):
+        found = gpu.answer(questions[name])
+        assert found["ms"] > 0 and found.get("difference", 0) < 0.05, name
 
 
 # ---- the data side ---------------------------------------------------------------------------------------------------
@@ -127,6 +146,16 @@ def test_the_loader_benchmark_and_its_table(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     text = report.fill("<!-- loader -->\nold\n<!-- /loader -->")
     assert f"| {rates['mjpeg']['median']:.1f} ({times['mjpeg']['pyav']:.1f} / " in text and "old" not in text
+
+
+@pytest.mark.process
+def test_what_the_loader_costs_besides_decoding(cache, tmp_path, monkeypatch):
+    result = run(monkeypatch, overhead, "--quick", "--cache", cache, "--json", tmp_path / "overhead.json")
+    constant, decoding = result["constant"], result["decoding"]
+    assert set(constant) == {"float32", "uint8"} and set(decoding) == {"mjpeg", "h264 gop 8", "vp9 gop 8"}
+    assert all(found["ms"] >= found["asking_ms"] > 0 for found in (*constant.values(), *(of["1"] for of in decoding.values())))
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert f"| {constant['uint8']['ms']:.2f} | " in report.fill("<!-- overhead -->\nold\n<!-- /overhead -->")
 
 
 def test_the_memory_of_the_loader(cache, tmp_path, monkeypatch, here):

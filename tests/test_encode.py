@@ -421,7 +421,7 @@ import os, sys
 from i2v.shard_tools import pool
 from i2v.shard_tools.encode import EncodeSettings
 
-def encode_video(video, settings):
+def encode_video(video, settings, on_frame):
     print(os.getpid(), flush=True)
     open(video)  # a FIFO that nobody writes to
 
@@ -489,6 +489,10 @@ def test_faults_are_told(tmp_path):
     assert reason(write_audio(tmp_path / "audio.mp4")) == "it has no video stream"
     assert reason(tmp_path / "missing.mp4") == "the file does not exist"
     assert reason(tmp_path) == "it is a folder"
+    os.mkfifo(tmp_path / "pipe.mp4")  # nobody writes to it: who opened it would wait for ever
+    assert reason(tmp_path / "pipe.mp4") == "it is a pipe or a device, not a file"
+    (tmp_path / "link.mp4").symlink_to("pipe.mp4")
+    assert reason(tmp_path / "link.mp4") == "it is a pipe or a device, not a file"
     assert "too narrow" in reason(write_video(tmp_path / "strip.mp4", solid((1, 2, 3), 2, 2, 400)))
 
 
@@ -527,13 +531,15 @@ def test_impossible_settings(arguments, message):
 
 
 def work_or_crash(connection, settings):
-    """A worker whose decoder crashes in a video of this name."""
+    """A worker whose decoder crashes in a video of this name, or hangs."""
     encode = pool.encode_video
 
-    def encode_or_crash(video, settings):
+    def encode_or_crash(video, settings, on_frame):
+        while video.endswith("hang.mp4"):
+            signal.pause()
         if video.endswith("crash.mp4"):
             os.kill(os.getpid(), signal.SIGSEGV)
-        return encode(video, settings)
+        return encode(video, settings, on_frame)
 
     pool.encode_video = encode_or_crash
     pool._work(connection, settings)
@@ -543,7 +549,6 @@ def work_or_crash(connection, settings):
 def test_many_videos_in_processes_that_die_or_hang(tmp_path, monkeypatch):
     good, hang, crash, missing = (str(tmp_path / f"{name}.mp4") for name in ("good", "hang", "crash", "missing"))
     write_video(good, moving(4))
-    os.mkfifo(hang)  # opening it blocks for ever
     start, workers = pool._Worker.start, {}
 
     def start_and_note(self, task, video, timeout):
@@ -555,7 +560,7 @@ def test_many_videos_in_processes_that_die_or_hang(tmp_path, monkeypatch):
     outcomes = list(encode_videos([good, crash, good, hang, missing, good], SMALL, workers=1, timeout=LIMIT))
     assert [type(outcome) for outcome in outcomes[::2]] == [EncodedClip, EncodedClip, RejectedVideo]
     assert outcomes[1].reason == "the decoder crashed (signal 11)"
-    assert outcomes[3].reason == f"it took longer than {LIMIT} seconds"
+    assert outcomes[3].reason.startswith(f"it took longer than {LIMIT} seconds: give it more with --timeout, or cut it")
     assert outcomes[4].reason == "the file does not exist"
     assert outcomes[0].data == outcomes[5].data == encode_video(good, SMALL).data
     assert len(set(workers.values())) == 3 and all(map(gone, workers.values()))

@@ -1,7 +1,11 @@
 """Evaluation and prediction: every video once, the same result on any number of ranks and for any batch size."""
 
 import json
+import os
+import shutil
 import subprocess
+import time
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +14,13 @@ import torch
 from safetensors.torch import save_file
 
 from i2v import metrics
-from i2v.checkpoint import Backbone, Meta, load_checkpoint, save_checkpoint
+from i2v.checkpoint import Backbone, Meta, load_checkpoint, of_folder, save_checkpoint
 from i2v.metrics import evaluate
 from i2v.model import create_model
 from i2v.pipelines import Batch
 from i2v.pipelines.shards import ShardSet
-from i2v.predict import find_videos
-from i2v.session import restore_model
+from i2v.predict import Patience, find_videos, predict
+from i2v.session import open_session, restore_model
 from i2v.vit import VisionTransformer, ViTSpec
 from i2v.weights import fingerprint, load_weights
 from tests.processes import ENVIRONMENT, LIMIT, on_ranks
@@ -105,6 +109,23 @@ def test_a_broken_file_is_named_and_the_others_are_predicted(checkpoint, shapes,
     assert done.stdout.count(" %  ") == 5 and "1 of 2 videos could not be read" in done.stderr
 
 
+def test_a_film_that_takes_long_is_told_of(checkpoint, shapes, monkeypatch, capsys):
+    video, told = next((shapes / "val" / "left").iterdir()), []
+    session = open_session(Namespace(checkpoint=checkpoint, weights=None))
+    silent = dict(predict(session, [video], window=0.2))[str(video)]
+    ((_, found),) = predict(session, [video], window=0.2, tell=told.append)
+    assert len(found) == len(silent)
+    times = [text.removeprefix(f"{video}: read up to ") for text in told if "read up to" in text]
+    assert len(times) == 20 and times == sorted(times) and set(times) == {"0:00:00", "0:00:01"}  # of every frame
+    assert told[-1] == f"looking at {len(found)} of {len(found)} views"
+
+    patience, now = Patience(), time.monotonic()
+    for seconds in (1, 9, 11, 12, 22):
+        monkeypatch.setattr(time, "monotonic", lambda: now + seconds)
+        patience(f"at {seconds}")
+    assert capsys.readouterr().err == "at 11\nat 22\n"
+
+
 def test_wrong_paths_are_one_sentence(checkpoint, tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         find_videos([tmp_path / "none.mp4"])
@@ -115,9 +136,44 @@ def test_wrong_paths_are_one_sentence(checkpoint, tmp_path):
         load_checkpoint(tmp_path / "text.safetensors")
     with pytest.raises(ValueError, match="does not exist: give a checkpoint"):
         load_checkpoint(tmp_path / "none.safetensors")
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(ValueError, match="pipe.safetensors cannot be read as a checkpoint .it is no file"):
+        load_checkpoint(tmp_path / "pipe.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="was not written by i2v.train"):
         load_checkpoint(tmp_path / "other.safetensors")
+
+
+def test_a_checkpoint_that_may_not_be_read_is_there(checkpoint, monkeypatch):
+    def forbidden(path, *_):  # root, whom tests may run as, may read all
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("builtins.open", forbidden)
+    with pytest.raises(ValueError, match="best.safetensors cannot be read .Permission denied.: change its permissions"):
+        load_checkpoint(checkpoint)
+
+
+def test_a_folder_stands_for_its_best_checkpoint(checkpoint, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(ValueError, match="run has no model: there is none of best.safetensors, last.safetensors"):
+        load_checkpoint(folder)
+    for name in ("last.safetensors", "best.safetensors"):
+        shutil.copy(checkpoint, folder / name)
+        assert of_folder(folder) == folder / name
+    assert load_checkpoint(folder)[1] == load_checkpoint(checkpoint)[1]
+
+
+def test_a_backbone_that_is_not_there_is_asked_for(checkpoint, tmp_path, monkeypatch):
+    """The run had it by a relative path, and this is another folder."""
+    tensors, meta = load_checkpoint(checkpoint)
+    file, moved = meta.backbone.weights, replace(meta, backbone=replace(meta.backbone, weights="weights/clip.pt"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="had its backbone's weights at weights/clip.pt, .*: say with --weights where it is"):
+        restore_model(tensors, moved)
+    restore_model(tensors, moved, file)
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint file other.pt"):  # what the user typed
+        restore_model(tensors, moved, "other.pt")
 
 
 def test_a_checkpoint_refuses_another_backbone_and_another_method(checkpoint, tmp_path):

@@ -12,6 +12,7 @@ FILES = sorted(p.relative_to(ROOT) for name in PACKAGES for p in (ROOT / name).r
 GROUND = ("i2v.atomic", "i2v.console", "i2v.rules")  # what every room may stand on
 ENTRY_POINTS = {
     "i2v.train",
+    "i2v.sweep",
     "i2v.evaluate",
     "i2v.predict",
     "i2v.features",

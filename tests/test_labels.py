@@ -70,6 +70,29 @@ def test_names_that_only_look_odd_are_labels(tmp_path):
     assert load_sources(tmp_path / "folders")[1] == ["None", "a|b"]
 
 
+ALIKE = [("run", "run "), ("1", "1.0"), ("a  b", "a b"), ("cafe\u0301", "caf\u00e9")]
+
+
+@pytest.mark.parametrize("one, other", ALIKE)
+def test_classes_that_look_the_same_are_refused(tmp_path, one, other):
+    touch(tmp_path / "videos", f"{one}/a.mp4", f"{other}/b.mp4", "jump/c.mp4")
+    with pytest.raises(SourceError, match=f"{one!r} and {other!r} are two classes of .* that look the same: write both alike"):
+        load_sources(tmp_path / "videos")
+    meant = write(tmp_path / "manifest.json", json.dumps({"classes": [one, other, "jump"], "shards": []}))
+    assert [video.class_name for video in load_sources(tmp_path / "videos", classes=meant)[0]].count(other) == 1
+
+
+def test_numbers_among_names_are_not_two_classes_by_their_form(tmp_path):
+    with pytest.raises(SourceError, match="'1' and '1.0' are two classes"):
+        load_sources(write(tmp_path / "list.csv", "a.mp4,1\nb.mp4,1.0\nc.mp4,run\n"))
+    assert load_sources(write(tmp_path / "other.csv", "a.mp4,1\nb.mp4,1.5\nc.mp4,Run\nd.mp4,run\n"))[1] == [
+        "1",
+        "1.5",
+        "Run",
+        "run",
+    ]
+
+
 def test_several_integers_after_a_path(tmp_path):
     with pytest.raises(SourceError, match="row 2 of .*'1 2', which looks like several"):
         load_sources(write(tmp_path / "list.txt", "a.mp4 3\nb.mp4 1 2\n"))

@@ -42,6 +42,10 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
     (tmp_path / "videos" / "run").symlink_to(tmp_path / "disk")
     (tmp_path / "disk" / "deep" / "back").symlink_to(tmp_path / "disk")
     assert [video.source for video in load_sources(tmp_path / "videos")[0]] == ["run/a.mp4", "run/deep/b.mp4", "run/more/c.mp4"]
+    (tmp_path / "other" / "round").symlink_to(tmp_path / "disk")  # the two lead to each other
+    assert [video.source for video in load_sources(tmp_path / "videos")[0]] == ["run/a.mp4", "run/deep/b.mp4", "run/more/c.mp4"]
+    (tmp_path / "videos" / "jump").symlink_to(tmp_path / "other")  # another way to the same folder is no circle
+    assert len(load_sources(tmp_path / "videos")[0]) == 6
 
 
 def test_files_of_class_folders_that_are_no_videos_are_said(tmp_path):

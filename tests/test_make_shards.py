@@ -392,6 +392,21 @@ def test_no_usable_video_at_all(source, tmp_path, capsys):
 
 
 @pytest.mark.process
+def test_a_root_that_is_mended_after_total_failure(source, tmp_path, capsys):
+    """The list is the same, so the data set is known; it is not complete, and the sentence says how it gets there."""
+    (tmp_path / "list.csv").write_text("run/1.mp4,run\n")
+    given = [str(tmp_path / "list.csv"), "--out", str(tmp_path / "out"), "--workers", "1", "--short-side", "48"]
+    assert main([*given, "--root", str(tmp_path)]) == 1
+    mended = [*given, "--root", str(source)]
+    capsys.readouterr()
+    assert main(mended) == 1
+    said = capsys.readouterr()
+    assert "out/rejected.csv; if they are mended now, or --root is, give this command with --retry" in said.err
+    assert "complete already" not in said.out
+    assert main([*mended, "--retry"]) == 0 and len(ShardSet(tmp_path / "out")) == 1
+
+
+@pytest.mark.process
 def test_help_teaches_and_starts_quickly():
     process = command("--help")
     text, _ = process.communicate()

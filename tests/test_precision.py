@@ -12,7 +12,7 @@ from i2v.checkpoint import Meta
 from i2v.config import ModelConfig, load_config
 from i2v.distributed import World
 from i2v.model import create_model
-from i2v.placement import autocast_for, choose_precision, compile_blocks, place
+from i2v.placement import autocast_for, choose_precision, compile_blocks, may_compile, place
 from i2v.session import describe_backbone, load_backbone, own_tensors, restore_model
 from i2v.train import run
 from i2v.vit import VisionTransformer, ViTSpec
@@ -135,3 +135,26 @@ def test_compiled_blocks_keep_their_names_and_outputs(method):
     compile_blocks(model)
     assert list(model.state_dict()) == names
     torch.testing.assert_close(model(clips), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "wanted, device, variable, programs",
+    [("auto", "cuda", "CC", ("gcc", "clang")), (True, "cuda", "CC", ("gcc", "clang")), (True, "cpu", "CXX", ("g++",))],
+)
+def test_blocks_are_compiled_where_there_is_a_compiler(wanted, device, variable, programs, tmp_path, monkeypatch):
+    """On an empty PATH there is none; the variable names another."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv(variable, raising=False)
+    compiles, note = may_compile(wanted, torch.device(device))
+    assert not compiles and all(name in note for name in programs)
+    for name in (programs[0], "mine"):
+        (tmp_path / name).touch(mode=0o755)
+    assert may_compile(wanted, torch.device(device)) == (True, "")
+    (tmp_path / programs[0]).unlink()
+    monkeypatch.setenv(variable, "mine")
+    assert may_compile(wanted, torch.device(device)) == (True, "")
+
+
+@pytest.mark.parametrize("wanted, device", [("auto", "cpu"), (False, "cpu"), (False, "cuda")])
+def test_nothing_is_compiled_unasked(wanted, device):
+    assert may_compile(wanted, torch.device(device)) == (False, "")

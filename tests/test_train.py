@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from i2v.checkpoint import load_checkpoint, not_finite
 from i2v.config import load_config
+from i2v.curves import figure_of, read_log
 from i2v.distributed import World
 from i2v.feed import split_batch
 from i2v.lock import only_writer
@@ -29,6 +30,7 @@ from i2v.pipelines.shards import ShardSet
 from i2v.train import run
 from i2v.vit import VisionTransformer, ViTSpec
 from tests.processes import ENVIRONMENT, LIMIT, on_ranks
+from tests.test_loader import damage
 
 ROOT = Path(__file__).parent.parent
 GEOMETRY = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "heads": 4, "embed_dim": 32}
@@ -139,6 +141,15 @@ def test_killed_twice_and_continued_equals_uninterrupted(config, uninterrupted, 
 def test_sigterm_writes_a_checkpoint_and_exits_with_0(config, uninterrupted, tmp_path):
     assert spawn(config, tmp_path, kill=("SIGTERM", 4)) == 0
     assert load_checkpoint(tmp_path / "last.safetensors")[1].progress["step"] == 4  # the last step that was finished
+    assert_same(train(config, tmp_path), uninterrupted)
+
+
+@pytest.mark.process
+def test_ctrl_c_is_acknowledged_saves_and_lets_no_other_command_follow(config, uninterrupted, tmp_path):
+    done = spawn_process(config, tmp_path, kill=("SIGINT", 4))
+    said = ["stopping after this step, with the state saved; Ctrl-C once more ends at once", "stopped after step 4: the same"]
+    assert done.returncode == 130 and all(text in done.stderr for text in said), done.stderr
+    assert load_checkpoint(tmp_path / "last.safetensors")[1].progress["step"] == 4
     assert_same(train(config, tmp_path), uninterrupted)
 
 
@@ -466,7 +477,7 @@ def test_a_checkpoint_of_a_newer_version_is_refused(config, tmp_path):
 
 def test_another_batch_size_is_said(config, tmp_path, capfd):
     train(config, tmp_path, "train.max_steps=1", "data.val=null")
-    assert "WARNING" not in capfd.readouterr().err
+    assert "WARNING: the steps before" not in capfd.readouterr().err
     train(config, tmp_path, "train.max_steps=2", "data.val=null", "train.batch_size=4")
     assert "WARNING: the steps before were of 8 clips: with train.batch_size 4" in capfd.readouterr().err
 
@@ -619,3 +630,43 @@ def test_errors_of_the_command_are_one_sentence(config):
     command = [sys.executable, "-m", "i2v.train", "--config", str(config), "train.learning_rate=1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "unknown key train.learning_rate" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_run_without_a_compiler_says_so_and_goes_on(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "none-here")
+    train(config, tmp_path, "train.max_steps=1", "data.val=null", "train.compile=true")
+    assert "note: there is no none-here here, so blocks are not compiled" in capsys.readouterr().err
+
+
+def test_clips_in_quarantine_are_told_at_the_end(config, shapes, tmp_path, capsys):
+    """Of a continuation that meets none of them, too."""
+    shutil.copytree(shapes / "vp9", tmp_path / "shards")
+    for clip in (0, 5):
+        damage(tmp_path / "shards", clip)
+    options = ["data.val=null", f"data.train={tmp_path}/shards"]
+    train(config, tmp_path / "run", *options, "train.max_steps=3")
+    said = f"WARNING: 2 of 24 clips of {tmp_path}/shards could not be used and counted for nothing: they are listed"
+    assert f"{said} with reasons in {tmp_path}/run/quarantine-train.csv\ndone: " in capsys.readouterr().err
+    train(config, tmp_path / "run", *options, "train.max_steps=4")
+    assert said in capsys.readouterr().err
+    train(config, tmp_path / "fine", "data.val=null", "train.max_steps=1")
+    assert "could not be used" not in capsys.readouterr().err
+
+
+def test_plain_lines_have_the_total_and_the_time_that_is_left(config, tmp_path, capsys):
+    train(config, tmp_path, "train.max_steps=4", "data.val=null")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [re.match(r"step (\d)/4, (\d+:\d\d:\d\d) left  epoch", line)[1] for line in lines] == ["2", "4"]
+    assert lines[-1].startswith("step 4/4, 0:00:00 left")
+
+
+def test_the_picture_of_a_log_has_the_validations_loss_and_all_of_its_accuracies(config, tmp_path):
+    train(config, tmp_path, "train.eval_every=1", "train.max_steps=6")
+    records = read_log(tmp_path / "log.jsonl")
+    loss, _, accuracy, _ = figure_of(records, "").axes
+    drawn = {line.get_label(): list(line.get_ydata()) for line in loss.lines}
+    assert drawn["validation"] == [r["cross_entropy"] for r in records if "top1" in r] and len(drawn["validation"]) == 2
+    assert drawn["training"] == [r["loss"] for r in records if "loss" in r]
+    assert accuracy.get_ylim()[1] > 100  # a curve at 100 % is not the frame
+    older = [{name: value for name, value in r.items() if name != "cross_entropy"} for r in records]
+    assert [line.get_label() for line in figure_of(older, "").axes[0].lines] == ["training"]

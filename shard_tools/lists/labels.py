@@ -4,6 +4,7 @@ import csv
 import difflib
 import os
 import re
+import unicodedata
 from collections import Counter
 
 from i2v.shard_tools.lists.source import Row
@@ -38,6 +39,19 @@ def readable(rows: list[Row], names: set[str], source: str, notes: list[str]) ->
             lacking, other = (row, rows[0]) if row.label is None else (rows[0], row)
             raise SourceError(f"{lacking.where} of {source} has no label but {other.where} has: label all videos or none.")
     return rows
+
+
+def refuse_alike(names: list[str], source: str) -> None:
+    """Two classes whose names look the same are one by mistake: `run` and `run `, 1 and 1.0, an accent written in two ways."""
+    seen = {}
+    for name in names:
+        plain = " ".join(unicodedata.normalize("NFC", name).split())
+        plain = re.sub(r"^(-?\d+)\.0*$", r"\1", plain)
+        if seen.setdefault(plain, name) != name:
+            raise SourceError(
+                f"{seen[plain]!r} and {name!r} are two classes of {source} that look the same: write both alike, or, if they "
+                "are two, name all classes with --classes."
+            )
 
 
 def read_map(path: str | os.PathLike) -> dict[str, str]:
