@@ -7,12 +7,14 @@
 
 Every contender makes the same clips, the same frames and boxes of the same videos, in its own process on the same core:
 
-    vp9 gop N, mjpeg      this library's loader, from shards
+    vp9 gop N, h264 gop N, mjpeg    this library's loader, from shards
     pyav                  a torch DataLoader over the original files, as the five methods' repositories do it: decode every
                           frame, pick, normalise, crop and resize in torch (without a worker process: there is one core)
     webdataset + dali     the videos of our VP9 shards (GOP 8), read by webdataset, all their frames decoded by DALI, then
                           picked, cropped, resized and normalised as in our graph
     the same, frames=     as before, but DALI's decoder is told which frames: it stops at the last of them
+    torchcodec, spdl      if they are installed: only the wanted frames of the original files, then our own crop and resize;
+    torchcodec, gop N     and of the H.264 that our shards hold, as plain files
 
 They take turns in several rounds; what one of them does ahead is frozen while another is measured.
 """
@@ -21,14 +23,13 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import itertools
+import io
 import multiprocessing
 import os
 import signal
 import statistics
 import sys
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -36,12 +37,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 import av
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from benchmarks.contenders import (
+    AUGMENTATION,
+    SIZE,
+    from_decoder,
+    from_files,
+    from_shards,
+    from_webdataset,
+    installed,
+    spdl_pictures,
+    torchcodec_pictures,
+)
 from benchmarks.machine import write_result
 from benchmarks.measure import (
     in_fresh_process,
@@ -50,108 +59,24 @@ from benchmarks.measure import (
     resident_mb,
     shown_command,
     spread,
+    strongest_others,
     use_one_core,
 )
 from benchmarks.videos import make_videos, shard_videos
 from i2v.pipelines import ShardError, build_loader
-from i2v.pipelines.graph import MEAN, STD
 from i2v.shard_tools.dataset import OutputError
 from i2v.shard_tools.encode import EncodeSettings
 
 BATCH = 8
-SIZE = 224
 SAMPLINGS = {
     "8x16": {"num_frames": 8, "sampling": "stride", "stride": 16},
     "TSN-8": {"num_frames": 8, "sampling": "segments"},
     "16x4": {"num_frames": 16, "sampling": "stride", "stride": 4},
     "32x2": {"num_frames": 32, "sampling": "stride", "stride": 2},
 }
-AUGMENTATION = {"size": SIZE, "crop": "random_resized", "flip": 0.5}
-BASELINES = ("pyav", "webdataset + dali", "webdataset + dali, frames=")
+H264_GOPS = [1, 8]
 VIEWS_AT_ONCE = 3  # in the measurement of evaluation's memory
 BASELINE_GOP = 8  # of the shards that webdataset + DALI read
-
-
-# ---- contenders: (data, shards whose plan they follow, sampling, batch) -> batches (B, 3, T, H, W) ----------------------
-
-
-def from_shards(data: Path, plan_of: Path, sampling: dict, batch: int) -> Iterator[torch.Tensor]:
-    """This library."""
-    for made in _loader(data, sampling, batch):
-        yield made.clips
-
-
-def from_files(data: Path, plan_of: Path, sampling: dict, batch: int) -> Iterator[torch.Tensor]:
-    """A DataLoader that decodes whole files with PyAV."""
-    yield from DataLoader(WholeFiles(data, plan_of, sampling), batch, sampler=itertools.count(), num_workers=0)
-
-
-class WholeFiles(Dataset):
-    """Clips as the original repositories make them."""
-
-    def __init__(self, folder: Path, plan_of: Path, sampling: dict):
-        loader = _loader(plan_of, sampling)
-        self.plan, self.paths = loader.plan, [folder / loader.shards.metadata(i)["source"] for i in range(len(loader.plan))]
-        self.mean, self.std = torch.tensor(MEAN) / 255, torch.tensor(STD) / 255
-
-    def __getitem__(self, position: int) -> torch.Tensor:
-        clip = self.plan[position]
-        with av.open(str(self.paths[clip.id])) as container:
-            container.streams.video[0].codec_context.thread_count = 1
-            frames = list(container.decode(video=0))
-        pixels = torch.from_numpy(np.stack([frames[i].to_ndarray(format="rgb24") for i in clip.frames]))
-        pixels = ((pixels.float() / 255 - self.mean) / self.std).permute(3, 0, 1, 2)  # (3, T, H, W)
-        top, left, bottom, right = clip.boxes[0].astype(int)
-        pixels = F.interpolate(pixels[:, :, top:bottom, left:right], size=(SIZE, SIZE), mode="bicubic", align_corners=False)
-        return pixels.flip(-1) if clip.flip else pixels
-
-
-def from_webdataset(
-    data: Path, plan_of: Path, sampling: dict, batch: int, frames_known: bool = False
-) -> Iterator[torch.Tensor]:
-    """Webdataset reads the shards from front to back; DALI decodes whole videos, or up to the last wanted frame."""
-    from nvidia.dali import fn, pipeline_def, types
-
-    samples = _webdataset_samples(data, _loader(plan_of, sampling).plan)
-
-    @pipeline_def(batch_size=batch, num_threads=1, device_id=None)
-    def clips():
-        encoded, frames, box, mirror = fn.external_source(
-            source=lambda: tuple(map(list, zip(*itertools.islice(samples, batch)))),
-            num_outputs=4,
-            batch=True,
-            dtype=[types.UINT8, types.INT32, types.FLOAT, types.INT32],
-            ndim=1,
-        )
-        if frames_known:
-            video = fn.decoders.video(encoded, frames=frames)
-        else:
-            video = fn.sequence_rearrange(fn.decoders.video(encoded), new_order=frames)
-        video = fn.resize(video, size=[SIZE, SIZE], roi_start=box[0:2], roi_end=box[2:4], interp_type=types.INTERP_CUBIC)
-        mirror = fn.squeeze(mirror, axes=[0])
-        return fn.crop_mirror_normalize(video, mirror=mirror, mean=MEAN, std=STD, dtype=types.FLOAT, output_layout="FHWC")
-
-    pipeline = clips()
-    pipeline.build()
-    while True:
-        (made,) = pipeline.run()
-        yield torch.from_dlpack(made.as_tensor()).permute(0, 4, 1, 2, 3)
-
-
-def _webdataset_samples(shards: Path, plan):
-    """Endless: whole videos in the order of the shards, with the frames, box and flip that the plan has for them."""
-    import webdataset
-
-    files = sorted(map(str, shards.glob("*.tar")))
-    for epoch in itertools.count():
-        clips = {clip.id: clip for clip in map(plan.__getitem__, range(epoch * len(plan), (epoch + 1) * len(plan)))}
-        for video, sample in enumerate(webdataset.WebDataset(files, shardshuffle=False)):
-            clip = clips[video]
-            yield np.frombuffer(sample["mp4"], np.uint8), clip.frames, clip.boxes[0], np.array([clip.flip], np.int32)
-
-
-def _loader(shards: Path, sampling: dict, batch: int = 1):
-    return build_loader(shards, "train", sampling | AUGMENTATION, batch, "cpu", threads=1)
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
@@ -160,8 +85,8 @@ def _loader(shards: Path, sampling: dict, batch: int = 1):
 class Contender:
     """Batches from a process of its own, on one core. Between measurements it is stopped, with all its threads."""
 
-    def __init__(self, name: str, batches, data: Path, plan_of: Path):
-        self.name, self.data = name, data
+    def __init__(self, name: str, batches, data: Path, plan_of: Path, files: str):
+        self.name, self.data, self.files = name, data, files  # "ours", "originals" or "made" from them
         fork_server = multiprocessing.get_context("forkserver")
         fork_server.set_forkserver_preload(["torch", "nvidia.dali", "webdataset", "i2v.pipelines.loader"])
         self.connection, theirs = fork_server.Pipe()
@@ -211,22 +136,52 @@ def _contend(connection, batches) -> None:
         connection.send((clips / elapsed, (time.process_time() - worked) / elapsed))
 
 
-def measure_speed(videos: Path, samplings: dict, gops: list[int], batch: int, rounds: int, seconds: float) -> dict:
-    """Clips per second of every contender, for every sampling, and how many times the baselines that is."""
-    settings = [EncodeSettings("vp9", gop) for gop in gops] + [EncodeSettings("mjpeg")]
-    shards = {_name(s): shard_videos(videos, s) for s in settings}
+def plain_files(shards: Path) -> Path:
+    """The videos of shards as files beside them, named as the originals are: the same packets, not one fragment each."""
+    import webdataset
+
+    out, names = shards.with_name(f"{shards.name}-files"), build_loader(shards, "val", device="cpu").shards.metadata
+    for number, sample in enumerate(webdataset.WebDataset(sorted(map(str, shards.glob("*.tar"))), shardshuffle=False)):
+        path = out / names(number)["source"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(io.BytesIO(sample["mp4"])) as given, av.open(str(path), "w") as made:
+            stream = made.add_stream_from_template(given.streams.video[0])
+            for packet in given.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    made.mux(packet)
+    return out
+
+
+def contenders_of(videos: Path, gops: list[int]) -> list[Contender]:
+    """This library with each kind of shards, then the others."""
+    settings = [EncodeSettings("vp9", gop) for gop in gops] + [EncodeSettings("h264", gop) for gop in H264_GOPS]
+    shards = {_name(s): shard_videos(videos, s) for s in [*settings, EncodeSettings("mjpeg")]}
     whole = shards[f"vp9 gop {BASELINE_GOP}"]
-    contenders = [Contender(name, from_shards, data, data) for name, data in shards.items()]
-    contenders += [
-        Contender(BASELINES[0], from_files, videos, whole),
-        Contender(BASELINES[1], from_webdataset, whole, whole),
-        Contender(BASELINES[2], partial(from_webdataset, frames_known=True), whole, whole),
-    ]
+    made = [Contender(name, from_shards, data, data, "ours") for name, data in shards.items()]
+    made.append(Contender("pyav", from_files, videos, whole, "originals"))
+    made.append(Contender("webdataset + dali", from_webdataset, whole, whole, "made"))
+    made.append(Contender("webdataset + dali, frames=", partial(from_webdataset, frames_known=True), whole, whole, "made"))
+    if installed("spdl"):
+        made.append(Contender("spdl", partial(from_decoder, spdl_pictures), videos, whole, "originals"))
+    if installed("torchcodec"):
+        seeking = partial(from_decoder, torchcodec_pictures)
+        made.append(Contender("torchcodec", seeking, videos, whole, "originals"))
+        for gop in H264_GOPS:
+            made.append(Contender(f"torchcodec, gop {gop}", seeking, plain_files(shards[f"h264 gop {gop}"]), whole, "made"))
+    return made
+
+
+def measure_speed(videos: Path, samplings: dict, gops: list[int], batch: int, rounds: int, seconds: float) -> dict:
+    """Clips per second of every contender, for every sampling, and how many times each other one ours are."""
+    contenders = contenders_of(videos, gops)
+    ours = [contender.name for contender in contenders if contender.files == "ours"]
+    others = {contender.name: contender.files for contender in contenders if contender.files != "ours"}
     steps = tqdm(total=len(samplings) * (rounds + 1) * len(contenders), unit="turn", disable=not sys.stderr.isatty())
-    rates, shares = {}, []
+    rates, worked, shares = {}, {}, []
     try:
         for sampling, options in samplings.items():
-            rates[sampling] = {contender.name: [] for contender in contenders}
+            rates[sampling], worked[sampling] = ({contender.name: [] for contender in contenders} for _ in range(2))
             for contender in contenders:
                 contender.ask((options, batch))
                 steps.update()
@@ -234,6 +189,7 @@ def measure_speed(videos: Path, samplings: dict, gops: list[int], batch: int, ro
                 for contender in contenders:
                     rate, share = contender.ask(seconds)
                     rates[sampling][contender.name].append(rate)
+                    worked[sampling][contender.name].append(rate / share)
                     shares.append(share)
                     steps.update()
             if steps.disable:
@@ -244,12 +200,10 @@ def measure_speed(videos: Path, samplings: dict, gops: list[int], batch: int, ro
             contender.end()
     return {
         "clips_per_s": {s: {name: spread(values) for name, values in of.items()} for s, of in rates.items()},
+        "clips_per_cpu_s": {s: {name: spread(values) for name, values in of.items()} for s, of in worked.items()},
         "had_the_core": statistics.median(shares),  # much less than 1: other work has disturbed the measurement
-        "baselines": BASELINES,
-        "times": {
-            s: {name: {base: median_ratio(of[name], of[base]) for base in BASELINES} for name in shards}
-            for s, of in rates.items()
-        },
+        "others": others,  # and what they read: the original files, or some made from them
+        "times": {s: {o: {other: median_ratio(of[o], of[other]) for other in others} for o in ours} for s, of in rates.items()},
         "bytes": {contender.name: _bytes(contender.data) for contender in contenders},
     }
 
@@ -307,10 +261,13 @@ def table(result: dict) -> str:
     """The result as text."""
     lines = []
     for sampling, rates in result.get("clips_per_s", {}).items():
-        lines.append(f"{sampling:28} {'clips/s':>8} {'min':>8} {'max':>8}   times {' | '.join(BASELINES)}")
+        strongest = strongest_others(result, sampling)
+        lines.append(f"{sampling:26} {'clips/s':>8} {'min':>8} {'max':>8} {'per CPU s':>10}   times {' | '.join(strongest)}")
         for name, r in rates.items():
-            times = " | ".join(f"{value:.1f}" for value in result["times"][sampling].get(name, {}).values())
-            lines.append(f"  {name:26} {r['median']:8.1f} {r['min']:8.1f} {r['max']:8.1f}   {times}")
+            times = result["times"][sampling].get(name, {})
+            shown = " | ".join(f"{times[other]:.1f}" for other in strongest) if times else ""
+            cpu = result["clips_per_cpu_s"][sampling][name]["median"]
+            lines.append(f"  {name:24} {r['median']:8.1f} {r['min']:8.1f} {r['max']:8.1f} {cpu:10.1f}   {shown}")
     if result.get("had_the_core", 1) < 0.9:
         lines.append(f"Other work took {100 * (1 - result['had_the_core']):.0f} % of the core: do not believe these figures.")
     if "training" in result:

@@ -25,6 +25,13 @@ def median_ratio(values: list[float], others: list[float]) -> float:
     return statistics.median(value / other for value, other in zip(values, others))
 
 
+def strongest_others(result: dict, sampling: str) -> list[str]:
+    """What people do today, and the fastest on the original files and on files made from them."""
+    rates = result["clips_per_s"][sampling]
+    groups = ([name for name, files in result["others"].items() if files == kind] for kind in ("originals", "made"))
+    return list(dict.fromkeys(["pyav", *(max(group, key=lambda name: rates[name]["median"]) for group in groups)]))
+
+
 def resident_mb() -> float:
     """Memory of this process now, in MB (1e6 bytes)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6

@@ -14,6 +14,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # run as a file: import from the repository
+
+from benchmarks.measure import strongest_others
+
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -45,24 +49,54 @@ def throughput_table() -> str:
 
 
 def loader_table() -> str:
-    """Clips per second of every way to store and read, and times the baselines."""
+    """Clips per second of every way to store and read; of ours, times the strongest others."""
     parts = []
     for r in results("loader_speed*.json"):
         rows = []
         for name, size in r["bytes"].items():
-            cells = [_rate_and_times(r["clips_per_s"][s][name], r["times"][s].get(name)) for s in r["clips_per_s"]]
-            rows.append([name, f"{size / r['videos']['videos'] / 1e3:,.0f}", *cells])
+            cells = [_rate_and_times(r, s, name) for s in r["clips_per_s"]]
+            cpu = f"{r['clips_per_cpu_s'][next(iter(r['clips_per_s']))][name]['median']:.0f}"
+            rows.append([name, f"{size / r['videos']['videos'] / 1e3:,.0f}", *cells, cpu])
+        first = next(iter(r["clips_per_s"]))
         parts.append(
-            table(["clips/s", "KB per video", *r["clips_per_s"]], rows)
-            + f"\n\nOne core of {r['machine']['cpu']}, {r['size']} pixels, {of_what(r)}; median of {r['rounds']} rounds, "
-            f"in brackets times {' / '.join(r['baselines'])}."
+            table(["clips/s", "KB per video", *r["clips_per_s"], f"{first} per CPU second"], rows)
+            + f"\n\nOne core of {r['machine']['cpu']}, {r['size']} pixels, {of_what(r)}; median of {r['rounds']} rounds. "
+            "In brackets times pyav / the fastest other on the original files / the fastest other on files made from them; "
+            f"in {first} these are {' and '.join(strongest_others(r, first)[1:])}."
         )
     return "\n\n".join(parts)
 
 
-def _rate_and_times(rate: dict, times: dict | None) -> str:
-    shown = f"{rate['median']:.1f}"
-    return shown if times is None else f"{shown} ({' / '.join(f'{value:.1f}' for value in times.values())})"
+def _rate_and_times(r: dict, sampling: str, name: str) -> str:
+    shown, times = f"{r['clips_per_s'][sampling][name]['median']:.1f}", r["times"][sampling].get(name)
+    if times is None:
+        return shown
+    return f"{shown} ({' / '.join(f'{times[other]:.1f}' for other in strongest_others(r, sampling))})"
+
+
+def overhead_table() -> str:
+    """What the loader costs besides decoding, and what a second core gives."""
+    parts = []
+    for r in results("overhead*.json"):
+        rows = [
+            [
+                f"a constant for every clip, {dtype}",
+                f"{of['ms']:.2f}",
+                f"{of['asking_ms']:.2f}",
+                f"{1e3 / of['asking_ms']:,.0f}",
+                "",
+            ]
+            for dtype, of in r["constant"].items()
+        ]
+        for name, of in r["decoding"].items():
+            one, two = of["1"], of["2"]
+            gain = f"{one['clips_per_s']:.1f} and {two['clips_per_s']:.1f}, {two['clips_per_s'] / one['clips_per_s']:.2f} times"
+            rows.append(
+                [f"{name}, decoded", f"{one['ms']:.2f}", f"{one['asking_ms']:.2f}", f"{1e3 / one['asking_ms']:,.0f}", gain]
+            )
+        heads = ["", "ms per clip", "of it serial", "so at most, clips/s", "on one core and on two, clips/s"]
+        parts.append(table(heads, rows) + f"\n\n{r['machine']['cpu']}, {r['size']} pixels, 8x16, {of_what(r)}.")
+    return "\n\n".join(parts)
 
 
 def memory_table() -> str:
@@ -212,6 +246,7 @@ TABLES = {
         "python benchmarks/throughput.py --preset tiny --json benchmarks/results/throughput_tiny_cpu.json",
     ),
     "loader": (loader_table, "python benchmarks/loader.py --json benchmarks/results/loader_speed.json"),
+    "overhead": (overhead_table, "python benchmarks/overhead.py --json benchmarks/results/overhead.json"),
     "memory": (memory_table, "python benchmarks/loader.py --memory --json benchmarks/results/loader_memory.json"),
     "sharding": (sharding_table, "python benchmarks/sharding.py --json benchmarks/results/sharding.json"),
     "index": (index_table, "python benchmarks/index.py --json benchmarks/results/index.json"),

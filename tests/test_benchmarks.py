@@ -15,7 +15,7 @@ import av
 import numpy as np
 import pytest
 
-from benchmarks import floor_plan, gpu, index, kernels, keys, loader, report, sharding, videos
+from benchmarks import contenders, floor_plan, gpu, index, kernels, keys, loader, overhead, report, sharding, videos
 from benchmarks.measure import shown_command
 from i2v.pipelines.shards import ClipError, ShardSet
 from i2v.shard_tools.encode import EncodeSettings
@@ -107,16 +107,20 @@ def four_videos(cache):
 def test_all_contenders_make_the_same_clips(four_videos):
     shards = videos.shard_videos(four_videos, EncodeSettings(crf=4))
     sampling = loader.SAMPLINGS["TSN-8"]
-    plan = loader._loader(shards, sampling).plan
+    plan = contenders.loader_of(shards, sampling).plan
     order = np.argsort([plan[position].id for position in range(4)])  # webdataset reads them as they are stored
-    ours = first_batch(loader.from_shards, shards, shards, sampling)
-    torch_made = first_batch(loader.from_files, four_videos, shards, sampling)
+    ours = first_batch(contenders.from_shards, shards, shards, sampling)
+    torch_made = first_batch(contenders.from_files, four_videos, shards, sampling)
     assert ours.shape == torch_made.shape == (4, 3, 8, 224, 224)
     assert (ours - torch_made).abs().mean() < 0.1  # other codec, other filter; mirrored or backwards it would be 0.5
     for frames_known in (False, True):
-        make = partial(loader.from_webdataset, frames_known=frames_known)
+        make = partial(contenders.from_webdataset, frames_known=frames_known)
         dali_made = first_batch(make, shards, shards, sampling)
         assert (ours[order.tolist()] - dali_made).abs().mean() < 0.02
+    for package, pictures in (("torchcodec", contenders.torchcodec_pictures), ("spdl", contenders.spdl_pictures)):
+        if contenders.installed(package):
+            others = first_batch(partial(contenders.from_decoder, pictures), four_videos, shards, sampling)
+            assert (ours - others).abs().mean() < 0.1
 
 
 def first_batch(make, data, plan_of, sampling):
@@ -130,7 +134,9 @@ def first_batch(make, data, plan_of, sampling):
 def test_the_loader_benchmark_and_its_table(cache, tmp_path, monkeypatch):
     result = run(monkeypatch, loader, "--quick", "--cache", cache, "--json", tmp_path / "loader_speed.json")
     rates, times = result["clips_per_s"]["8x16"], result["times"]["8x16"]
-    assert set(rates) == {"vp9 gop 8", "mjpeg", *loader.BASELINES} == set(result["bytes"])
+    ours = {"vp9 gop 8", "h264 gop 1", "h264 gop 8", "mjpeg"}
+    assert set(rates) == ours | set(result["others"]) == set(result["bytes"]) and set(times) == ours
+    assert {"pyav", "webdataset + dali", "webdataset + dali, frames="} <= set(result["others"])
     assert all(0 < rate["min"] <= rate["median"] <= rate["max"] for rate in rates.values())
     for name, of in times.items():
         for base, ratio in of.items():
@@ -140,6 +146,16 @@ def test_the_loader_benchmark_and_its_table(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     text = report.fill("<!-- loader -->\nold\n<!-- /loader -->")
     assert f"| {rates['mjpeg']['median']:.1f} ({times['mjpeg']['pyav']:.1f} / " in text and "old" not in text
+
+
+@pytest.mark.process
+def test_what_the_loader_costs_besides_decoding(cache, tmp_path, monkeypatch):
+    result = run(monkeypatch, overhead, "--quick", "--cache", cache, "--json", tmp_path / "overhead.json")
+    constant, decoding = result["constant"], result["decoding"]
+    assert set(constant) == {"float32", "uint8"} and set(decoding) == {"mjpeg", "h264 gop 8", "vp9 gop 8"}
+    assert all(found["ms"] >= found["asking_ms"] > 0 for found in (*constant.values(), *(of["1"] for of in decoding.values())))
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert f"| {constant['uint8']['ms']:.2f} | " in report.fill("<!-- overhead -->\nold\n<!-- /overhead -->")
 
 
 def test_the_memory_of_the_loader(cache, tmp_path, monkeypatch, here):
