@@ -80,12 +80,10 @@ def _converter() -> VideoReformatter:
 
 def _rgb(pictures: list[av.VideoFrame], part: tuple[slice, slice]) -> np.ndarray:
     """Planar pictures -> (N, H, W, 3) uint8"""
-    video = None
-    for number, picture in enumerate(pictures):
-        for channel, plane in enumerate(picture.planes[color] for color in (2, 0, 1)):
+    shape = np.empty((pictures[0].height, pictures[0].width), bool)[part].shape
+    video = np.empty((len(pictures), *shape, 3), np.uint8)
+    for into, picture in zip(video, pictures):
+        for channel, plane in enumerate(picture.planes[number] for number in (2, 0, 1)):
             rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-            seen = rows[: picture.height, : picture.width][part]
-            if video is None:
-                video = np.empty((len(pictures), *seen.shape, 3), np.uint8)
-            video[number, ..., channel] = seen
+            into[..., channel] = rows[: picture.height, : picture.width][part]
     return video

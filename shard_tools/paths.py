@@ -112,10 +112,8 @@ def files_below(folder: str) -> list[str]:
         if is_url(folder):
             found = Store(folder).below()
         else:
-            found, ways = (
-                [],
-                {folder: (os.path.realpath(folder),)},
-            )  # ways: through which folders each is reached, without links
+            found = []
+            ways = {folder: (os.path.realpath(folder),)}  # through which folders each is reached, without links
             for here, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
                 way = ways.pop(here)
                 for name in list(folders):
