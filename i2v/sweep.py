@@ -7,7 +7,7 @@
 Every value of a list is combined with every value of the others; commas in brackets or quotes are part of a value. The runs
 come one after another, as processes of i2v.train, in out/lr=1e-4,adapter_width=192 and so on. The same command goes on: what
 is finished is not run again, what was stopped continues. A run that fails stops no other; it is named at the end, with exit
-code 1. SIGTERM, SIGUSR1 and Ctrl-C end the run in progress as they do in i2v.train, and then the sweep, with 0.
+code 1. SIGTERM, SIGUSR1 and Ctrl-C end the run in progress and then the sweep, with i2v.train's codes: 0, Ctrl-C 130.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class Passing:
     """A signal to the sweep is one to the run that it waits for, and no other starts after it."""
 
     def __init__(self):
-        self.wanted, self._child = False, None
+        self.wanted, self._child = 0, None  # which signal came
         self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
     def to(self, child: subprocess.Popen) -> None:
@@ -174,7 +174,7 @@ class Passing:
             signal.signal(number, handler)
 
     def _receive(self, number, _):
-        self.wanted = True
+        self.wanted = number
         if self._child is not None and number != signal.SIGINT:  # Ctrl-C comes to both from the terminal
             self._child.send_signal(number)
 
@@ -194,8 +194,8 @@ def train(each: Member, config: str, launcher: list[str], passing: Passing) -> s
     return f"{how}: {said.removeprefix('i2v.train: ') or last}" if code else ""
 
 
-def run_all(found: list[Member], task: int | None, config: str, launcher: list[str]) -> tuple[dict[str, str], bool]:
-    """(name of each run that failed: why, whether the sweep was told to stop)"""
+def run_all(found: list[Member], task: int | None, config: str, launcher: list[str]) -> tuple[dict[str, str], int]:
+    """(name of each run that failed: why, the signal that told the sweep to stop, or 0)"""
     failed, passing = {}, Passing()
     try:
         for number, each in enumerate(found):
@@ -285,6 +285,8 @@ def main() -> None:
         print(f"{name} failed ({why})", file=sys.stderr)
     if failed:
         sys.exit(f"i2v.sweep: {len(failed)} of {len(found)} runs failed: mend what they say, and {AGAIN} with them.")
+    if stopped == signal.SIGINT:
+        sys.exit(130)
 
 
 if __name__ == "__main__":
