@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -205,19 +206,20 @@ def test_processes_that_fail_are_named_and_the_others_run(config, tmp_path):
 
 
 @pytest.mark.process
-def test_a_signal_saves_the_run_in_progress_and_no_other_begins(config, tmp_path):
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_the_run_in_progress_and_no_other_begins(config, tmp_path, number, code):
+    """Ctrl-C comes to all processes of the terminal at once."""
     arguments = ["train.lr=1e-3,1e-2", "train.epochs=100000", "train.eval_every=100000", f"out={tmp_path}"]
     program = [sys.executable, "-m", "i2v.sweep", "--config", config, *arguments]
     log = tmp_path / "lr=1e-3" / "log.jsonl"
-    with subprocess.Popen(
-        program, env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as sweeping:
+    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True, "start_new_session": True}
+    with subprocess.Popen(program, env=ENVIRONMENT, cwd=ROOT, **quiet) as sweeping:
         try:
             wait_for(lambda: log.exists() and "loss" in log.read_text())
-            sweeping.send_signal(signal.SIGTERM)
+            os.killpg(sweeping.pid, number) if number == signal.SIGINT else sweeping.send_signal(number)
             shown = sweeping.communicate(timeout=LIMIT)[0]
         finally:
             sweeping.kill()
-    assert sweeping.returncode == 0 and shown.splitlines()[-1] == "stopped: the same command goes on"
+    assert sweeping.returncode == code and shown.splitlines()[-1] == "stopped: the same command goes on"
     assert load_checkpoint(log.parent / "last.safetensors")[1].progress["step"] >= 2
     assert not (tmp_path / "lr=1e-2").exists() and [row["finished"] for row in rows(tmp_path)] == ["no", "no"]
