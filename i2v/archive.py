@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
 STORAGES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -32,6 +33,8 @@ STORAGES = {
 def read_file(path: str | Path):
     """What the file holds: name -> tensor, or a dict that wraps that. Raises FileNotFoundError or ValueError, one sentence."""
     path = Path(path)
+    if path.is_dir():  # as the hub lays models out
+        path = next((path / name for name in FILES if (path / name).is_file()), path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint file {path}: check the path")
     if path.stat().st_size == 0:

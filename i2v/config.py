@@ -312,7 +312,7 @@ def check_values(config: Config, path: str | Path) -> None:
     for name, (fine, rule) in rules.items():
         if not fine:
             raise ConfigError(f"{path}: train.{name} is {getattr(train, name)!r}: it must be {rule}.")
-    for key in ("num_frames", "size", "dtype"):
+    for key in ("num_frames", "size", "dtype", "mean", "std"):
         if key in config.clips:
             raise ConfigError(f"{path}: clips.{key} is decided by the model: remove it (model.num_frames, model.backbone).")
 

@@ -12,11 +12,11 @@ import torch
 
 from i2v.config import Config
 from i2v.distributed import World, any_of
-from i2v.model import backbone_spec
 from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.options import OrderOptions
 from i2v.stall import Watch
 from i2v.stop import Stopped, StopSignal
+from i2v.trunks import backbone_spec
 
 
 def open_loader(config: Config, world: World, split: str, manifest: str | list, batch_size: int, start: int = 0):
@@ -49,7 +49,7 @@ def open_loader(config: Config, world: World, split: str, manifest: str | list, 
         prefetch_bytes=data.prefetch_bytes,
         quarantine=Path(config.out) / f"quarantine-{split}.csv",
         num_frames=config.model.num_frames,
-        size=backbone_spec(config.model.backbone).image_size,
+        **backbone_spec(config.model.backbone, config.model.weights).pictures,
         **ordered,
     )
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from i2v.rules import at_least, between
+from i2v.vit import project
 
 TEMPLATES = ("a video of {}.", "a video of a person {}.")  # for class names, unless the method's authors used others
 
@@ -35,18 +36,23 @@ class LinearHead(nn.Module):
 class TextHead(nn.Module):
     """exp(logit_scale) * cosine(features, class text), as in CLIP (Radford et al. 2021, fig. 3): (B, D) -> (B, K).
 
-    Nothing here is trained, as in DiST's recipe. `proj` (CLIP's, frozen) brings features of CLIP's width into the joint
-    image-text space, if the backbone does not. `text_features` (num_classes, embed_dim), of any norm, belongs to the
-    state dict; until it is given, loaded or set by set_text_features, it holds NaN and forward raises ValueError.
+    Nothing here is trained, as in DiST's recipe. `proj` (the trunk's, frozen) brings features of its width into the joint
+    image-text space; projection: "linear", "affine", or "none" where the backbone does it or its features lie there.
+    `text_features` (num_classes, embed_dim), of any norm, belongs to the state dict; until it is given, loaded or set by
+    set_text_features, it holds NaN and forward raises ValueError.
     """
 
-    def __init__(self, feature_dim, embed_dim, project, num_classes, class_names=None, text_features=None, templates=TEMPLATES):
+    def __init__(
+        self, feature_dim, embed_dim, projection, num_classes, class_names=None, text_features=None, templates=TEMPLATES
+    ):
         super().__init__()
         check_names(class_names, num_classes)
         check_templates(templates)
-        self.proj = None
-        if project:
+        self.proj = self.proj_bias = None
+        if projection != "none":
             self.proj = nn.Parameter(torch.randn(feature_dim, embed_dim) * feature_dim**-0.5, requires_grad=False)
+        if projection == "affine":
+            self.proj_bias = nn.Parameter(torch.zeros(embed_dim), requires_grad=False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(100)), requires_grad=False)  # CLIP's, at its limit
         self.register_buffer("text_features", torch.full((num_classes, embed_dim), float("nan")))
         self.filled = False
@@ -72,8 +78,7 @@ class TextHead(nn.Module):
         device = "cpu" if features.is_meta else features.device.type
         with torch.autocast(device, enabled=False):  # in bfloat16 a cosine times 100 would be off by some tenths
             features = features.to(torch.promote_types(features.dtype, self.logit_scale.dtype))
-            if self.proj is not None:
-                features = features @ self.proj
+            features = project(features, self.proj, self.proj_bias)
             cosine = F.normalize(features, dim=-1) @ F.normalize(self.text_features, dim=-1).t()
             return self.logit_scale.exp() * cosine
 

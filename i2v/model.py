@@ -5,7 +5,6 @@ import importlib
 import inspect
 import numbers
 import pkgutil
-from dataclasses import asdict, fields
 
 import torch
 from torch import nn
@@ -13,6 +12,7 @@ from torch import nn
 from i2v import methods
 from i2v.heads import TEMPLATES, LinearHead, TextHead
 from i2v.rules import Count, check
+from i2v.trunks import backbone_spec, plain
 from i2v.vit import VisionTransformer, ViTSpec
 
 OWN = ("method", "backbone", "num_frames", "num_classes", "head")  # create_model's own arguments; the rest is the method's
@@ -47,7 +47,7 @@ class VideoClassifier(nn.Module):
 
     @property
     def trunk(self) -> VisionTransformer:
-        """CLIP's image tower: the backbone itself, or what it owns."""
+        """The image transformer: the backbone itself, or what it owns."""
         return next(module for module in self.backbone.modules() if isinstance(module, VisionTransformer))
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
@@ -69,10 +69,10 @@ def create_model(
 ) -> VideoClassifier:
     """Build a VideoClassifier with fresh weights; requires_grad is set as the method's recipe says.
 
-    method: the name of a file in i2v/methods. backbone: an open_clip name (geometry only, with OpenAI's quick_gelu)
-    or a dict with the fields of ViTSpec. head: {"type": "linear", "dropout": 0.5, "init_std": 0.02}, or {"type":
-    "text", "class_names": [...], "templates": [...], "text_features": (num_classes, embed_dim)}, each optional: what is
-    not given must be loaded or set before the forward pass (TextHead). options: keyword arguments of the method's
+    method: the name of a file in i2v/methods. backbone: a name of open_clip's (geometry only, with OpenAI's quick_gelu) or
+    timm's, or a dict with the fields of ViTSpec (i2v/trunks.py). head: {"type": "linear", "dropout": 0.5, "init_std": 0.02},
+    or {"type": "text", "class_names": [...], "templates": [...], "text_features": (num_classes, embed_dim)}, each optional:
+    what is not given must be loaded or set before the forward pass (TextHead). options: keyword arguments of the method's
     build(). Raises ValueError on a wrong value, TypeError on an unknown option.
     """
     config = complete_config(method, backbone, num_frames, num_classes, head, **options)
@@ -82,8 +82,9 @@ def create_model(
     if head.pop("type") == "linear":
         classifier = LinearHead(trunk.feature_dim, num_classes, **head)
     else:
-        project = isinstance(trunk, VisionTransformer) and trunk.proj is None  # the others end in CLIP's joint space
-        classifier = TextHead(trunk.feature_dim, spec.embed_dim, project, num_classes, **head)
+        ends_there = not isinstance(trunk, VisionTransformer) or trunk.proj is not None  # in the joint space
+        projection = "none" if ends_there else spec.projection
+        classifier = TextHead(trunk.feature_dim, spec.embed_dim, projection, num_classes, **head)
         del config["head"]["text_features"]  # in the state dict
     return VideoClassifier(trunk, classifier, config)
 
@@ -99,7 +100,7 @@ def complete_config(
     kind, head_options = _head_options(head, method)
     return {
         "method": method,
-        "backbone": asdict(backbone_spec(backbone)),
+        "backbone": plain(backbone_spec(backbone)),
         "num_frames": num_frames,
         "num_classes": num_classes,
         "head": {"type": kind, **head_options},
@@ -142,44 +143,6 @@ def method_module(method: str):
     if method not in names:
         raise ValueError(f"method {method!r} is unknown{_nearest(method, names)}: use one of {', '.join(names)}")
     return importlib.import_module(f"i2v.methods.{method}")
-
-
-def backbone_spec(backbone: str | dict) -> ViTSpec:
-    """ViTSpec of a dict with its fields, or of an open_clip name such as "ViT-B-16" or "ViT-L-14-336-quickgelu"."""
-    if isinstance(backbone, str):
-        return _open_clip_spec(backbone)
-    if not isinstance(backbone, dict):
-        raise ValueError(f"backbone must be an open_clip name or a dict, got {type(backbone).__name__}")
-    accepted = [field.name for field in fields(ViTSpec)]
-    unknown = sorted(map(str, set(backbone) - set(accepted)))
-    missing = [name for name in accepted if name not in backbone and name != "activation"]
-    if unknown or missing:
-        wrong = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
-        raise ValueError(f"the backbone dict {' and '.join(wrong)}: its keys are {', '.join(accepted)}")
-    return ViTSpec(**backbone)
-
-
-def _open_clip_spec(name):
-    import open_clip  # three seconds to import, and only needed for names
-
-    base = name.removesuffix("-quickgelu")
-    names = open_clip.list_models()
-    if base not in names:
-        vits = [n for n in names if n.startswith("ViT-") and not n.endswith("-quickgelu")]
-        raise ValueError(
-            f"backbone {name!r} is not an open_clip model{_nearest(base, vits)}: use a name such as "
-            "ViT-B-32, ViT-B-16 or ViT-L-14, or a dict with the geometry"
-        )
-    config = open_clip.get_model_config(base)
-    vision = dict(config["vision_cfg"])
-    width, layers, head_width = vision.pop("width", 768), vision.pop("layers", 12), vision.pop("head_width", 64)
-    image_size, patch_size = vision.pop("image_size", 224), vision.pop("patch_size", 16)
-    if vision or not isinstance(layers, int):  # what is left (timm_model_name, mlp_ratio, pool_type, ...) is not CLIP's
-        raise ValueError(
-            f"backbone {name!r} is not a plain CLIP transformer ({', '.join(vision) or 'a ResNet'}): use "
-            "a name such as ViT-B-32, ViT-B-16 or ViT-L-14"
-        )
-    return ViTSpec(image_size, patch_size, width, layers, width // head_width, config["embed_dim"])
 
 
 def _with_defaults(function, options, owner):

@@ -17,7 +17,8 @@ from i2v.console import begin_command
 from i2v.model import VideoClassifier, create_model
 from i2v.placement import autocast_for, choose_precision, place
 from i2v.text import text_features
-from i2v.weights import COUNTER, backbone_file, fingerprint, load_weights
+from i2v.trunks import backbone_file, backbone_spec, plain
+from i2v.weights import COUNTER, fingerprint, load_weights
 
 INCLUDED = "included"  # where a backbone is that no other file holds: in the checkpoint
 
@@ -43,7 +44,7 @@ class Session:
 
         overrides: name=value that the user wants otherwise. window, hop: seconds; windows that slide over the video instead.
         """
-        options = self.meta.clips | {"num_frames": self.model.num_frames, "size": self.model.spec.image_size}
+        options = self.meta.clips | {"num_frames": self.model.num_frames} | self.model.spec.pictures
         options |= dict(map(parse_option, overrides))
         split = "test"
         if window is not None:
@@ -87,7 +88,8 @@ def build_model(config: ModelConfig, classes: list[str], saved: Mapping[str, tor
         names = head.setdefault("class_names", classes)
         if names != classes and set(names) == set(classes):
             raise ValueError("model.head.class_names has the classes of the data in another order: leave it out.")
-    model = create_model(config.method, config.backbone, config.num_frames, len(classes), head, **config.options)
+    backbone = plain(backbone_spec(config.backbone, config.weights))
+    model = create_model(config.method, backbone, config.num_frames, len(classes), head, **config.options)
     if is_complete(saved, model):
         return model, INCLUDED
     source = load_backbone(model, config.backbone, config.weights)
@@ -105,25 +107,20 @@ def is_complete(tensors: Mapping[str, torch.Tensor], model: VideoClassifier) -> 
 
 
 def load_backbone(model: VideoClassifier, name: str | dict, weights: str) -> str:
-    """Fill the trunk with CLIP's weights; returns where they came from.
+    """Fill the trunk with its image model's weights; returns where they came from.
 
-    name: the backbone as configured. weights: a file, an open_clip tag such as "openai", or "random".
+    name: the backbone as configured. weights: a file or folder, a tag such as "openai", or "random".
     Raises ValueError or OSError with one sentence.
     """
     if weights == "random":
         return "random"
-    if is_path(weights):
-        path = weights
-    elif isinstance(name, str):
-        path = backbone_file(name, weights)
-    else:
-        raise ValueError(f"weights is {weights!r}, which is no file, and tags need the name of a backbone: give a file.")
+    path = weights if is_path(weights) else backbone_file(name, weights, model.spec.activation)
     load_weights(model, path, layout="clip")
     return str(path)
 
 
 def is_path(weights: str) -> bool:
-    """Whether weights are those of a file, not of an open_clip tag."""
+    """Whether weights are those of a file or folder, not of a tag."""
     return Path(weights).exists() or "/" in weights or bool(Path(weights).suffix)
 
 

@@ -1,18 +1,19 @@
-"""Class names -> embeddings of CLIP's text tower, for the text head.
+"""Class names -> embeddings of the text tower that was trained with the trunk, for the text head.
 
-The tower is read from the same CLIP checkpoint as the trunk, and the tokeniser's vocabulary comes with open_clip, so
-nothing is downloaded for a checkpoint that is there.
+The tower is read from the same checkpoint as the trunk. CLIP's tokeniser comes with open_clip, so nothing is downloaded for a
+checkpoint that is there; SigLIP and some others have tokenisers of their own, which come from the hub or its cache.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from i2v.heads import TEMPLATES, check_templates
-from i2v.model import backbone_spec
-from i2v.weights import backbone_file, read_state_dict
+from i2v.trunks import TIMM, backbone_file, backbone_spec
+from i2v.weights import read_state_dict
 
 
 def text_features(
@@ -29,14 +30,20 @@ def text_features(
         weights = backbone_file(backbone, weights, spec.activation)
     state = weights if isinstance(weights, Mapping) else read_state_dict(weights)
     where = "the state dict" if isinstance(weights, Mapping) else str(weights)
-    tower = text_tower(state, spec.activation, where)
+    if isinstance(backbone, str) and backbone.startswith(TIMM):
+        raise ValueError(f"{backbone} has no text tower: take open_clip's model with this trunk, or a linear head")
+    if isinstance(backbone, str) and any(name.startswith("text.") for name in state):
+        tower, tokenise = named_tower(backbone, state, where)
+    else:
+        tower = text_tower(state, spec.activation, where)
+        tokenise = partial(clip_tokens, tower=tower, where=where)
     if tower.output_dim != spec.embed_dim:
         raise ValueError(
             f"{where} embeds texts in {tower.output_dim} dimensions but the backbone's embed_dim is "
             f"{spec.embed_dim}: give the checkpoint of the same CLIP"
         )
     prompts = [template.replace("{}", name) for name in class_names for template in templates]
-    features = encode(tower, tokenise(prompts, tower, where)).unflatten(0, (len(class_names), len(templates)))
+    features = encode(tower, tokenise(prompts)).unflatten(0, (len(class_names), len(templates)))
     return F.normalize(F.normalize(features, dim=-1).mean(dim=1), dim=-1)  # (K, templates, E) -> (K, E)
 
 
@@ -73,7 +80,31 @@ def text_tower(state: Mapping, activation: str, where: str = "the state dict"):
     return tower.eval()
 
 
-def tokenise(prompts, tower, where):
+def named_tower(name: str, state: Mapping, where: str):
+    """The text tower of an open_clip model whose checkpoints keep it under "text." (SigLIP, CLIPA, EVA, PE), and its
+    tokeniser: a function of prompts."""
+    import open_clip
+    from open_clip.model import _build_text_tower
+
+    config = open_clip.get_model_config(name.removesuffix("-quickgelu"))
+    try:
+        tower = _build_text_tower(
+            config["embed_dim"], config["text_cfg"], config.get("quick_gelu", name.endswith("-quickgelu"))
+        )
+        tower.load_state_dict({key: state["text." + key].float() for key in tower.state_dict()})
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"{where} does not hold the text tower of {name} ({' '.join(str(error).split())}): give its checkpoint"
+        ) from error
+    except (ImportError, OSError) as error:  # towers of Hugging Face's transformers
+        raise ValueError(f"the text tower of {name} cannot be made here ({error}): give text_features to the head") from error
+    try:
+        return tower.eval(), open_clip.get_tokenizer(name)
+    except Exception as error:  # of the hub, transformers or sentencepiece
+        raise OSError(f"the tokeniser of {name} is neither here nor on the hub: give text_features to the head") from error
+
+
+def clip_tokens(prompts, tower, where):
     """CLIP's byte-pair encoding -> (prompts, context) integers."""
     from open_clip.tokenizer import SimpleTokenizer
 

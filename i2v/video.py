@@ -9,8 +9,8 @@ from i2v.vit import VisionTransformer, residual_stream
 
 
 class FrameTransformer(VisionTransformer):
-    """(B, 3, T, H, W) -> (B, width): every token gets its frame's temporal embedding before ln_pre, and ln_post is
-    applied to each frame's class token before the mean, as AIM's and ZeroI2V's authors do.
+    """(B, 3, T, H, W) -> (B, width): every token gets its frame's temporal embedding before ln_pre, and each frame is
+    finished by ln_post before the mean, as AIM's and ZeroI2V's authors do.
 
     ValueError unless T is num_frames.
     """
@@ -32,8 +32,8 @@ class FrameTransformer(VisionTransformer):
                 f"sample {self.num_frames} frames, or create the model with num_frames={clips.shape[2]}"
             )
         frames = rearrange(clips, "b c t h w -> (b t) c h w")  # a view when the clips are channels-last
-        tokens = self.class_tokens(self.embed(frames), self.num_frames)  # (B*T, C)
-        return reduce(self.ln_post(tokens), "(b t) c -> b c", "mean", t=self.num_frames)
+        frames = self.finish(self.summary(self.embed(frames), self.num_frames))  # (B*T, C)
+        return reduce(frames, "(b t) c -> b c", "mean", t=self.num_frames)
 
     def train_only(self, adapter):
         """The recipe of both: modules of the class `adapter`, the temporal embedding and ln_post train, the rest is frozen."""

@@ -23,6 +23,7 @@ import torch
 from i2v.archive import read_file
 from i2v.foreign import DEEPEST, unwrap
 from i2v.model import VideoClassifier, method_module
+from i2v.timm_towers import from_timm, is_timm
 from i2v.vit import VisionTransformer
 
 LAYOUTS = ("clip", "authors", "i2v")
@@ -54,6 +55,9 @@ def load_weights(model: VideoClassifier, source: str | Path | Mapping, layout: s
         raise ValueError(f"layout {layout!r} is unknown: use one of {', '.join(LAYOUTS)}, auto")
     where = "the state dict" if isinstance(source, Mapping) else str(source)
     state, notes = unwrap(source if isinstance(source, Mapping) else read_file(source), where)
+    if is_timm(state):
+        state, more = from_timm(state, model.spec)
+        notes += ["its names are those of timm", *more]
     target = model.state_dict()
     find = partial(_detect, where=where) if layout == "auto" else partial(_plan, layout=layout)
     plan = find(model, target, state, may_stay=may_stay)
@@ -168,13 +172,13 @@ def _clip_names(model, names):
     with torch.device("meta"):
         clip = VisionTransformer(trunk.spec, project=trunk.proj is not None)
     full_clip = any(name.startswith("visual.") for name in names)
-    text_head = {name for name in ("proj", "logit_scale") if getattr(model.head, name, None) is not None}
+    text_head = {name for name in ("proj", "proj_bias", "logit_scale") if getattr(model.head, name, None) is not None}
 
     def rename(name):
         inner = name.removeprefix("visual.")
         if inner in text_head:
             return f"head.{inner}"
-        if name in NOT_IMAGE or (inner == "proj" and trunk.proj is None):
+        if name in NOT_IMAGE or (inner in ("proj", "proj_bias") and trunk.proj is None):
             return None
         if full_clip and inner == name:  # beside the image tower: the text tower, or something unexpected
             return None if name.startswith(TEXT_TOWER) else name
@@ -216,35 +220,6 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     Raises FileNotFoundError or ValueError, one sentence each.
     """
     return unwrap(read_file(path), f"checkpoint {path}")[0]
-
-
-def backbone_file(name: str, tag: str, activation: str = "quick_gelu") -> Path:
-    """Path of the pre-trained open_clip checkpoint `name`, `tag` ("openai", "laion2b_s34b_b88k", ...), downloaded once.
-
-    Raises ValueError for an unknown pair and for weights trained with another activation than the model's, and OSError
-    when the download fails.
-    """
-    import open_clip  # three seconds to import
-
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if not open_clip.is_pretrained_cfg(name, tag):
-        raise ValueError(
-            f"open_clip has no weights {tag!r} for {name!r}: "
-            f"use one of {', '.join(tags) or '(none)'}, or give the path of a checkpoint file"
-        )
-    config = open_clip.get_pretrained_cfg(name, tag)
-    trained_with = "quick_gelu" if config.get("quick_gelu") else "gelu"
-    if trained_with != activation:
-        raise ValueError(
-            f"weights {tag!r} of {name!r} were trained with {trained_with} but the model uses "
-            f"{activation}: give the backbone as a dict with activation: {trained_with}"
-        )
-    try:
-        return Path(open_clip.download_pretrained(config))
-    except Exception as error:  # the hub, urllib and open_clip raise kinds of their own
-        raise OSError(
-            f"could not download the weights {tag!r} of {name!r}: give the path of a checkpoint file instead of the tag"
-        ) from error
 
 
 def fingerprint(state: Mapping[str, torch.Tensor]) -> str:

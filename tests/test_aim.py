@@ -8,7 +8,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import i2v
 from i2v.methods.aim import DropPath, attend_within
-from i2v.vit import Attention, ViTSpec
+from i2v.vit import Attention
 from tests.references import tensors as golden
 
 TINY = dict(image_size=16, patch_size=8, width=32, layers=3, heads=2, embed_dim=24)
@@ -189,11 +189,11 @@ def test_bad_options(options, message):
 )
 def test_short_sequences_read_as_one_attend_as_alone(count, length, tile, together):
     torch.manual_seed(0)
-    attention = Attention(ViTSpec(**TINY)).double()
+    attention = Attention(TINY["width"], TINY["heads"]).double()
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     seen, attend = [], attention.attend
-    attention.attend = lambda q, k, v, mask: seen.append(q.shape[1]) or attend(q, k, v, mask)
+    attention.attend = lambda q, *rest, **more: seen.append(q.shape[1]) or attend(q, *rest, **more)
     x = torch.randn(count, length, TINY["width"], dtype=torch.float64, requires_grad=True)
     packed, alone = attend_within(x, attention, tile), attend_within(x, attention, length)
     torch.testing.assert_close(packed, alone, rtol=0, atol=1e-12)

@@ -53,6 +53,8 @@ MODELS = [
     ("st_adapter", 4, "linear", {"adapter_width": 8, "kernel_size": [3, 3, 3]}),
     ("zeroi2v", 4, "linear", {"shift_div": 4}),
     ("zeroi2v", 4, "linear", {"merged": True}),
+    ("lora", 4, "linear", {"targets": ["q", "out", "fc2"]}),
+    ("attentive", 4, "linear", {"heads": 4}),
     ("dist", 4, "text", {"integration_dim": 64, "temporal_dim": 16}),
     ("tada", 4, "linear", SMALL_ROUTES),
     ("tada", 4, "linear", SMALL_ROUTES | {"temporal_enhance": True, "double": True}),

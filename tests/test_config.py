@@ -11,12 +11,13 @@ import yaml
 
 from i2v.complexity import classes_of
 from i2v.config import ConfigError, load_config, to_dict
-from i2v.model import backbone_spec, create_model
+from i2v.model import create_model
 from i2v.optim import layers_of, learning_rate, parameter_groups
 from i2v.pipelines.augment import AugmentOptions
 from i2v.pipelines.graph import GraphOptions
 from i2v.pipelines.options import ClipOptions
 from i2v.pipelines.plan import Plan
+from i2v.trunks import backbone_spec
 from tests.references import figures, find
 
 ROOT = Path(__file__).parent.parent

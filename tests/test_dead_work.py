@@ -18,6 +18,8 @@ METHODS = [
     ("aim", {"temporal_adapters": 2, "drop_path": 0.2}),
     ("zeroi2v", {"shift_div": 4, "adapter_dropout": 0.0}),
     ("zeroi2v", {"shift_div": 4, "merged": True}),
+    ("lora", {"rank": 2, "targets": ["q", "k", "v", "out", "fc1", "fc2"]}),
+    ("attentive", {"depth": 2, "heads": 4}),
     ("dist", {"integration_dim": 64, "temporal_dim": 16}),
     ("tada", {"route_ratio": 1, "route_head_dim": 4}),
     ("tada", {"route_ratio": 1, "route_head_dim": 4, "double": True, "temporal_enhance": True}),

@@ -22,6 +22,8 @@ METHODS = {
     "dist": {"integration_dim": 64, "temporal_dim": 8},
     "tada": {"route_head_dim": 8},
     "clip": {},
+    "lora": {"targets": ["q", "v", "out"]},
+    "attentive": {"depth": 2, "heads": 4},
 }
 has_onnx = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 needs_onnx = pytest.mark.skipif(not has_onnx, reason="onnx, onnxscript and onnxruntime are not installed: the extra `export`")

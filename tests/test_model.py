@@ -10,7 +10,7 @@ import torch
 
 import i2v
 import i2v.methods
-from i2v.model import backbone_spec
+from i2v.trunks import backbone_spec
 from i2v.vit import Block, ViTSpec
 from tests import test_complexity, test_dead_work, test_export, test_precision
 
@@ -90,12 +90,16 @@ def test_open_clip_names(name, expected):
     "backbone, message",
     [
         ("ViT-B-61", "nearest: 'ViT-B-16'"),
-        ("RN50", "not a plain CLIP transformer .a ResNet"),
-        ("ViT-B-16-SigLIP", "not a plain CLIP transformer .timm_model_name"),
-        ("ViT-bigG-14", "mlp_ratio"),
+        ("RN50", "not a plain ViT .a ResNet"),
+        ("coca_ViT-B-32", "not a plain ViT .attentional_pool"),
+        ("MobileCLIP-B", "backbone 'MobileCLIP-B': .* not a plain ViT .norms that are not LayerNorms"),
+        ("timm/convnext_base", "timm/convnext_base is not a plain ViT .a ConvNeXt"),
+        ("timm/vit_base_patch14_dinov4", "nearest: 'vit_base_patch14_dinov2'"),
+        ({"name": "timm/vit_base_patch14_dinov2", "image_size": 225}, "image_size 225 is not a multiple of patch_size 14"),
+        ({"name": "ViT-B-16", "width": 3}, "image_size and nothing else"),
         ({"width": 32}, "lacks image_size"),
         ({**TINY, "depth": 3}, "has unknown depth"),
-        (None, "open_clip name or a dict, got NoneType"),
+        (None, "open_clip or timm name or a dict, got NoneType"),
     ],
 )
 def test_bad_backbones(backbone, message):

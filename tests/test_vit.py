@@ -80,7 +80,7 @@ def test_channels_last_clips_reach_conv1_as_a_view():
         (dict(layers=2.0), "layers must be a whole number, at least 1"),
         (dict(patch_size=7), "not a multiple of patch_size 7"),
         (dict(heads=5), "not a multiple of heads 5"),
-        (dict(activation="relu"), "must be quick_gelu or gelu"),
+        (dict(activation="relu"), "must be quick_gelu, gelu, gelu_tanh or swiglu"),
     ],
 )
 def test_bad_geometry(change, message):

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 import i2v
-from i2v.weights import backbone_file, fingerprint, read_state_dict
+from i2v.trunks import backbone_file
+from i2v.weights import fingerprint, read_state_dict
 
 TINY = dict(image_size=16, patch_size=8, width=32, layers=2, heads=2, embed_dim=24)
 
@@ -223,7 +224,7 @@ def test_backbone_file(monkeypatch):
 @pytest.mark.parametrize(
     "name, tag, error, message",
     [
-        ("ViT-B-16", "opnai", ValueError, "no weights 'opnai' for 'ViT-B-16': use one of openai, "),
+        ("ViT-B-16", "opnai", ValueError, "'ViT-B-16' has no weights 'opnai': use one of openai, "),
         ("ViT-B-61", "openai", ValueError, "or give the path"),
         ("ViT-B-16", "laion2b_s34b_b88k", ValueError, "trained with gelu but the model uses quick_gelu"),
         ("ViT-B-16", "openai", OSError, "give the path of a checkpoint file instead"),

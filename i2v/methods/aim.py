@@ -60,7 +60,7 @@ def attend_within(x, attn, tile=None):
     q, k, v = (y.reshape(-1, together, width) for y in attn.qkv(x))
     own = torch.arange(together, device=x.device) // length
     mask = own[:, None] == own if together > length else None
-    return attn.attend(q, k, v, mask).reshape(x.shape)
+    return attn.attend(q, k, v, mask, placed=False).reshape(x.shape)
 
 
 class AIMBlock(Block):

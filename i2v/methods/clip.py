@@ -1,4 +1,4 @@
-"""The baseline: frozen CLIP features of every frame, averaged; only the classifier on top is trained.
+"""The baseline: frozen features of every frame, averaged; only the classifier on top is trained.
 
 Each frame is treated as CLIP treats an image (ln_post per frame) and the mean is taken over the finished features, as
 in CLIP's own zero-shot video evaluations; ST-Adapter averages the class tokens first and normalises their mean.

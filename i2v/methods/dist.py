@@ -16,7 +16,6 @@ Tokens are (B, T, N, C): read as a channels-last image (B, C, T, N), a (k, 1, 1)
 """
 
 from collections import OrderedDict
-from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -25,7 +24,7 @@ from einops import rearrange
 from torch import nn
 
 from i2v.rules import ODD, Count, at_least
-from i2v.vit import Attention, QuickGELU, VisionTransformer, unused
+from i2v.vit import Attention, QuickGELU, VisionTransformer, class_and_patches, unused
 
 TEMPLATES = ("{}",)  # the authors' prompt for a text head: the class name alone
 TEXT_TOWER = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
@@ -120,9 +119,9 @@ class IntegrationToTemporal(nn.Module):
 class CrossAttention(nn.Module):
     """Queries (N, 1, D) attend to tokens (N, L, D) -> (N, 1, D); one LayerNorm serves both."""
 
-    def __init__(self, spec):
+    def __init__(self, dim):
         super().__init__()
-        self.attn, self.ln_1 = Attention(spec), nn.LayerNorm(spec.width)
+        self.attn, self.ln_1 = Attention(dim, dim // 64), nn.LayerNorm(dim)
 
     def forward(self, query, tokens):
         dim = tokens.shape[-1]
@@ -135,12 +134,12 @@ class CrossAttention(nn.Module):
 class AdaPooling(nn.Module):
     """One query per frame gathers its tokens, then one per clip gathers the frames' queries."""
 
-    def __init__(self, spec, frames):
+    def __init__(self, dim, frames):
         super().__init__()
-        self.spatial_transformer, self.temporal_transformer = CrossAttention(spec), CrossAttention(spec)
-        self.positional_embedding = nn.Parameter(torch.empty(1, frames, spec.width))
-        self.ln_out_spat_cls_token, self.ln_out_temp_cls_token = nn.LayerNorm(spec.width), nn.LayerNorm(spec.width)
-        self.output_map_spatial_cls_token, self.output_map_cls_token = mlp(spec.width, 4), mlp(spec.width, 4)
+        self.spatial_transformer, self.temporal_transformer = CrossAttention(dim), CrossAttention(dim)
+        self.positional_embedding = nn.Parameter(torch.empty(1, frames, dim))
+        self.ln_out_spat_cls_token, self.ln_out_temp_cls_token = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.output_map_spatial_cls_token, self.output_map_cls_token = mlp(dim, 4), mlp(dim, 4)
 
     def forward(self, tokens, clip, frame):
         """tokens (B*t, L, D), clip (B, 1, D), frame (B*t, 1, D) -> new clip and frame."""
@@ -172,7 +171,6 @@ class SideNetwork(nn.Module):
     ):
         super().__init__()
         dim, frames, patch = integration_dim, num_frames // alpha, spec.patch_size
-        pool = replace(spec, width=dim, heads=dim // 64)
 
         def per_layer(make):
             return nn.ModuleList(make() for _ in range(layers))
@@ -185,7 +183,7 @@ class SideNetwork(nn.Module):
         )
         self.temporal2integration_nets = per_layer(lambda: TemporalToIntegration(temporal_dim, dim, alpha, frames))
         self.integration2temporal_nets = per_layer(lambda: IntegrationToTemporal(dim, temporal_dim, alpha))
-        self.adapooling_nets = nn.ModuleList(AdaPooling(pool, frames) for _ in range(pooling_layers))
+        self.adapooling_nets = nn.ModuleList(AdaPooling(dim, frames) for _ in range(pooling_layers))
         self.aggregated_cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.aggregated_spatial_cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.proj_spatial_cls_token = nn.Linear(spec.width, dim)
@@ -263,7 +261,7 @@ class DiST(nn.Module):
         for i, block in enumerate(self.visual.transformer.resblocks[: self.selected_layers[-1] + 1]):
             tokens = block(tokens, clips.shape[2] // self.alpha)
             if i in self.selected_layers:
-                features.append(tokens.unflatten(0, (len(clips), -1)))
+                features.append(class_and_patches(tokens, self.spec).unflatten(0, (len(clips), -1)))
         return features
 
 

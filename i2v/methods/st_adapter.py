@@ -1,6 +1,6 @@
 """ST-Adapter (Pan et al. 2022, "ST-Adapter: Parameter-Efficient Image-to-Video Transfer Learning", section 3).
 
-    Adapter(X) = X + fc2(dwconv3d(fc1(X)))      on patch tokens; the class token passes unchanged
+    Adapter(X) = X + fc2(dwconv3d(fc1(X)))      on patch tokens; those before them pass unchanged
 
 placed before the attention and/or before the MLP of a frozen CLIP block. As in the authors' code the class token is
 averaged over the frames and then normalised by the frozen ln_post, and the adapter before the last MLP reaches no
@@ -26,7 +26,7 @@ class Adapter(nn.Module):
 
     def __init__(self, spec, width, kernel_size):
         super().__init__()
-        self.grid = spec.grid
+        self.grid, self.prefix = spec.grid, spec.prefix
         self.fc1 = nn.Linear(spec.width, width)
         # Holds the parameters under the authors' names and shape (width, 1, kt, kh, kw).
         self.conv = nn.Conv3d(width, width, kernel_size, padding=[k // 2 for k in kernel_size], groups=width)
@@ -37,24 +37,25 @@ class Adapter(nn.Module):
     def forward(self, x, num_frames):
         # The class token goes through the products as well, as a row of zeros in the second: one row more costs less than
         # copying all the patch rows into a tensor without it. So fc2's bias is added apart, to the patch tokens only.
+        prefix = (0, 0, self.prefix, 0)
         convolve = self.over_frames if self.conv.kernel_size[1:] == (1, 1) else self.over_space_time
-        hidden = F.pad(convolve(self.fc1(x), num_frames), (0, 0, 1, 0))  # (B*T, L, width)
-        bias = F.pad(self.fc2.bias.to(x.dtype).expand(x.shape[1] - 1, -1), (0, 0, 1, 0))  # (L, C)
+        hidden = F.pad(convolve(self.fc1(x), num_frames), prefix)  # (B*T, L, width)
+        bias = F.pad(self.fc2.bias.to(x.dtype).expand(x.shape[1] - self.prefix, -1), prefix)  # (L, C)
         return x + F.linear(hidden, self.fc2.weight) + bias
 
     def over_frames(self, x, num_frames):
-        """(B*T, L, C) -> patch tokens (B*T, L-1, C): a (k, 1, 1) convolution as k shifted multiply-adds over the frame
+        """(B*T, L, C) -> patch tokens (B*T, h*w, C): a (k, 1, 1) convolution as k shifted multiply-adds over the frame
         axis; no permutation, no conv3d."""
         taps = self.conv.weight.flatten(1).t().to(x.dtype)  # (k, C)
         x = rearrange(x, "(b t) l c -> b t l c", t=num_frames)
         mixed = self.conv.bias.to(x.dtype)
         for i, tap in enumerate(taps):
             mixed = mixed + frames_later(tap * x, i - len(taps) // 2)
-        return rearrange(mixed, "b t l c -> (b t) l c")[:, 1:]
+        return rearrange(mixed, "b t l c -> (b t) l c")[:, self.prefix :]
 
     def over_space_time(self, x, num_frames):
-        """(B*T, L, C) -> patch tokens (B*T, L-1, C): any odd kernel, over (T, H, W)."""
-        patches = rearrange(x[:, 1:], "(b t) (h w) c -> b c t h w", t=num_frames, h=self.grid)
+        """(B*T, L, C) -> patch tokens (B*T, h*w, C): any odd kernel, over (T, H, W)."""
+        patches = rearrange(x[:, self.prefix :], "(b t) (h w) c -> b c t h w", t=num_frames, h=self.grid)
         return rearrange(self.conv(patches), "b c t h w -> (b t) (h w) c")
 
 
@@ -82,8 +83,8 @@ class STAdapterTransformer(VisionTransformer):
     def forward(self, clips):
         num_frames = clips.shape[2]
         frames = rearrange(clips, "b c t h w -> (b t) c h w")  # a view when the clips are channels-last
-        tokens = self.class_tokens(self.embed(frames), num_frames)  # (B*T, C)
-        return self.ln_post(reduce(tokens, "(b t) c -> b c", "mean", t=num_frames))
+        summary = self.summary(self.embed(frames), num_frames)  # (B*T, C)
+        return self.finish(reduce(summary, "(b t) c -> b c", "mean", t=num_frames))
 
 
 def build(spec, num_frames, *, adapter_width: Count = 384, kernel_size=(3, 1, 1), positions=("pre_mlp",), adapted_layers=None):

@@ -37,7 +37,7 @@ class TAdaBlock(nn.Module):
 
     def __init__(self, spec, hidden, route, temporal_enhance):
         super().__init__()
-        self.grid = spec.grid
+        self.grid, self.prefix = spec.grid, spec.prefix
         self.temporal_enhance = temporal_enhance
         if temporal_enhance:  # the authors' names and shapes: (C', C, 3, 1, 1) and (C, C', 1, 1, 1)
             self.tada_pre_proj = nn.Conv3d(spec.width, hidden, (3, 1, 1), padding=(1, 0, 0))
@@ -54,10 +54,10 @@ class TAdaBlock(nn.Module):
     def forward(self, x, num_frames):
         # The class token goes through the projection as well: one row more costs less than copying all the others.
         hidden = self.project(self.tada_pre_proj, rearrange(x, "(b t) l c -> b t l c", t=num_frames))
-        hidden = rearrange(hidden[:, :, 1:], "b t (h w) c -> b c t h w", h=self.grid)
+        hidden = rearrange(hidden[:, :, self.prefix :], "b t (h w) c -> b c t h w", h=self.grid)
         hidden = rearrange(self.gelu(self.tadaconv(hidden)), "b c t h w -> b t (h w) c")
         delta = self.project(self.tada_proj, hidden)
-        return rearrange(F.pad(delta, (0, 0, 1, 0)), "b t l c -> (b t) l c")
+        return rearrange(F.pad(delta, (0, 0, self.prefix, 0)), "b t l c -> (b t) l c")
 
     def project(self, layer, x):
         """(B, T, L, C) -> (B, T, L, C')."""
@@ -91,9 +91,16 @@ class TAdaFormer(VisionTransformer):
         super().__init__(spec, block, project)
         image_kernel, p = self.conv1.weight, spec.patch_size
         self.conv1 = nn.Conv3d(
-            3, spec.width, (tubelet_size, p, p), stride=(tubelet_stride, p, p), padding=(tubelet_size // 2, 0, 0), bias=False
+            3,
+            spec.width,
+            (tubelet_size, p, p),
+            stride=(tubelet_stride, p, p),
+            padding=(tubelet_size // 2, 0, 0),
+            bias=spec.patch_bias,
         )
         self.conv1.weight = nn.Parameter(inflate(image_kernel.detach(), tubelet_size))
+        if spec.patch_bias:
+            nn.init.zeros_(self.conv1.bias)
 
     def tokenize(self, clips):
         """(B, 3, T, H, W) -> tokens (B*T', L, C): class token and patches, with their positions."""
@@ -108,15 +115,13 @@ class TAdaFormer(VisionTransformer):
         patches = rearrange(clips, "b c t (h p) (w q) -> b t (h w) (p q c)", p=p, q=p)
         tubelets = F.pad(patches, (0, 0, 0, 0, k // 2, k // 2)).unfold(1, k, stride)  # (B, T', L-1, p*p*3, k)
         weight = rearrange(self.conv1.weight, "o c k p q -> o (k p q c)")
-        patches = F.linear(rearrange(tubelets, "b t l d k -> (b t) l (k d)"), weight)
-        class_token = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
-        return torch.cat((class_token, patches), dim=1) + self.positional_embedding
+        patches = F.linear(rearrange(tubelets, "b t l d k -> (b t) l (k d)"), weight, self.conv1.bias)
+        return self.with_prefix(patches)
 
     def forward(self, clips):
         tokens = self.embed(clips)  # (B*T', L, C)
-        tokens = self.class_tokens(tokens, num_frames=len(tokens) // len(clips))  # (B*T', C)
-        x = self.ln_post(reduce(tokens, "(b t) c -> b c", "mean", b=len(clips)))
-        return x if self.proj is None else x @ self.proj
+        summary = self.summary(tokens, num_frames=len(tokens) // len(clips))  # (B*T', C)
+        return self.finish(reduce(summary, "(b t) c -> b c", "mean", b=len(clips)))
 
 
 def inflate(kernel, frames):

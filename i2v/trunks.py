@@ -1,0 +1,185 @@
+"""Trunks by name: which ViTSpec a name means, and where its weights are.
+
+ViT-B-16                       open_clip's; with one of its tags the activation and the normalisation are the tag's
+timm/vit_base_patch14_dinov2   timm's DINOv2, DINOv3, SigLIP, PE-Core, EVA-02 and other plain ViTs
+{name: ..., image_size: 224}   the same for pictures of another size
+{image_size: ..., ...}         the fields of ViTSpec
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import torch
+
+from i2v.timm_towers import spec_of
+from i2v.vit import ViTSpec
+
+TIMM = "timm/"
+GEOMETRY = ("image_size", "patch_size", "width", "layers", "heads", "embed_dim")  # what a dict without a name must say
+
+
+def backbone_spec(backbone: str | dict, weights: str | None = None) -> ViTSpec:
+    """ViTSpec of a name, of a dict with a name and an image_size, or of one with the fields of ViTSpec.
+
+    weights: the tag of open_clip or timm that will be loaded, which decides what was trained with it; anything else, such as
+    a path, decides nothing. Raises ValueError for what is not a plain ViT, with the reason.
+    """
+    if isinstance(backbone, str):
+        return _named(backbone, weights)
+    if not isinstance(backbone, dict):
+        raise ValueError(f"backbone must be an open_clip or timm name or a dict, got {type(backbone).__name__}")
+    if "name" in backbone:
+        if set(backbone) != {"name", "image_size"}:
+            raise ValueError(f"the backbone dict has a name: beside it there is image_size and nothing else, got {backbone}")
+        return _named(backbone["name"], weights, backbone["image_size"])
+    accepted = [field.name for field in fields(ViTSpec)]
+    unknown = sorted(map(str, set(backbone) - set(accepted)))
+    missing = [name for name in GEOMETRY if name not in backbone]
+    if unknown or missing:
+        wrong = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
+        raise ValueError(f"the backbone dict {' and '.join(wrong)}: its keys are {', '.join(accepted)}")
+    return ViTSpec(**backbone)
+
+
+def plain(spec: ViTSpec) -> dict:
+    """A spec as JSON can hold it."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(spec).items()}
+
+
+def _named(name, tag, image_size=None):
+    timm = name.startswith(TIMM)
+    spec = timm_spec(name.removeprefix(TIMM), tag, image_size) if timm else _open_clip_spec(name, tag)
+    if image_size in (None, spec.image_size):
+        return spec
+    if timm:
+        raise ValueError(
+            f"backbone image_size {image_size} is not a multiple of the {spec.patch_size} pixels of {name}'s patches"
+        )
+    if spec.rotary:
+        raise ValueError(f"backbone {name} has rotary positions for {spec.image_size} pixels: take its timm/ name")
+    return replace(spec, image_size=image_size)
+
+
+def backbone_file(backbone: str | dict, tag: str, activation: str = "quick_gelu") -> Path:
+    """Path of the pre-trained checkpoint of a backbone with a name ("openai", "laion2b_s34b_b88k", ...), downloaded once.
+
+    Raises ValueError for an unknown pair and for weights trained with another activation than the model's, and OSError
+    when the download fails.
+    """
+    import huggingface_hub
+    import open_clip  # three seconds to import
+    import timm
+
+    name = backbone.get("name") if isinstance(backbone, dict) else backbone
+    if name is None:
+        raise ValueError(f"weights is {tag!r}, which is no file, and tags need the name of a backbone: give a file.")
+    if name.startswith(TIMM):
+        tags = [known.partition(".")[2] for known in timm.list_pretrained(name.removeprefix(TIMM) + ".*")]
+        config = timm.get_pretrained_cfg(f"{name.removeprefix(TIMM)}.{tag}") if tag in tags else None
+    else:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        config = open_clip.get_pretrained_cfg(name, tag)
+    if not config:
+        known = ", ".join(tags) or "(none)"
+        raise ValueError(f"{name!r} has no weights {tag!r}: use one of {known}, or give the path of a checkpoint file")
+    trained_with = "quick_gelu" if isinstance(config, dict) and config.get("quick_gelu") else "gelu"
+    if "quick_gelu" in (trained_with, activation) and trained_with != activation:
+        raise ValueError(
+            f"weights {tag!r} of {name!r} were trained with {trained_with} but the model uses "
+            f"{activation}: give the backbone as a dict with activation: {trained_with}"
+        )
+    try:
+        if isinstance(config, dict):
+            return Path(open_clip.download_pretrained(config))
+        return Path(huggingface_hub.hf_hub_download(config.hf_hub_id, config.hf_hub_filename or "model.safetensors"))
+    except Exception as error:  # the hub, urllib and open_clip raise kinds of their own
+        raise OSError(
+            f"could not download the weights {tag!r} of {name!r}: give the path of a checkpoint file instead of the tag"
+        ) from error
+
+
+# ---- open_clip -------------------------------------------------------------------------------------------------------
+
+
+def _open_clip_spec(name, tag):
+    import open_clip  # three seconds to import, and only needed for names
+
+    base = name.removesuffix("-quickgelu")
+    names = open_clip.list_models()
+    if base not in names:
+        vits = [n for n in names if n.startswith("ViT-") and not n.endswith("-quickgelu")]
+        close = difflib.get_close_matches(base, vits, n=1)
+        raise ValueError(
+            f"backbone {name!r} is not an open_clip model{f' (nearest: {close[0]!r})' if close else ''}: use a name such as "
+            f"ViT-B-32, ViT-B-16 or ViT-L-14, one of timm's such as {TIMM}vit_base_patch14_dinov2, or a dict with the geometry"
+        )
+    config, trained = open_clip.get_model_config(base), open_clip.get_pretrained_cfg(name, tag) if tag else {}
+    colours = {key: tuple(trained[key]) for key in ("mean", "std") if trained.get(key)}
+    vision = dict(config["vision_cfg"])
+    if "timm_model_name" in vision:
+        return replace(_timm_tower(name, vision, config["embed_dim"]), **colours)
+    width, layers, head_width = vision.pop("width", 768), vision.pop("layers", 12), vision.pop("head_width", 64)
+    image_size, patch_size = vision.pop("image_size", 224), vision.pop("patch_size", 16)
+    ratio, ln_pre = vision.pop("mlp_ratio", 4), not vision.pop("no_ln_pre", False)
+    average, after = vision.pop("pool_type", "tok") == "avg", vision.pop("final_ln_after_pool", False)
+    if vision or not isinstance(layers, int):  # what is left (attentional_pool, ...) is not a plain ViT's
+        raise ValueError(
+            f"backbone {name!r} is not a plain ViT ({', '.join(vision) or 'a ResNet'}): use a name such as ViT-B-16"
+        )
+    return ViTSpec(
+        image_size,
+        patch_size,
+        width,
+        layers,
+        width // head_width,
+        config["embed_dim"],
+        activation="quick_gelu" if trained.get("quick_gelu", not trained or base != name) else "gelu",
+        mlp_width=None if ratio == 4 else int(width * ratio),
+        ln_pre=ln_pre,
+        pool=("mean" if after else "normed_mean") if average else "class",
+        **colours,
+    )
+
+
+def _timm_tower(name, vision, embed_dim):
+    """Of an open_clip model whose image tower is timm's."""
+    head = embed_dim if vision.get("timm_proj") is None else 0  # else "none": what is pooled lies in the joint space already
+    try:
+        return timm_spec(vision["timm_model_name"], None, vision.get("image_size"), vision.get("timm_pool"), head)
+    except ValueError as error:
+        raise ValueError(f"backbone {name!r}: its image tower, {error}") from error
+
+
+# ---- timm ------------------------------------------------------------------------------------------------------------
+
+
+def timm_spec(
+    name: str, tag: str | None = None, image_size: int | None = None, pool: str | None = None, embed_dim: int = 0
+) -> ViTSpec:
+    """ViTSpec of a timm model, read off the model itself; ValueError with the reason if it is no plain ViT.
+
+    pool: other than the model's own. embed_dim: of the projection that is its head; 0: it has none.
+    """
+    import timm
+
+    name, _, own_tag = name.partition(".")
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models("vit_*") + timm.list_models("eva*"), n=1)
+        raise ValueError(f"backbone {TIMM}{name} is not a timm model{f' (nearest: {close[0]!r})' if close else ''}")
+    known = [known.partition(".")[2] for known in timm.list_pretrained(name + ".*")]
+    tag = tag if tag in known else own_tag or (known[0] if known else "")
+    given = {"img_size": image_size, "global_pool": pool, "pretrained_cfg": tag}
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=embed_dim, **{key: value for key, value in given.items() if value})
+    except (AssertionError, TypeError, RuntimeError) as error:
+        raise ValueError(f"backbone {TIMM}{name} cannot be made for image_size {image_size} ({error})") from error
+    try:
+        return spec_of(model)
+    except ValueError as error:
+        raise ValueError(
+            f"{TIMM}{name} is not a plain ViT ({error}): take another, such as {TIMM}vit_base_patch14_dinov2"
+        ) from error

@@ -1,0 +1,340 @@
+"""A trunk of any family computes what its library computes, every method runs on it, and files fit or say why not."""
+
+import json
+
+import open_clip
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+import i2v
+from i2v.text import named_tower
+from i2v.timm_towers import from_timm, spec_of
+from i2v.trunks import backbone_file, backbone_spec, plain
+from i2v.vit import VisionTransformer, ViTSpec, class_and_patches
+
+SMALL = {"embed_dim": 64, "depth": 3, "num_heads": 4}
+FAMILIES = {  # what stands for each: a timm model, and its size here
+    "CLIP": ("vit_base_patch16_clip_224", {"img_size": 32, "patch_size": 8}),
+    "SigLIP": ("vit_base_patch16_siglip_224", {"img_size": 32, "patch_size": 8}),
+    "SigLIP 2 SO400M": ("vit_so400m_patch16_siglip_256", {"img_size": 32, "patch_size": 8}),
+    "DINOv2": ("vit_base_patch14_dinov2", {"img_size": 32, "patch_size": 8}),
+    "DINOv2 with registers": ("vit_base_patch14_reg4_dinov2", {"img_size": 32, "patch_size": 8}),
+    "DINOv2 giant": ("vit_giant_patch14_dinov2", {"img_size": 32, "patch_size": 8, "mlp_ratio": 5.0}),
+    "DINOv3": ("vit_base_patch16_dinov3", {"img_size": 32, "patch_size": 8}),
+    "DINOv3 with a key bias": ("vit_base_patch16_dinov3_qkvb", {"img_size": 32, "patch_size": 8}),
+    "DINOv3 plus": ("vit_small_plus_patch16_dinov3", {"img_size": 32, "patch_size": 8}),
+    "PE-Core": ("vit_pe_core_base_patch16_224", {"img_size": 32, "patch_size": 8, "attn_pool_num_heads": 2}),
+    "PE-Core giant": ("vit_pe_core_gigantic_patch14_448", {"img_size": 32, "patch_size": 8}),
+    "EVA-02": ("eva02_base_patch14_224", {"img_size": 32, "patch_size": 8}),
+    "EVA-02 CLIP": ("eva02_base_patch16_clip_224", {"img_size": 32, "patch_size": 8}),
+    "EVA-01": ("eva_giant_patch14_224", {"img_size": 32, "patch_size": 8}),
+}
+METHODS = {
+    "clip": {},
+    "st_adapter": {"adapter_width": 8},
+    "aim": {},
+    "zeroi2v": {"shift_div": 8, "adapter_dropout": 0.0},
+    "dist": {"integration_dim": 64, "temporal_dim": 16},
+    "tada": {"route_head_dim": 8, "tubelet_stride": 1, "train": "adapters"},
+    "lora": {"rank": 4, "targets": ["q", "v", "out", "fc1", "fc2"]},
+    "attentive": {"depth": 2, "heads": 4},
+}
+FRESH = ("clip", "st_adapter", "aim", "zeroi2v", "tada", "lora")  # are the image model with pooled frames
+
+
+def make(family, num_classes=0):
+    """timm's model, small, with random weights everywhere: norms, biases, scales and registers too."""
+    torch.manual_seed(0)
+    name, size = FAMILIES[family]
+    try:
+        model = timm.create_model(name, num_classes=num_classes, **{**SMALL, **size}).eval()
+    except (RuntimeError, TypeError) as error:
+        pytest.skip(f"timm {timm.__version__} has no {name} ({error})")
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def random_model(method, spec, frames=4):
+    torch.manual_seed(1)
+    return i2v.create_model(method, plain(spec), frames, 5, {"type": "linear", "dropout": 0}, **METHODS[method])
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return make(request.param)
+
+
+def test_features_are_timms(family):
+    spec = spec_of(family)
+    assert ViTSpec(**json.loads(json.dumps(plain(spec)))) == spec
+    ours = VisionTransformer(spec, project=True)
+    ours.load_state_dict(from_timm(family.state_dict(), spec)[0], strict=True)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), family(images), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["SigLIP", "PE-Core", "EVA-02 CLIP"])
+def test_a_head_of_timms_is_the_projection(name):
+    theirs = make(name, num_classes=24)
+    spec = spec_of(theirs)
+    assert (spec.embed_dim, spec.projection) == (24, "affine" if theirs.head.bias is not None else "linear")
+    ours = VisionTransformer(spec, project=True)
+    ours.load_state_dict(from_timm(theirs.state_dict(), spec)[0], strict=True)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_on_every_family(family, method):
+    """Fresh, it is the image model with pooled frames; it trains; and what merges has the same logits."""
+    spec = spec_of(family)
+    model = random_model(method, spec)
+    report = i2v.load_weights(model, family.state_dict(), "clip")
+    assert not [name for name in report.missing if name in model.frozen_parameters() and not name.startswith("head.")]
+    clips = torch.randn(2, 3, 4, 32, 32)
+    still = clips[:, :, :1].expand(-1, -1, 4, -1, -1)
+    if method in FRESH:
+        with torch.no_grad():
+            torch.testing.assert_close(model.eval().forward_features(still), family(still[:, :, 0]), atol=1e-4, rtol=1e-4)
+    model.train()
+    optimizer = torch.optim.AdamW(model.trainable_parameters().values(), lr=3e-3)
+    losses = []
+    for _ in range(5):
+        loss = torch.nn.functional.cross_entropy(model(clips), torch.tensor([1, 3]))
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None for p in model.trainable_parameters().values())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    if method in ("zeroi2v", "lora"):
+        model.eval()
+        with torch.no_grad():
+            torch.testing.assert_close(i2v.merge_adapters(model)(clips), model(clips), atol=1e-4, rtol=1e-4)
+
+
+def test_a_fresh_model_averages_the_frames_of_a_moving_clip(family):
+    """AIM, ZeroI2V and LoRA finish each frame and average; ST-Adapter averages and finishes, where norms come last."""
+    spec, clips = spec_of(family), torch.randn(1, 3, 4, 32, 32)
+    with torch.no_grad():
+        frames = family(clips[0].transpose(0, 1)).mean(0, keepdim=True)
+        for method in ("clip", "lora"):
+            model = random_model(method, spec).eval()
+            i2v.load_weights(model, family.state_dict(), "clip")
+            torch.testing.assert_close(model.forward_features(clips), frames, atol=1e-4, rtol=1e-4)
+
+
+def test_tokens_without_registers_and_with_a_class_token():
+    tokens = torch.arange(2 * 9 * 3.0).view(2, 9, 3)
+    small = dict(image_size=16, patch_size=8, width=4, layers=1, heads=1, embed_dim=4)
+    spec = ViTSpec(**small, registers=4)
+    assert torch.equal(class_and_patches(tokens, spec), tokens[:, [0, 5, 6, 7, 8]])
+    spec = ViTSpec(**small, class_token=False, pool="mean")
+    with_mean = class_and_patches(tokens[:, :4], spec)
+    assert torch.equal(with_mean[:, 1:], tokens[:, :4]) and torch.equal(with_mean[:, 0], tokens[:, :4].mean(1))
+    assert class_and_patches(tokens, ViTSpec(**small)) is tokens
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_tag_decides_the_activation_and_the_colours():
+    plain_clip = ViTSpec(224, 16, 768, 12, 12, 512)
+    assert (
+        backbone_spec("ViT-B-16") == backbone_spec("ViT-B-16", "openai") == backbone_spec("ViT-B-16", "a/file.pt") == plain_clip
+    )
+    assert backbone_spec("ViT-B-16", "laion2b_s34b_b88k").activation == "gelu"
+    assert backbone_spec("ViT-B-16-quickgelu", "metaclip_400m").activation == "quick_gelu"
+    siglip = backbone_spec("ViT-B-16-SigLIP2", "webli")
+    assert (siglip.pool, siglip.projection, siglip.class_token, siglip.mean) == ("attention", "none", False, (0.5,) * 3)
+    assert backbone_spec("ViT-L-14-CLIPA", "datacomp1b").pool == "mean"
+    assert backbone_spec("ViT-bigG-14", "laion2b_s39b_b160k").mlp_width == 8192
+    assert backbone_spec("EVA02-B-16", "merged2b_s8b_b131k").projection == "affine"
+
+
+def test_timms_names_have_their_own_size_and_another_on_request():
+    own = backbone_spec("timm/vit_base_patch14_dinov2")
+    assert (own.image_size, own.patch_bias, own.projection) == (518, True, "none")
+    assert backbone_spec("timm/vit_base_patch14_dinov2.lvd142m") == own
+    smaller = backbone_spec({"name": "timm/vit_base_patch14_dinov2", "image_size": 224})
+    assert plain(smaller) == plain(own) | {"image_size": 224}
+    turned = backbone_spec({"name": "timm/vit_base_patch16_dinov3", "image_size": 224})
+    assert turned.rotary != backbone_spec("timm/vit_base_patch16_dinov3").rotary  # its positions are relative to the picture
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(rotary={"base": 100}), "rotary must be a section with base, first, step"),
+        (dict(class_token=False), "pool is class, but class_token is false"),
+        (dict(projection="none", embed_dim=16), "embed_dim is the width 64, not 16"),
+        (dict(mean=[0.5, 0.5]), "mean must be a list, three numbers"),
+        (dict(std=[1, 1, 0]), "std must be more than 0"),
+        (
+            dict(heads=32, rotary={"base": 100, "first": 0, "step": 1, "axes": "yx", "pairs": "halves"}),
+            "a multiple of 4 channels",
+        ),
+    ],
+)
+def test_bad_specs(change, message):
+    with pytest.raises(ValueError, match=message):
+        ViTSpec(**{**dict(image_size=32, patch_size=8, width=64, layers=2, heads=4, embed_dim=32), **change})
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_as_the_hub_lays_it_out(tmp_path):
+    theirs = make("DINOv2 with registers")
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    model = random_model("clip", spec_of(theirs)).eval()
+    report = i2v.load_weights(model, tmp_path)
+    assert "its names are those of timm" in report.notes
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model.forward_features(images[:, :, None]), theirs(images), atol=1e-5, rtol=0)
+
+
+def test_positions_of_another_size_are_resampled_as_timm_does_and_it_is_said(tmp_path):
+    theirs = make("DINOv2")
+    state = theirs.state_dict()
+    theirs.set_input_size((48, 48))
+    model = random_model("clip", spec_of(theirs)).eval()
+    report = i2v.load_weights(model, state)
+    assert "positions were resampled from 4 x 4 to 6 x 6 patches" in report.notes
+    images = torch.randn(2, 3, 48, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(model.forward_features(images[:, :, None]), theirs(images), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "of, into, message",
+    [
+        ("DINOv2 with registers", "DINOv2", "1 unexpected .*register_embedding"),
+        ("DINOv2", "DINOv2 with registers", "1 missing .*register_embedding"),
+        ("SigLIP", "DINOv2", "unexpected .*attn_pool"),
+        ("EVA-02", "DINOv2", "ln|norm"),
+        ("CLIP", "SigLIP", "missing"),
+    ],
+)
+def test_a_checkpoint_of_another_family(of, into, message):
+    model = random_model("clip", spec_of(make(into)))
+    before = model.backbone.conv1.weight.clone()
+    with pytest.raises(ValueError, match=message):
+        i2v.load_weights(model, make(of).state_dict(), "clip")
+    assert torch.equal(model.backbone.conv1.weight, before)
+
+
+def test_tags_of_timm(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo, name: f"/cache/{repo}/{name}")
+    where = backbone_file("timm/vit_base_patch14_dinov2", "lvd142m", "gelu")
+    assert str(where) == "/cache/timm/vit_base_patch14_dinov2.lvd142m/model.safetensors"
+    with pytest.raises(ValueError, match="has no weights 'lvd142': use one of lvd142m"):
+        backbone_file("timm/vit_base_patch14_dinov2", "lvd142", "gelu")
+
+
+# ---- text ------------------------------------------------------------------------------------------------------------
+
+
+def test_zero_shot_of_a_model_with_timms_tower_and_its_own_text_tower(monkeypatch):
+    """As open_clip computes it, SigLIP's shape: no class token, no projection, a text tower under "text."."""
+    torch.manual_seed(0)
+    config = {
+        "embed_dim": 64,
+        "custom_text": True,
+        "vision_cfg": {
+            "image_size": 32,
+            "timm_model_name": "vit_base_patch16_siglip_224",
+            "timm_pool": "map",
+            "timm_proj": "none",
+        },
+        "text_cfg": {"context_length": 8, "vocab_size": 50, "width": 64, "heads": 4, "layers": 1, "no_causal_mask": True}
+        | {"proj_bias": True, "pool_type": "last", "hf_tokenizer_name": "none"},
+    }
+    tower = make("SigLIP")
+    text = open_clip.model._build_text_tower(64, config["text_cfg"]).eval()
+    state = {f"visual.trunk.{name}": value for name, value in tower.state_dict().items()}
+    state |= {f"text.{name}": value for name, value in text.state_dict().items()}
+    state |= {"logit_scale": torch.tensor(4.0), "logit_bias": torch.tensor(-10.0)}
+    monkeypatch.setattr(open_clip, "get_model_config", lambda name: config)
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: lambda texts: torch.randint(1, 50, (len(texts), 8)))
+    ours, _ = named_tower("small", state, "the state dict")
+    tokens = torch.randint(1, 50, (5, 8))
+    with torch.no_grad():
+        features = text(tokens)
+        assert torch.equal(ours(tokens), features)
+    model = i2v.create_model("clip", plain(spec_of(tower)), 1, 5, {"text_features": features}).eval()
+    report = i2v.load_weights(model, state, "clip")
+    assert "logit_bias" in report.ignored and "text.positional_embedding" in report.ignored
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        cosine = torch.nn.functional.normalize(tower(images)) @ torch.nn.functional.normalize(features).T
+        torch.testing.assert_close(model(images[:, :, None]), torch.tensor(4.0).exp() * cosine, atol=1e-3, rtol=1e-4)
+
+
+def test_a_trunk_without_a_text_tower_says_so():
+    from i2v.text import text_features
+
+    with pytest.raises(ValueError, match="timm/vit_base_patch14_dinov2 has no text tower"):
+        text_features(["a"], "timm/vit_base_patch14_dinov2", {"x": torch.zeros(1)})
+
+
+# ---- LoRA ------------------------------------------------------------------------------------------------------------
+
+
+def test_lora_is_pefts_on_the_same_layers():
+    """The same numbers, loss and gradients as PEFT's, which wraps our model as it is."""
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    geometry = dict(image_size=32, patch_size=8, width=64, layers=2, heads=4, embed_dim=32)
+    torch.manual_seed(0)
+    head = {"type": "linear", "dropout": 0}
+    ours = i2v.create_model("lora", geometry, 2, 5, head, rank=4, alpha=8, targets=["out", "fc1", "fc2"])
+    theirs = i2v.create_model("clip", geometry, 2, 5, head)
+    theirs.load_state_dict({name: value for name, value in ours.state_dict().items() if "low_rank" not in name})
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["out_proj", "c_fc", "c_proj"], lora_dropout=0.0)
+    theirs = peft.get_peft_model(theirs, config)
+    updates = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        if "low_rank" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+            updates["base_model.model." + name.replace("low_rank.", "") + ".default.weight"].data.copy_(parameter)
+    clips = torch.randn(2, 3, 2, 32, 32)
+    for model in (ours, theirs):
+        torch.nn.functional.cross_entropy(model(clips), torch.tensor([1, 3])).backward()
+    torch.testing.assert_close(theirs(clips), ours(clips), atol=1e-5, rtol=0)
+    for name, parameter in ours.named_parameters():
+        if "low_rank" in name:
+            gradient = updates["base_model.model." + name.replace("low_rank.", "") + ".default.weight"].grad
+            torch.testing.assert_close(gradient, parameter.grad, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "method, options, message",
+    [
+        ("lora", dict(targets=["qkv"]), "targets must be a list of some of q, k, v, out, fc1, fc2"),
+        ("lora", dict(targets="q"), "targets must be a list"),
+        ("lora", dict(rank=65), "rank must be at most the backbone's width 64"),
+        ("lora", dict(rank=0), "rank must be a whole number, at least 1"),
+        ("attentive", dict(heads=5), "heads must divide the backbone's width 64"),
+        ("attentive", dict(depth=0), "depth must be a whole number, at least 1"),
+    ],
+)
+def test_bad_options(method, options, message):
+    geometry = dict(image_size=32, patch_size=8, width=64, layers=2, heads=4, embed_dim=32)
+    with pytest.raises(ValueError, match=message):
+        i2v.create_model(method, geometry, 2, 5, **options)
+
+
+def test_merging_twice():
+    geometry = dict(image_size=32, patch_size=8, width=64, layers=2, heads=4, embed_dim=32)
+    merged = i2v.merge_adapters(i2v.create_model("lora", geometry, 2, 5))
+    again = i2v.create_model(**merged.config)
+    again.load_state_dict(merged.state_dict(), strict=True)
+    assert not any("lora" in name for name in again.state_dict())
+    with pytest.raises(ValueError, match="merged already"):
+        i2v.merge_adapters(merged)
