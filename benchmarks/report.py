@@ -235,6 +235,28 @@ def curves_table() -> str:
     return table(["method", "first loss", "float32, last quarter", "bf16", "between seeds", "between precisions"], rows)
 
 
+def trunks_table() -> str:
+    rows, found_all = [], results("trunks.json")
+    for family, methods in (found_all[0]["families"] if found_all else {}).items():
+        for method, found in methods.items():
+            fresh = "" if found["fresh"] is None else f"{found['fresh']:.0e}"
+            merged = f"{found['merged']:.0e}" if "merged" in found else ""
+            loss = f"{found['first_loss']:.2f} -> {found['last_loss']:.2f}"
+            rows.append([family, method, fresh, loss, merged, f"{found['exported']:.0e}", f"{found['gmacs']:.1f}"])
+    heads = ["family", "method", "fresh = image model", "loss, five steps", "merged", "exported", "GMACs, 8 frames"]
+    return table(heads, rows)
+
+
+def pairs_table() -> str:
+    found = results("trunks.json")
+    if not found:
+        return ""
+    built, refused = found[0]["pairs"]["built"], found[0]["pairs"]["refused"]
+    total = sum(built.values()) + sum(one["tags"] for one in refused.values())
+    said = f"{sum(built.values())} of {total} pairs of name and tag: {', '.join(built)}.\n\nThe others, with the sentence that says why:\n\n"
+    return said + table(["name", "tags", "why not"], [[name, str(one["tags"]), one["reason"]] for name, one in refused.items()])
+
+
 TABLES = {
     "anatomy": (anatomy_table, "python benchmarks/anatomy.py --json benchmarks/results/anatomy.json"),
     "roofline": (roofline_table, "python benchmarks/anatomy.py --json benchmarks/results/anatomy.json"),
@@ -251,6 +273,8 @@ TABLES = {
     "sharding": (sharding_table, "python benchmarks/sharding.py --json benchmarks/results/sharding.json"),
     "index": (index_table, "python benchmarks/index.py --json benchmarks/results/index.json"),
     "recompute": (recompute_table, "python benchmarks/recompute.py --json benchmarks/results/recompute.json"),
+    "trunks": (trunks_table, "python benchmarks/trunks.py --json benchmarks/results/trunks.json"),
+    "pairs": (pairs_table, "python benchmarks/trunks.py --json benchmarks/results/trunks.json"),
     "kills": (kills_table, "python benchmarks/kills.py --json benchmarks/results/kills.json"),
 }
 

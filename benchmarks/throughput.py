@@ -38,6 +38,7 @@ from i2v.placement import autocast_for, choose_precision, compile_blocks, may_co
 from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import EncodeSettings
 from i2v.shard_tools.sources import load_sources
+from i2v.trunks import backbone_spec
 
 TINY = Path(__file__).parent / "tiny.yaml"
 CLASSES = 400  # as many as Kinetics', or as the data have if that is more

@@ -147,6 +147,20 @@ def test_views_come_in_parts_and_are_the_same(shapes):
     assert torch.allclose(batches(shapes / "vp9-val", 1, clips=1, crops=3, **options)[0].clips[:, 1], one.clips, atol=1e-5)
 
 
+def test_a_backbones_own_colours(shapes):
+    """Of another trunk: one view, which the loader normalises, several, which batches do, and what erasing leaves."""
+    own, grey = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}, {"split": "test", "sampling": "stride", "stride": 2}
+    mean, std = (255 * torch.tensor(own[name]).view(3, 1, 1, 1) for name in ("mean", "std"))
+    for options in (grey, grey | {"clips": 2, "crops": 3}):
+        pixels = batches(shapes / "vp9-val", 1, **options, dtype="uint8")[0].pixels
+        torch.testing.assert_close(batches(shapes / "vp9-val", 1, **options, **own)[0].clips, (pixels - mean) / std)
+    erased = {"erasing": 1.0, "erasing_fill": "mean"}
+    found = batches(shapes / "vp9", 1, split="train", **erased, **own)[0].clips
+    assert ((found == 0).all(1).float().mean((1, 2, 3)) > 0.01).all()  # the mean, normalised
+    with pytest.raises(ValueError, match="mean must be a list, three numbers|mean"):
+        batches(shapes / "vp9-val", 1, **grey, mean=[0.5])
+
+
 def test_a_memory_budget_bounds_what_is_read_ahead_and_changes_nothing(shapes, monkeypatch):
     expected = [pixels(batch) for batch in batches(shapes / "vp9", 8)]
     waiting, most = 0, {}

@@ -4,67 +4,24 @@ import json
 
 import open_clip
 import pytest
-import timm
 import torch
 from safetensors.torch import save_file
 
 import i2v
+from benchmarks.trunks import FAMILIES, FRESH, METHODS, distance_when_fresh, losses, moving_clips, on_trunk, small_model
 from i2v.text import named_tower
 from i2v.timm_towers import from_timm, spec_of
 from i2v.trunks import backbone_file, backbone_spec, plain
 from i2v.vit import VisionTransformer, ViTSpec, class_and_patches
 
-SMALL = {"embed_dim": 64, "depth": 3, "num_heads": 4}
-FAMILIES = {  # what stands for each: a timm model, and its size here
-    "CLIP": ("vit_base_patch16_clip_224", {"img_size": 32, "patch_size": 8}),
-    "SigLIP": ("vit_base_patch16_siglip_224", {"img_size": 32, "patch_size": 8}),
-    "SigLIP 2 SO400M": ("vit_so400m_patch16_siglip_256", {"img_size": 32, "patch_size": 8}),
-    "DINOv2": ("vit_base_patch14_dinov2", {"img_size": 32, "patch_size": 8}),
-    "DINOv2 with registers": ("vit_base_patch14_reg4_dinov2", {"img_size": 32, "patch_size": 8}),
-    "DINOv2 giant": ("vit_giant_patch14_dinov2", {"img_size": 32, "patch_size": 8, "mlp_ratio": 5.0}),
-    "DINOv3": ("vit_base_patch16_dinov3", {"img_size": 32, "patch_size": 8}),
-    "DINOv3 with a key bias": ("vit_base_patch16_dinov3_qkvb", {"img_size": 32, "patch_size": 8}),
-    "DINOv3 plus": ("vit_small_plus_patch16_dinov3", {"img_size": 32, "patch_size": 8}),
-    "PE-Core": ("vit_pe_core_base_patch16_224", {"img_size": 32, "patch_size": 8, "attn_pool_num_heads": 2}),
-    "PE-Core giant": ("vit_pe_core_gigantic_patch14_448", {"img_size": 32, "patch_size": 8}),
-    "EVA-02": ("eva02_base_patch14_224", {"img_size": 32, "patch_size": 8}),
-    "EVA-02 CLIP": ("eva02_base_patch16_clip_224", {"img_size": 32, "patch_size": 8}),
-    "EVA-01": ("eva_giant_patch14_224", {"img_size": 32, "patch_size": 8}),
-}
-METHODS = {
-    "clip": {},
-    "st_adapter": {"adapter_width": 8},
-    "aim": {},
-    "zeroi2v": {"shift_div": 8, "adapter_dropout": 0.0},
-    "dist": {"integration_dim": 64, "temporal_dim": 16},
-    "tada": {"route_head_dim": 8, "tubelet_stride": 1, "train": "adapters"},
-    "lora": {"rank": 4, "targets": ["q", "v", "out", "fc1", "fc2"]},
-    "attentive": {"depth": 2, "heads": 4},
-}
-FRESH = ("clip", "st_adapter", "aim", "zeroi2v", "tada", "lora")  # are the image model with pooled frames
 
-
-def make(family, num_classes=0):
-    """timm's model, small, with random weights everywhere: norms, biases, scales and registers too."""
-    torch.manual_seed(0)
-    name, size = FAMILIES[family]
-    try:
-        model = timm.create_model(name, num_classes=num_classes, **{**SMALL, **size}).eval()
-    except (RuntimeError, TypeError) as error:
-        pytest.skip(f"timm {timm.__version__} has no {name} ({error})")
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    return model
-
-
-def random_model(method, spec, frames=4):
-    torch.manual_seed(1)
-    return i2v.create_model(method, plain(spec), frames, 5, {"type": "linear", "dropout": 0}, **METHODS[method])
+def clip_model(theirs):
+    return i2v.create_model("clip", plain(spec_of(theirs)), 1, 5)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request):
-    return make(request.param)
+    return small_model(request.param)
 
 
 def test_features_are_timms(family):
@@ -77,9 +34,9 @@ def test_features_are_timms(family):
         torch.testing.assert_close(ours(images), family(images), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["SigLIP", "PE-Core", "EVA-02 CLIP"])
+@pytest.mark.parametrize("name", ["SigLIP, SigLIP 2", "PE-Core", "EVA-02 CLIP"])
 def test_a_head_of_timms_is_the_projection(name):
-    theirs = make(name, num_classes=24)
+    theirs = small_model(name, num_classes=24)
     spec = spec_of(theirs)
     assert (spec.embed_dim, spec.projection) == (24, "affine" if theirs.head.bias is not None else "linear")
     ours = VisionTransformer(spec, project=True)
@@ -92,41 +49,24 @@ def test_a_head_of_timms_is_the_projection(name):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_on_every_family(family, method):
     """Fresh, it is the image model with pooled frames; it trains; and what merges has the same logits."""
-    spec = spec_of(family)
-    model = random_model(method, spec)
-    report = i2v.load_weights(model, family.state_dict(), "clip")
-    assert not [name for name in report.missing if name in model.frozen_parameters() and not name.startswith("head.")]
-    clips = torch.randn(2, 3, 4, 32, 32)
-    still = clips[:, :, :1].expand(-1, -1, 4, -1, -1)
+    model, (clips, labels) = on_trunk(method, family), moving_clips()
     if method in FRESH:
-        with torch.no_grad():
-            torch.testing.assert_close(model.eval().forward_features(still), family(still[:, :, 0]), atol=1e-4, rtol=1e-4)
-    model.train()
-    optimizer = torch.optim.AdamW(model.trainable_parameters().values(), lr=3e-3)
-    losses = []
-    for _ in range(5):
-        loss = torch.nn.functional.cross_entropy(model(clips), torch.tensor([1, 3]))
-        optimizer.zero_grad()
-        loss.backward()
-        assert all(p.grad is not None for p in model.trainable_parameters().values())
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
+        assert distance_when_fresh(model, family, clips) < 1e-4
+    first, *_, last = losses(model, clips, labels)
+    assert last < first and all(p.grad is not None for p in model.trainable_parameters().values())
     if method in ("zeroi2v", "lora"):
-        model.eval()
         with torch.no_grad():
-            torch.testing.assert_close(i2v.merge_adapters(model)(clips), model(clips), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(i2v.merge_adapters(model.eval())(clips), model(clips), atol=1e-4, rtol=1e-4)
 
 
 def test_a_fresh_model_averages_the_frames_of_a_moving_clip(family):
-    """AIM, ZeroI2V and LoRA finish each frame and average; ST-Adapter averages and finishes, where norms come last."""
-    spec, clips = spec_of(family), torch.randn(1, 3, 4, 32, 32)
+    """LoRA and frozen features finish each frame and average."""
+    clips, _ = moving_clips()
     with torch.no_grad():
         frames = family(clips[0].transpose(0, 1)).mean(0, keepdim=True)
         for method in ("clip", "lora"):
-            model = random_model(method, spec).eval()
-            i2v.load_weights(model, family.state_dict(), "clip")
-            torch.testing.assert_close(model.forward_features(clips), frames, atol=1e-4, rtol=1e-4)
+            model = on_trunk(method, family).eval()
+            torch.testing.assert_close(model.forward_features(clips[:1]), frames, atol=1e-4, rtol=1e-4)
 
 
 def test_tokens_without_registers_and_with_a_class_token():
@@ -190,9 +130,9 @@ def test_bad_specs(change, message):
 
 
 def test_a_folder_as_the_hub_lays_it_out(tmp_path):
-    theirs = make("DINOv2 with registers")
+    theirs = small_model("DINOv2 with registers")
     save_file(theirs.state_dict(), tmp_path / "model.safetensors")
-    model = random_model("clip", spec_of(theirs)).eval()
+    model = clip_model(theirs).eval()
     report = i2v.load_weights(model, tmp_path)
     assert "its names are those of timm" in report.notes
     images = torch.randn(2, 3, 32, 32)
@@ -201,10 +141,10 @@ def test_a_folder_as_the_hub_lays_it_out(tmp_path):
 
 
 def test_positions_of_another_size_are_resampled_as_timm_does_and_it_is_said(tmp_path):
-    theirs = make("DINOv2")
+    theirs = small_model("DINOv2")
     state = theirs.state_dict()
     theirs.set_input_size((48, 48))
-    model = random_model("clip", spec_of(theirs)).eval()
+    model = clip_model(theirs).eval()
     report = i2v.load_weights(model, state)
     assert "positions were resampled from 4 x 4 to 6 x 6 patches" in report.notes
     images = torch.randn(2, 3, 48, 48)
@@ -217,16 +157,16 @@ def test_positions_of_another_size_are_resampled_as_timm_does_and_it_is_said(tmp
     [
         ("DINOv2 with registers", "DINOv2", "1 unexpected .*register_embedding"),
         ("DINOv2", "DINOv2 with registers", "1 missing .*register_embedding"),
-        ("SigLIP", "DINOv2", "unexpected .*attn_pool"),
+        ("SigLIP, SigLIP 2", "DINOv2", "unexpected .*attn_pool"),
         ("EVA-02", "DINOv2", "ln|norm"),
-        ("CLIP", "SigLIP", "missing"),
+        ("CLIP", "SigLIP, SigLIP 2", "missing"),
     ],
 )
 def test_a_checkpoint_of_another_family(of, into, message):
-    model = random_model("clip", spec_of(make(into)))
+    model = clip_model(small_model(into))
     before = model.backbone.conv1.weight.clone()
     with pytest.raises(ValueError, match=message):
-        i2v.load_weights(model, make(of).state_dict(), "clip")
+        i2v.load_weights(model, small_model(of).state_dict(), "clip")
     assert torch.equal(model.backbone.conv1.weight, before)
 
 
@@ -256,7 +196,7 @@ def test_zero_shot_of_a_model_with_timms_tower_and_its_own_text_tower(monkeypatc
         "text_cfg": {"context_length": 8, "vocab_size": 50, "width": 64, "heads": 4, "layers": 1, "no_causal_mask": True}
         | {"proj_bias": True, "pool_type": "last", "hf_tokenizer_name": "none"},
     }
-    tower = make("SigLIP")
+    tower = small_model("SigLIP, SigLIP 2")
     text = open_clip.model._build_text_tower(64, config["text_cfg"]).eval()
     state = {f"visual.trunk.{name}": value for name, value in tower.state_dict().items()}
     state |= {f"text.{name}": value for name, value in text.state_dict().items()}
