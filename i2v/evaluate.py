@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from i2v.distributed import World, close_world, init_world
 from i2v.feed import check_head, labels_of
-from i2v.metrics import VIEWS_AT_ONCE, Labels, Scores, SeveralScores, evaluate, looked_at, videos_at_once
+from i2v.metrics import VIEWS_AT_ONCE, Labels, Scores, SeveralScores, evaluate, videos_at_once
 from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.shards import ClipError, ShardSet
 from i2v.scores import Collector, VideoScores, ensemble, load_scores
@@ -49,18 +49,13 @@ def score(args, world: World) -> tuple[Scores | SeveralScores | None, VideoScore
     shared = {"rank": world.rank, "world_size": world.size, "decode": args.decode, "quarantine": args.quarantine}
     loader = build_loader(data, batch_size=batch_size, **views, **shared, **stored)
     shards = loader.shards
-    labels, labelled = check_data(args, session, shards)
+    labels = check_data(args, session, shards)
     batches = tqdm(loader, unit="batch", disable=not (world.is_main and sys.stderr.isatty()))
     at_once = max(1, int(args.memory * 1e9 / 2 / (options["num_frames"] * options["size"] ** 2 * 12)))  # half for the floats
     at_once = min(VIEWS_AT_ONCE, at_once)
     keep = Collector()
     expected, look = len(loader.plan), (world.device, session.autocast, at_once)
-    if labelled:
-        scores = evaluate(session.model, batches, labels, expected, *look, keep)
-    else:
-        scores = None
-        for batch, probabilities in looked_at(session.model, batches, labels.several, expected, *look):
-            keep(batch, probabilities)
+    scores = evaluate(session.model, batches, labels, expected, *look, keep)
     how = {
         "model": str(args.checkpoint or args.config),
         "data": str(data),
@@ -78,12 +73,11 @@ def score(args, world: World) -> tuple[Scores | SeveralScores | None, VideoScore
             return loader.shards.key(video), ""
 
     factors = shards.factors or session.meta.factors
-    return scores, keep.gather(classes, expected, how, name, factors, labels.several and labelled)
+    return scores, keep.gather(classes, expected, how, name, factors, labels.several and labels.known)
 
 
-def check_data(args, session: Session, shards: ShardSet) -> tuple[Labels, bool]:
-    """What the videos are labelled with, as the model has it, and whether they are labelled at all. Raises ValueError if that
-    does not go together."""
+def check_data(args, session: Session, shards: ShardSet) -> Labels:
+    """What the videos are labelled with. Raises ValueError if it is not what the model was trained for."""
     classes, meta, labelled = session.meta.classes, session.meta, bool((shards.clips["label"] >= 0).all())
     if not labelled and not args.scores and not args.submission:
         raise ValueError(f"{shards.root} has videos without a label: only --scores or --submission can be made of them.")
@@ -93,16 +87,14 @@ def check_data(args, session: Session, shards: ShardSet) -> tuple[Labels, bool]:
             "make these shards with --classes and the manifest of the training shards."
         )
     if not labelled:
-        return Labels(len(classes), several=meta.several), False
+        return Labels(len(classes), several=meta.several, known=False)
     labels = labels_of(shards)
     if args.config:
         check_head(session.model.config["head"], shards)
     elif meta.several != labels.several:
-        kinds = ("several classes", "one class")[:: 1 if meta.several else -1]
-        raise ValueError(
-            f"The model was trained for {kinds[0]} a video, and those of {shards.root} have {kinds[1]}: give others."
-        )
-    return labels, True
+        trained, there = ("several", "one") if meta.several else ("one", "several")
+        raise ValueError(f"The model was trained for {trained} class a video, and those of {shards.root} have {there}.")
+    return labels
 
 
 def report(scores: Scores | SeveralScores, classes: list[str], how: dict, factors: dict[str, list[str]]) -> str:

@@ -134,7 +134,8 @@ def class_weights(loader, power: float, device: torch.device) -> torch.Tensor | 
     if not power:
         return None
     shards = loader.shards
-    counts = class_counts(shards.clips["label"], len(shards.classes), shards.label_sets).astype(np.float64)
+    sets = getattr(shards, "label_sets", None)
+    counts = class_counts(shards.clips["label"], len(shards.classes), sets).astype(np.float64)
     weights = np.where(counts > 0, counts.clip(min=1) ** -power, 0)
     return torch.tensor(weights * counts.sum() / (weights * counts).sum(), dtype=torch.float32, device=device)
 

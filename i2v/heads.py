@@ -128,7 +128,7 @@ def check_factors(factors):
     fine = isinstance(factors, dict) and len(factors) > 1
     if not fine or not all(isinstance(name, str) and is_whole(size) and size > 0 for name, size in factors.items()):
         raise ValueError(
-            f"head factors must be several names with numbers of classes, such as {{'verb': 97, 'noun': 300}}, got {factors!r:.80}"
+            f"head factors must be names with numbers of classes, such as {{'verb': 97, 'noun': 300}}, got {factors!r:.80}"
         )
 
 

@@ -140,13 +140,10 @@ def load_scores(path: str | Path) -> VideoScores:
             keys, paths = file["keys"].tolist(), file["paths"].tolist()
         factors, shape = about.get("factors", {}), (len(probabilities), len(about["classes"]))
         fits = {len(ids), len(labels), len(keys), len(paths)} == {len(probabilities)} and probabilities.shape == shape
-        if (
-            not fits
-            or labels.ndim == 2
-            and labels.shape != shape
-            or factors
-            and math.prod(map(len, factors.values())) != shape[1]
-        ):
+        fits = (
+            fits and labels.shape in (shape, shape[:1]) and (not factors or math.prod(map(len, factors.values())) == shape[1])
+        )
+        if not fits:
             raise ValueError("its parts do not fit together")
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: give a file that i2v.evaluate --scores wrote.") from None
@@ -173,7 +170,7 @@ class Collector:
         expected: int,
         how: dict,
         name: Callable[[int], tuple[str, str]],
-        factors: dict[str, list[str]] = {},
+        factors: dict[str, list[str]] | None = None,
         several: bool = False,
     ) -> VideoScores:
         """Those of all ranks, on rank 0; elsewhere this rank's. name: (key, path) of a video's id."""
@@ -191,7 +188,7 @@ class Collector:
         names = [pair for each in everyone for pair in each[3]]
         order = ids.argsort()
         keys, paths = ([names[i][part] for i in order.tolist()] for part in (0, 1))
-        return VideoScores(ids[order], labels[order], probabilities[order], keys, paths, classes, expected, how, factors)
+        return VideoScores(ids[order], labels[order], probabilities[order], keys, paths, classes, expected, how, factors or {})
 
 
 def ensemble(parts: list[VideoScores], by: str = "softmax") -> VideoScores:

@@ -1,4 +1,4 @@
-"""What an evaluation counts: right and wrong by class, also of every factor; or, of several classes a video, every probability."""
+"""What an evaluation counts: right and wrong by class, also of every factor; of several classes a video, every probability."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
-
-from i2v.distributed import sum_over_ranks
 
 NATS = 1 << 20  # a cross entropy is counted in whole parts of so many, so that its sum is exact in any order
 
@@ -20,6 +18,7 @@ class Labels:
     classes: int
     factors: dict[str, int] = field(default_factory=dict)  # how many classes each has
     several: bool = False
+    known: bool = True  # whether the videos have labels at all
 
 
 @dataclass
@@ -70,8 +69,7 @@ class SeveralScores:
     average_precision: torch.Tensor  # (K,) float64; nan where no video has the class
     videos: torch.Tensor  # (K,) int64: how many have each class
     cross_entropy: float  # binary, the mean over classes and videos
-    confusion = None
-    factors = {}
+    confusion: None = None  # a video is not taken for another class
 
     def per_class(self) -> torch.Tensor:
         return self.average_precision
@@ -98,8 +96,26 @@ def in_words(summary: dict) -> str:
     return "  ".join(shown)
 
 
-def tally_for(labels: Labels, device: torch.device) -> Tally | SeveralTally:
+def tally_for(labels: Labels, device: torch.device) -> Tally | SeveralTally | NoTally:
+    if not labels.known:
+        return NoTally()
     return SeveralTally(labels) if labels.several else Tally(labels, device)
+
+
+class NoTally:
+    """Counts nothing: the videos have no labels."""
+
+    def add(self, probabilities: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor) -> None:
+        pass
+
+    def totals(self) -> list[torch.Tensor]:
+        return []
+
+    def finish(self) -> None:
+        pass
+
+    def scores(self, expected: int) -> None:
+        return None
 
 
 class Tally:
@@ -136,14 +152,14 @@ class Tally:
         for tally, each, own in zip(self.factors.values(), of_factors, marginals(probabilities, self.sizes)):
             tally.add(own, each, counts)
 
-    def share(self) -> None:
-        """The sums over all ranks. Raises ValueError for labels outside the classes."""
-        totals = [self.counted, self.hits1, self.hits5, self.nats, self.unknown, self.confusion, self.by_class]
-        for total in totals:
-            if total is not None:
-                sum_over_ranks(total)
-        for tally in self.factors.values():
-            tally.share()
+    def totals(self) -> list[torch.Tensor]:
+        """What is to be summed over all ranks, in place."""
+        mine = [self.counted, self.hits1, self.hits5, self.nats, self.unknown, self.confusion, self.by_class]
+        of_factors = [total for tally in self.factors.values() for total in tally.totals()]
+        return [total for total in mine if total is not None] + of_factors
+
+    def finish(self) -> None:
+        """Raises ValueError for labels outside the classes."""
         if unknown := self.unknown.item():
             raise ValueError(
                 f"{unknown} videos have a label outside the model's {self.classes} classes: give shards of the same class list."
@@ -175,7 +191,10 @@ class SeveralTally:
         self.labels.append(labels[counts].bool().cpu())
         self.probabilities.append(probabilities[counts].float().cpu())
 
-    def share(self) -> None:
+    def totals(self) -> list[torch.Tensor]:
+        return []
+
+    def finish(self) -> None:
         """Everything to all ranks."""
         if dist.is_initialized():
             mine, everyone = (torch.cat(self.labels), torch.cat(self.probabilities)), [None] * dist.get_world_size()
