@@ -334,12 +334,8 @@ def for_script(runs: list[Run], data: str | None, strips: int) -> dict:
         rows = zip(videos.labels.tolist(), guesses.tolist(), confidence.tolist(), names)
         sure = confidence.masked_fill(videos.correct, -1).argsort(descending=True, stable=True)[:strips].tolist()
         sure = [at for at in sure if not videos.correct[at]]
-        entry = {
-            "name": as_text(run.name),
-            "classes": [as_text(name) for name in videos.classes],
-            "videos": [[a, b, round(c, 3), d] for a, b, c, d in rows],
-            "wrong": sure[:24],
-        }
+        entry = {"name": as_text(run.name), "classes": [as_text(name) for name in videos.classes]}
+        entry |= {"videos": [[a, b, round(c, 3), d] for a, b, c, d in rows], "wrong": sure[:24]}
         found["runs"].append(entry | {"strips": film_strips(run, sure, data)})
     return found
 

@@ -140,10 +140,8 @@ def load_scores(path: str | Path) -> VideoScores:
             keys, paths = file["keys"].tolist(), file["paths"].tolist()
         factors, shape = about.get("factors", {}), (len(probabilities), len(about["classes"]))
         fits = {len(ids), len(labels), len(keys), len(paths)} == {len(probabilities)} and probabilities.shape == shape
-        fits = (
-            fits and labels.shape in (shape, shape[:1]) and (not factors or math.prod(map(len, factors.values())) == shape[1])
-        )
-        if not fits:
+        combinations = math.prod(map(len, factors.values())) if factors else shape[1]
+        if not fits or labels.shape not in (shape, shape[:1]) or combinations != shape[1]:
             raise ValueError("its parts do not fit together")
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: give a file that i2v.evaluate --scores wrote.") from None
