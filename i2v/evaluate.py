@@ -22,7 +22,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from i2v.distributed import World, close_world, init_world
-from i2v.feed import check_head, labels_of
+from i2v.feed import head_for, labels_of
 from i2v.metrics import VIEWS_AT_ONCE, Labels, Scores, SeveralScores, evaluate, videos_at_once
 from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.shards import ClipError, ShardSet
@@ -90,7 +90,7 @@ def check_data(args, session: Session, shards: ShardSet) -> Labels:
         return Labels(len(classes), several=meta.several, known=False)
     labels = labels_of(shards)
     if args.config:
-        check_head(session.model.config["head"], shards)
+        head_for(session.model.config["head"], shards)
     elif meta.several != labels.several:
         trained, there = ("several", "one") if meta.several else ("one", "several")
         raise ValueError(f"The model was trained for {trained} class a video, and those of {shards.root} have {there}.")

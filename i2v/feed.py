@@ -109,18 +109,22 @@ def check_labels(loader, val_loader) -> None:
         )
 
 
-def check_head(head: dict, shards) -> None:
-    """Raises ValueError for a head that cannot say what these videos are labelled with."""
+def head_for(head: dict, shards) -> dict:
+    """A configured head for videos that are labelled so: factors in the order of the data's, which may be left out. Raises
+    ValueError for a head that cannot say what these videos are labelled with."""
     kind, there = head_kind(head), sizes(shards.factors)
     if shards.label_sets is not None and kind != "linear":
         raise ValueError(
             f"Videos of {shards.root} have several classes, each for itself, which the logits of a {kind} head cannot say: "
             "use model.head {type: linear}."
         )
-    given = head.get("factors") if kind == "factors" else there
-    if given != there or list(given) != list(there):
-        remedy = f"write {there}" if there else "make them with --factors, or use another head"
+    if kind != "factors":
+        return head
+    given = head.get("factors", there)
+    if not there or given != there:
+        remedy = f"write {there}, or leave it out" if there else "make them with --factors, or use another head"
         raise ValueError(f"model.head.factors is {given}, but the factors of {shards.root} are {there or 'none'}: {remedy}.")
+    return head | {"factors": there}
 
 
 def labels_of(shards) -> Labels:
