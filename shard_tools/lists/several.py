@@ -16,10 +16,11 @@ def one_class_each(rows: list[Row], known: set[str], source: str, notes: list[st
     """
     separator = _separator([row.label or "" for row in rows], known)
     told = {None: "one each", " ": "separated by spaces"}.get(separator, f"separated by {separator!r}")
-    found = [row._replace(label=label) for row in rows for label in _split(row.label or "", separator, known)]
+    parts = [_split(row.label or "", separator, known) for row in rows]
+    found = [row._replace(label=label) for row, labels in zip(rows, parts) for label in labels]
     if not found:
         raise SourceError(f"{source} has no labels, so its videos cannot have several classes: leave --multi-label out.")
-    classes, without = len(found) / len(rows), sum(not row.label for row in rows)
+    classes, without = len(found) / len(rows), sum(not labels for labels in parts)
     notes.append(
         f"labels of {source} are several classes, {told}: {classes:.2f} a video"
         + (f"; {without:,} have none of them." if without else ".")
