@@ -38,6 +38,7 @@ class ModelConfig:
     weights: str = "openai"  # an open_clip tag, a file, or "random"
     init: str | None = None  # a checkpoint of this method, ours or its authors', to start from; the head may be another
     num_frames: Count = 8
+    # type linear, factors or text, and its options (docs/training.md)
     head: dict = field(default_factory=lambda: {"type": "linear", "dropout": 0.5})
     options: dict = field(default_factory=dict)
 

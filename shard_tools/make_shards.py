@@ -49,7 +49,7 @@ examples
   make_shards.py ucfTrainTestlist/trainlist01.txt --root UCF-101 --out shards/ucf101
   make_shards.py parts.csv --out shards/parts                                 # path,start,end,label: of long videos
   make_shards.py EPIC_100_train.csv --root EPIC-KITCHENS --out shards/epic    # verbs and nouns, parts by their times
-  make_shards.py charades.csv --multi-label --out shards/charades             # path,label: several classes a video
+  make_shards.py tags.csv --multi-label --out shards/tags                     # path,label: several classes a video
   make_shards.py 's3://bucket/videos-{000..099}.tar' --out s3://bucket/shards # WebDataset; any fsspec URL, both ways
   make_shards.py train.csv --out shards/k400 --codec mjpeg                    # 3 x the bytes, 1/5 of the decoding
   sbatch --array=0-63 --wrap 'python shard_tools/make_shards.py train.csv --out /shared/k400 \\

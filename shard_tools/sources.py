@@ -76,6 +76,7 @@ def read_sources(
     given_names = combinations(given) if isinstance(given, dict) else given
     renamed = None if map is None else read_map(map)
     rows, found = read_layout(source, root, layout, split, factors)
+    multi_label = multi_label or found.several
     own, about = found.classes, found.about_classes if given is None and rows[0].label is not None else about_given
     notes = [*found.notes, about] if about else found.notes
     if found.factors:

@@ -33,6 +33,7 @@ from i2v.sweep import SHOWN, result
 from i2v.tally import Labels, average_precision, tally_for
 from i2v.train import run
 from tests.lists import write
+from tests.test_evaluate import command
 from tests.test_train import CPU, GEOMETRY, assert_same
 from tests.test_train import result as state
 from tests.videos import moving, write_video
@@ -85,6 +86,27 @@ def test_labels_that_cannot_be_meant_are_refused(tmp_path, text, options, messag
     options = {name: write(tmp_path / "c.json", value) for name, value in options.items()}
     with pytest.raises(ValueError, match=message):
         read_sources(write(tmp_path / "l.csv", text), multi_label=True, **options)
+
+
+def test_charades_own_list(tmp_path):
+    write(
+        tmp_path / "Charades_v1_classes.txt",
+        "c000 Holding some clothes\nc001 Putting clothes, somewhere\nc002 Opening a door\n",
+    )
+    for name in ("AB1.mp4", "AB2.mp4", "AB3.mp4"):
+        write(tmp_path / "v" / name, "x")
+    text = (
+        "id,scene,actions,length\nAB1,Hall,c002 0.5 9.1;c001 1.0 2.0;c002 11.0 12.0,30.1\nAB2,Hall,,12.0\nAB3,Hall,c000 0 1,9\n"
+    )
+    videos, classes, notes = read_sources(write(tmp_path / "Charades_v1_train.csv", text), tmp_path / "v")
+    assert classes == ["Holding some clothes", "Putting clothes, somewhere", "Opening a door"]
+    assert [(video.source, video.label) for video in videos] == [("AB1", (1, 2)), ("AB2", ()), ("AB3", (0,))]
+    assert any("1 have none of them" in note for note in notes) and any("by their codes" in note for note in notes)
+    with pytest.raises(ValueError, match="row 2 of .* has the action 'c009', which is no class"):
+        read_sources(write(tmp_path / "Charades_v1_train.csv", text.replace("c002", "c009")), tmp_path / "v")
+    (tmp_path / "Charades_v1_classes.txt").unlink()
+    videos, classes, _ = read_sources(write(tmp_path / "Charades_v1_train.csv", text), tmp_path / "v")
+    assert len(classes) == 157 and videos[0].class_name == "c001|c002"
 
 
 def test_one_class_each_is_still_what_is_meant_without_saying_so(tmp_path):
@@ -337,3 +359,16 @@ def test_data_of_the_other_kind_is_refused(trained, config, data, tmp_path, monk
         run(load_config(config, [f"out={tmp_path / 'out'}", f"data.val={tmp_path / 'plain'}"]), CPU)
     with pytest.raises(SystemExit, match="The model was trained for several class"):
         call(monkeypatch, capsys, "--checkpoint", trained, "--data", tmp_path / "plain")
+
+
+@pytest.mark.process
+def test_two_ranks_come_to_the_same_average_precision(trained, tmp_path):
+    found = []
+    for ranks in (1, 2):
+        out = ("--json", tmp_path / f"{ranks}.json", "--scores", tmp_path / f"{ranks}.npz", "--batch-size", 5)
+        done = command("i2v.evaluate", "--checkpoint", trained, *out, ranks=ranks)
+        assert done.returncode == 0, done.stderr
+        found.append(
+            (json.loads((tmp_path / f"{ranks}.json").read_text()), load_scores(tmp_path / f"{ranks}.npz").labels.tolist())
+        )
+    assert found[0] == found[1] and found[0][0]["counted"] == 12

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from i2v.shard_tools.lists import epic, folder, hmdb51, kinetics, plain, records, ucf101, webdataset
+from i2v.shard_tools.lists import charades, epic, folder, hmdb51, kinetics, plain, records, ucf101, webdataset
 from i2v.shard_tools.lists.source import Row, Source
 from i2v.shard_tools.paths import SourceError, exists, is_folder
 
@@ -14,6 +14,7 @@ OF_FILES = {
     "segments": plain,
     "kinetics": kinetics,
     "epic": epic,
+    "charades": charades,
     "ssv2": records,
     "ucf101": ucf101,
     "diving48": records,

@@ -38,6 +38,7 @@ class Source:
         self.root = beside if root is None else root  # where the videos are
         self.classes: list[str] | None = None  # names and order as the data set itself gives them
         self.factors: dict[str, list[str] | None] = dict.fromkeys(factors)  # likewise, of each factor; {}: it has none
+        self.several = False  # whether a video has several classes, as its layout has them
         self.parts_may_repeat = False  # whether the ids of two videos may stand for the same part of a file
         self.about_classes = ""  # where these come from, as a sentence; for who gives no class list
         self.notes: list[str] = []  # what else the user should know, as sentences
