@@ -35,6 +35,7 @@ from i2v.shard_tools.sources import read_sources
 from i2v.shard_tools.verify import main as verify
 from i2v.tally import Labels, Tally
 from i2v.train import run
+from i2v.weights import load_weights
 from tests import references
 from tests.lists import write
 from tests.test_train import CPU, GEOMETRY, assert_same, result
@@ -419,3 +420,20 @@ def test_the_data_says_in_which_order_factors_are(config, tmp_path, head):
 def test_balance_takes_combinations_for_classes(kitchen):
     loader = build_loader(kitchen / "train", "train", batch_size=4, device="cpu", num_frames=2, size=32, balance=1.0)
     assert len(set(zip(range(8), (int(batch.labels[0]) for batch in loader)))) == 8
+
+
+METHODS = {"aim": {}, "clip": {}, "dist": {}, "st_adapter": {"adapter_width": 8}, "tada": {"route_head_dim": 8}, "zeroi2v": {}}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_takes_a_head_of_factors(method):
+    head = {"type": "factors", "factors": {"verb": 3, "noun": 4}}
+    model = create_model(method, GEOMETRY, 4, head=head, **METHODS[method]).eval()
+    clips = torch.randn(2, 3, 4, 32, 32)
+    logits = model(clips)
+    parts = model.head.fc(model.forward_features(clips)).split([3, 4], -1)
+    assert logits.shape == (2, 12) and {"head.fc.weight", "head.fc.bias"} <= model.trainable_parameters().keys()
+    torch.testing.assert_close(logits.exp().view(2, 3, 4).sum(2), parts[0].softmax(-1))
+    again = create_model(**model.config).eval()
+    load_weights(again, model.state_dict(), "i2v")
+    assert torch.equal(again(clips), logits)
