@@ -23,12 +23,13 @@ from tqdm import tqdm
 
 from i2v.distributed import World, close_world, init_world
 from i2v.feed import head_for, labels_of
-from i2v.metrics import VIEWS_AT_ONCE, Labels, Scores, SeveralScores, evaluate, videos_at_once
+from i2v.metrics import VIEWS_AT_ONCE, evaluate, videos_at_once
 from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.shards import ClipError, ShardSet
 from i2v.scores import Collector, VideoScores, ensemble, load_scores
 from i2v.session import Session, add_flags, command, open_session, parse
 from i2v.submission import write_submission
+from i2v.tally import Labels, Scores, SeveralScores
 
 
 def score(args, world: World) -> tuple[Scores | SeveralScores | None, VideoScores]:
@@ -54,8 +55,8 @@ def score(args, world: World) -> tuple[Scores | SeveralScores | None, VideoScore
     at_once = max(1, int(args.memory * 1e9 / 2 / (options["num_frames"] * options["size"] ** 2 * 12)))  # half for the floats
     at_once = min(VIEWS_AT_ONCE, at_once)
     keep = Collector()
-    expected, look = len(loader.plan), (world.device, session.autocast, at_once)
-    scores = evaluate(session.model, batches, labels, expected, *look, keep)
+    expected = len(loader.plan)
+    scores = evaluate(session.model, batches, labels, expected, world.device, session.autocast, at_once, keep)
     how = {
         "model": str(args.checkpoint or args.config),
         "data": str(data),
@@ -79,8 +80,8 @@ def score(args, world: World) -> tuple[Scores | SeveralScores | None, VideoScore
 def check_data(args, session: Session, shards: ShardSet) -> Labels:
     """What the videos are labelled with. Raises ValueError if it is not what the model was trained for."""
     classes, meta, labelled = session.meta.classes, session.meta, bool((shards.clips["label"] >= 0).all())
-    if not labelled and not args.scores and not args.submission:
-        raise ValueError(f"{shards.root} has videos without a label: only --scores or --submission can be made of them.")
+    if not labelled and (args.json or not (args.scores or args.submission)):
+        raise ValueError(f"{shards.root} has videos without a label: only --scores and --submission can be made of them.")
     if (labelled or shards.classes) and shards.classes != classes:
         raise ValueError(
             f"{shards.root} does not have the checkpoint's class names in the same order: "

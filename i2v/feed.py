@@ -12,13 +12,13 @@ import torch
 
 from i2v.config import Config
 from i2v.distributed import World, any_of
-from i2v.metrics import Labels
 from i2v.model import backbone_spec, head_kind
 from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.index import class_counts, sizes
 from i2v.pipelines.options import OrderOptions
 from i2v.stall import Watch
 from i2v.stop import Stopped, StopSignal
+from i2v.tally import Labels
 
 
 def open_loader(config: Config, world: World, split: str, manifest: str | list, batch_size: int, start: int = 0):

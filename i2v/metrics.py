@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 
 from i2v.distributed import sum_over_ranks
-from i2v.tally import NATS, Labels, Scores, SeveralScores, tally_for
+from i2v.tally import Labels, Scores, SeveralScores, tally_for
 
-__all__ = ["METRICS", "NATS", "Labels", "Scores", "SeveralScores", "evaluate", "videos_at_once", "view_probabilities"]
-
-METRICS = ("top1", "top5", "class_mean", "map", "cross_entropy")  # by which the best of several models can be chosen
-OF_ONE, OF_SEVERAL = ("top1", "top5", "class_mean", "cross_entropy"), ("map", "cross_entropy")  # classes a video
+# By which the best of several models can be chosen, where videos have one class, or several; the first if nothing is said.
+OF_ONE, OF_SEVERAL = ("top1", "top5", "class_mean", "cross_entropy"), ("map", "cross_entropy")
+METRICS = tuple(dict.fromkeys(OF_ONE + OF_SEVERAL))
 VIEWS_AT_ONCE = 64
 BYTES_PER_PIXEL = 30  # of a frame of a view, while it is decoded, cut, queued and shown to the model (benchmarks/loader.py)
 

@@ -367,7 +367,7 @@ def test_evaluation_prediction_and_report_by_factor(trained, kitchen, tmp_path, 
 
 def test_the_challenge_gets_every_narration_of_the_list_without_labels(trained, kitchen, tmp_path, monkeypatch, capsys):
     test = ("--checkpoint", trained, "--data", kitchen / "test")
-    with pytest.raises(SystemExit, match="has videos without a label: only --scores or --submission"):
+    with pytest.raises(SystemExit, match="has videos without a label: only --scores and --submission"):
         call(monkeypatch, capsys, *test)
     call(monkeypatch, capsys, *test, "--scores", tmp_path / "t.npz", "--submission", tmp_path / "t.json")
     content, videos = json.loads((tmp_path / "t.json").read_text()), load_scores(tmp_path / "t.npz")
