@@ -1,6 +1,7 @@
 """The product in a few minutes on a laptop's CPU: from videos to a prediction, with the commands that users give.
 
     python benchmarks/demo.py --out runs/demo
+    python benchmarks/demo.py --out runs/demo --factors       # two labels a video, its motion and its speed
 
 Nothing is downloaded. Eight classes of made-up videos differ by motion only; the backbone has seen still pictures only
 and stays frozen, as CLIP does. So what is learnt here is motion, and the last line of the table is the proof: with the
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -39,10 +41,19 @@ def call(title: str, *command: object, made: Path | None = None) -> float:
     return time.perf_counter() - begin
 
 
+def figures(scores: dict, shuffled: dict) -> dict[str, tuple[float, float, float]]:
+    """Of every factor and of their combinations, or of classes: top-1, the same with frames in random order, chance."""
+    chances = {f"{name}_top1": 1 / len(found["per_class"]) for name, found in scores.get("factors", {}).items()}
+    chances["top1"] = math.prod(chances.values()) if chances else 1 / len(scores["per_class"])
+    shown = {name: name.replace("_", " ").replace("top1", "top-1") for name in chances}
+    return {shown[name]: (scores[name], shuffled[name], chance) for name, chance in chances.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for all of it (default: %(default)s)")
     parser.add_argument("--method", default="st_adapter", help="a file in configs/demo (default: %(default)s)")
+    parser.add_argument("--factors", action="store_true", help="videos with two labels each, and a head of factors")
     parser.add_argument("--json", type=Path, help="write the table, the machine and the command here")
     args = parser.parse_args()
     config = Path("configs/demo") / f"{args.method}.yaml"
@@ -50,7 +61,9 @@ def main() -> None:
         known = ", ".join(sorted(path.stem for path in (ROOT / "configs/demo").glob("*.yaml")))
         sys.exit(f"demo: {config} does not exist: --method is one of {known}.")
     out = args.out.resolve()
-    videos, shards, clip, run = out / "videos", out / "shards", out / "clip.safetensors", out / args.method
+    below = out / "factors" if args.factors else out
+    videos, shards, clip, run = below / "videos", below / "shards", out / "clip.safetensors", below / args.method
+    train, val = (videos / f"{split}.csv" if args.factors else videos / split for split in ("train", "val"))
     seconds = {}
 
     seconds["videos"] = call(
@@ -62,14 +75,15 @@ def main() -> None:
         120,
         "--val",
         40,
+        *(["--speeds"] if args.factors else []),
         made=videos / "classes.png",
     )
-    make = ("shard_tools/make_shards.py", "--short-side", 48)
-    seconds["shards"] = call("shard them", *make, videos / "train", "--out", shards / "train")
+    make = ("shard_tools/make_shards.py", "--short-side", 48, *(["--factors", "motion,speed"] if args.factors else []))
+    seconds["shards"] = call("shard them", *make, train, "--out", shards / "train")
     seconds["shards"] += call(
         "shard the others, with the same classes",
         *make,
-        videos / "val",
+        val,
         "--out",
         shards / "val",
         "--classes",
@@ -88,6 +102,7 @@ def main() -> None:
         f"data.val={shards / 'val'}",
         f"model.weights={clip}",
         f"out={run}",
+        *(["model.head={type: factors, dropout: 0.0}"] if args.factors else []),
     )
     last = run / "last.safetensors"
     evaluate = ("-m", "i2v.evaluate", "--checkpoint", last, "--batch-size", 32)
@@ -102,17 +117,20 @@ def main() -> None:
         "shuffle_frames=true",
     )
     call("all of it on one page", "-m", "i2v.report", run, "--out", run / "report.html")
-    one = sorted((videos / "val" / "clockwise").glob("*.mp4"))[0]
+    one = sorted((videos / "val").rglob("*.mp4"))[-1]
     call("predict one video", "-m", "i2v.predict", "--checkpoint", last, one, "--top", 3)
 
     scores, shuffled = (json.loads((run / name).read_text()) for name in ("scores.json", "scores_shuffled.json"))
-    print(f"\n=== {args.method}: {scores['counted']} validation videos, 8 classes")
-    print(f"top-1, frames in order          {100 * scores['top1']:5.1f} %")
-    print(f"top-1, frames in random order   {100 * shuffled['top1']:5.1f} %")
-    print(f"chance                          {100 / 8:5.1f} %")
+    print(f"\n=== {args.method}: {scores['counted']} validation videos")
+    rows = figures(scores, shuffled)
+    for name, (ordered, without_order, chance) in rows.items():
+        for what, share in ((f"{name}, frames in order", ordered), (f"{name}, frames in random order", without_order)):
+            print(f"{what:31} {100 * share:5.1f} %")
+        print(f"{'chance':31} {100 * chance:5.1f} %")
     print("\n" + "   ".join(f"{name} {spent:.0f} s" for name, spent in seconds.items()))
     if args.json:
         result = {"method": args.method, "top1": scores["top1"], "top1_shuffled": shuffled["top1"], "videos": scores["counted"]}
+        result |= {"figures": rows} if args.factors else {}
         command = "python benchmarks/demo.py " + " ".join(sys.argv[1:])
         write_result(args.json, command, result | {"seconds": {name: round(spent, 1) for name, spent in seconds.items()}})
     print(f"what the classes look like   {videos / 'classes.png'}")

@@ -39,6 +39,15 @@ def demo_table() -> str:
     return table(["method", "top-1", "the same, frames in random order", "chance", "training"], rows)
 
 
+def factors_table() -> str:
+    parts = []
+    for r in results("factors_*.json"):
+        rows = [[name, *(f"{100 * share:.1f} %" for share in shares)] for name, shares in r["figures"].items()]
+        made = table([f"`{r['method']}`, {r['videos']} videos", "frames in order", "in random order", "chance"], rows)
+        parts.append(f"{made}\n\nTraining took {r['seconds']['training']:.0f} s on {where(r)}.")
+    return "\n\n".join(parts)
+
+
 def throughput_table() -> str:
     rows = []
     for r in results("throughput_*.json"):
@@ -253,8 +262,9 @@ def pairs_table() -> str:
         return ""
     built, refused = found[0]["pairs"]["built"], found[0]["pairs"]["refused"]
     total = sum(built.values()) + sum(one["tags"] for one in refused.values())
-    said = f"{sum(built.values())} of {total} pairs of name and tag: {', '.join(built)}.\n\nThe others, with the sentence that says why:\n\n"
-    return said + table(["name", "tags", "why not"], [[name, str(one["tags"]), one["reason"]] for name, one in refused.items()])
+    rows = [[name, str(one["tags"]), one["reason"]] for name, one in refused.items()]
+    said = f"{sum(built.values())} of {total} pairs of name and tag: {', '.join(built)}.\n\nThe others, and why not:\n\n"
+    return said + table(["name", "tags", "why not"], rows)
 
 
 TABLES = {
@@ -263,6 +273,10 @@ TABLES = {
     "step": (step_table, "python benchmarks/step.py --json benchmarks/results/step_cpu.json"),
     "curves": (curves_table, "python benchmarks/curves.py --json benchmarks/results/curves.json"),
     "demo": (demo_table, "python benchmarks/demo.py --out runs/demo --json benchmarks/results/demo_st_adapter.json"),
+    "factors": (
+        factors_table,
+        "python benchmarks/demo.py --out runs/demo --factors --json benchmarks/results/factors_st_adapter.json",
+    ),
     "throughput": (
         throughput_table,
         "python benchmarks/throughput.py --preset tiny --json benchmarks/results/throughput_tiny_cpu.json",

@@ -31,7 +31,7 @@ from benchmarks.moving_shapes import write_videos
 from i2v.config import ConfigError, ModelConfig, load_config, to_dict
 from i2v.distributed import World, close_world, init_world, sum_over_ranks
 from i2v.heads import TextHead
-from i2v.model import VideoClassifier, create_model
+from i2v.model import VideoClassifier, create_model, head_kind
 from i2v.optim import build_optimizer, layers_of
 from i2v.pipelines import Batch, ShardError, build_loader
 from i2v.placement import autocast_for, choose_precision, compile_blocks, may_compile, place
@@ -139,6 +139,7 @@ def rate(step, clips: int, world: World, rounds: int, seconds: float) -> dict:
 def fresh_model(config: ModelConfig, classes: int) -> VideoClassifier:
     """The model of an experiment with random weights, and random class embeddings under a text head: as fast as any."""
     head = {key: value for key, value in config.head.items() if key != "class_names"}  # of the experiment's data, not of these
+    classes = None if head_kind(head) == "factors" else classes
     model = create_model(config.method, config.backbone, config.num_frames, classes, head, **config.options)
     if isinstance(model.head, TextHead):
         model.head.set_text_features(torch.randn(model.head.text_features.shape))
@@ -151,7 +152,7 @@ def synthetic_batch(model, batch_size: int, device: torch.device) -> Batch:
     clips = torch.randn(batch_size, model.num_frames, size, size, 3, device=device).permute(0, 4, 1, 2, 3)
     if device.type == "cuda":
         clips = clips.half()
-    labels = torch.randint(CLASSES, (batch_size,), device=device)
+    labels = torch.randint(min(CLASSES, model.config["num_classes"]), (batch_size,), device=device)
     return Batch(clips, labels, torch.ones(batch_size, device=device), torch.arange(batch_size), batch_size)
 
 

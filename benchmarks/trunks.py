@@ -23,6 +23,7 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 import i2v
 from benchmarks.machine import write_result
@@ -30,7 +31,6 @@ from benchmarks.measure import shown_command
 from benchmarks.moving_shapes import CLASSES, draw_look, draw_poses, render
 from i2v.complexity import count_macs
 from i2v.export import make as export
-from tqdm import tqdm
 from i2v.timm_towers import spec_of
 from i2v.trunks import TIMM, backbone_spec, plain
 from i2v.vit import VisionTransformer

@@ -49,6 +49,8 @@ class Meta:
     progress: dict = field(default_factory=lambda: {"step": 0})  # how far the run was
     scores: dict | None = None  # of the validation after that step
     imported_from: str | None = None  # somebody else's file
+    factors: dict = field(default_factory=dict)  # of what the classes are combinations: factor -> names of its classes
+    several: bool = False  # whether a video has several of the classes
 
 
 def save_checkpoint(path: Path, tensors: dict[str, torch.Tensor], meta: Meta) -> None:

@@ -25,11 +25,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from i2v.config import Config, load_config
-from i2v.model import VideoClassifier, create_model, method_module
+from i2v.model import VideoClassifier, create_model, head_kind, method_module
 from i2v.session import add_flags, command, parse
 from i2v.vit import VisionTransformer
 
-CLASSES = {"k400": 400, "k700": 700, "ssv2": 174, "ucf101": 101, "hmdb51": 51, "diving48": 48}
+CLASSES = {"k400": 400, "k700": 700, "ssv2": 174, "ucf101": 101, "hmdb51": 51, "diving48": 48, "epic100": 97 * 300}
 
 # What the authors print: GMACs, and for how many views. ST-Adapter, DiST and the rows left out print none.
 PUBLISHED = {
@@ -86,6 +86,7 @@ def costs(path: str, classes: int | None = None) -> list[dict]:
 def cost(name: str, config: Config, classes: int, **options) -> dict:
     """One row; options replace those of the configuration."""
     model = config.model
+    classes = None if head_kind(model.head) == "factors" else classes  # its own
     with torch.device("meta"):
         built = create_model(model.method, model.backbone, model.num_frames, classes, model.head, **model.options | options)
     params = sum(p.numel() for p in built.parameters())

@@ -17,7 +17,7 @@ from typing import Annotated
 import yaml
 
 import i2v
-from i2v.metrics import METRICS
+from i2v.metrics import METRICS, OF_ONE, OF_SEVERAL
 from i2v.optim import SCHEDULES
 from i2v.rules import Count, at_least, between, broken, is_finite, more_than, one_of
 
@@ -38,6 +38,7 @@ class ModelConfig:
     weights: str = "openai"  # an open_clip tag, a file, or "random"
     init: str | None = None  # a checkpoint of this method, ours or its authors', to start from; the head may be another
     num_frames: Count = 8
+    # type linear, factors or text, and its options (docs/training.md)
     head: dict = field(default_factory=lambda: {"type": "linear", "dropout": 0.5})
     options: dict = field(default_factory=dict)
 
@@ -91,7 +92,8 @@ class TrainConfig:
     max_steps: Count | None = None  # stop early, on the schedule of the full run
     eval_every: Annotated[float, at_least(1e-6)] = 1.0  # epochs
     eval_batch: Count | None = None  # videos per device; None: as in training
-    best: Annotated[str, one_of(*METRICS)] = "top1"  # which figure of a validation best.safetensors has
+    # which figure of a validation best.safetensors has; None: top1, or map where videos have several classes
+    best: Annotated[str, one_of(*METRICS)] | None = None
     keep: Count | list | None = None  # weights of every so manieth epoch, or of those listed, as epoch-5.safetensors
     save_every: Count = 500  # steps
     mirror: str | None = None  # a URL to which checkpoints and logs are copied, and from which an empty folder goes on
@@ -291,6 +293,15 @@ def with_epochs(config: Config, epochs: float) -> Config:
     config = dataclasses.replace(config, train=dataclasses.replace(train, epochs=epochs))
     check_values(config, f"train.steps={train.steps}, which are {epochs:.4g} epochs")
     return config
+
+
+def with_best(config: Config, several: bool) -> Config:
+    """The configuration with the figure by which the best weights are chosen; several: classes a video. Raises ConfigError."""
+    possible, best = (OF_SEVERAL if several else OF_ONE), config.train.best
+    if best not in (None, *possible):
+        kind = "several classes" if several else "one class"
+        raise ConfigError(f"train.best is {best!r}, but the videos have {kind} each: it must be {' or '.join(possible)}.")
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, best=best or possible[0]))
 
 
 def check_values(config: Config, path: str | Path) -> None:

@@ -57,7 +57,8 @@ def check_continuation(identity: Meta, meta: Meta, path: Path) -> None:
                 f"restore the value, or choose another folder with out=..., in which model.init={path} begins with its weights."
             )
     same = {
-        "other classes": identity.classes == meta.classes,
+        "other classes": (identity.classes, identity.factors) == (meta.classes, meta.factors),
+        "another number of classes a video": identity.several == meta.several,
         "other backbone weights": identity.backbone.fingerprint == meta.backbone.fingerprint,
         "other videos, weights or shares in data.train": meta.stream in (identity.stream, None),
     }

@@ -27,9 +27,11 @@ from safetensors.torch import save_file
 from i2v.atomic import replacing
 from i2v.checkpoint import Meta, not_finite, save_checkpoint
 from i2v.config import load_config, to_dict
+from i2v.feed import labels_of
 from i2v.metrics import evaluate
 from i2v.model import merge_adapters
 from i2v.pipelines import ShardError, build_loader
+from i2v.pipelines.index import combinations
 from i2v.session import INCLUDED, Session, add_flags, build_model, command, describe_backbone, open_session, own_tensors, parse
 from i2v.shard_tools.lists.classes import FORMS, read_class_list
 from i2v.weights import fingerprint, load_weights
@@ -40,7 +42,9 @@ MERGE_TOLERANCE = 1e-4  # of the largest logit, in float32
 def import_weights(config_path: str, overrides: list[str], source: Path, classes_from: str, layout: str) -> tuple[dict, Meta]:
     """(tensors, meta) of a checkpoint with the weights of `source` in the model of a configuration."""
     config = load_config(config_path, overrides)
-    classes, about = read_class_list(classes_from)
+    names, about = read_class_list(classes_from)
+    factors = names if isinstance(names, dict) else {}
+    classes = combinations(names) if factors else names
     print(f"note: {about}")
     model, backbone = build_model(config.model, classes)
     before = fingerprint(model.frozen_parameters())
@@ -54,7 +58,8 @@ def import_weights(config_path: str, overrides: list[str], source: Path, classes
     if described.fingerprint != before:
         print("the file has a backbone of its own, which is not that of the configuration: the checkpoint includes it")
         described = replace(described, weights=INCLUDED)
-    meta = Meta(model.config, described, classes, clips=config.clips, config=to_dict(config), imported_from=str(source))
+    about = {"clips": config.clips, "config": to_dict(config), "imported_from": str(source), "factors": factors}
+    meta = Meta(model.config, described, classes, **about)
     return own_tensors(model, described), meta
 
 
@@ -66,7 +71,7 @@ def merge_checkpoint(args) -> tuple[dict, Meta]:
     verify_merge(model, merged)
     if args.data is not None:
         before, after = (score(replace(session, model=each), args.data) for each in (model, merged))
-        print(f"top-1 on {args.data}: {100 * before:.2f} % before, {100 * after:.2f} % after merging")
+        print(f"accuracy on {args.data}: {100 * before:.2f} % before, {100 * after:.2f} % after merging")
         if abs(before - after) > 0.001:
             raise ValueError("Merging changes the accuracy by more than 0.1 points: nothing is written.")
     backbone = replace(session.meta.backbone, weights=INCLUDED, fingerprint=None)
@@ -90,10 +95,11 @@ def verify_merge(model, merged, clips: int = 4) -> None:
 
 
 def score(session: Session, data: str) -> float:
-    """Top-1 on a data set, with the views of the run."""
+    """Top-1, or the mean average precision, on a data set, with the views of the run."""
     loader = build_loader(data, **session.views())
-    classes, videos = len(session.meta.classes), len(loader.plan)
-    return evaluate(session.model, loader, classes, videos, session.device, session.autocast).top1
+    labels, videos = labels_of(loader.shards), len(loader.plan)
+    found = evaluate(session.model, loader, labels, videos, session.device, session.autocast)
+    return found.value("map" if labels.several else "top1")
 
 
 def main() -> None:

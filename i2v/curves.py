@@ -27,22 +27,29 @@ def draw_curves(log: Path, png: Path) -> None:
 def figure_of(records: list[dict], title: str):
     """The picture of a log's records."""
     train = [r for r in records if "loss" in r]
-    tests = [r for r in records if "top1" in r]
+    tests = [r for r in records if "counted" in r]
     figure, panels = _panels(title, "step")
     for axes, key in zip(panels, ("loss", "lr", None, "clips_per_s")):
         if key:
             axes.plot([r["step"] for r in train], [r[key] for r in train], linewidth=1, label="training")
         else:
-            for name in ("top1", "top5"):
+            for name in shares(tests):
                 axes.plot([r["step"] for r in tests], [100 * r[name] for r in tests], marker="o", markersize=3, label=name)
             axes.set_ylim(0, 103)  # 100 % is a line, not the frame
-            axes.legend(fontsize=8)
+            if tests:
+                axes.legend(fontsize=8)
         lost = [r for r in tests if r.get("cross_entropy") is not None] if key == "loss" else []
         if lost:  # of whole videos, without label smoothing and mixing: beside the training's, not the same figure
             losses = [r["cross_entropy"] for r in lost]
             axes.plot([r["step"] for r in lost], losses, marker="o", markersize=3, label="validation")
             axes.legend(fontsize=8)
     return figure
+
+
+def shares(tests: list[dict]) -> list[str]:
+    """The figures of validations that are drawn: of the weights themselves, also of every factor."""
+    names = [name for name in (tests[0] if tests else ()) if not name.startswith("ema_")]
+    return [name for name in names if name in ("top1", "top5", "map") or name.endswith("_top1")]
 
 
 def draw_sheet(logs: dict[str, list[dict]], png: Path, title: str) -> None:
@@ -52,11 +59,14 @@ def draw_sheet(logs: dict[str, list[dict]], png: Path, title: str) -> None:
     figure, panels = _panels(title, "epoch")
     for number, (name, records) in enumerate(logs.items()):
         look = {"label": name, "color": colormaps["turbo"](0.05 + 0.9 * number / max(len(logs) - 1, 1))}
-        for axes, key in zip(panels, ("loss", "lr", "top1", "clips_per_s")):
-            chosen, factor = [r for r in records if key in r], 100 if key == "top1" else 1
-            marker = {"marker": "o", "markersize": 3} if key == "top1" else {"linewidth": 1}
+        several = any("map" in r for r in records)
+        for axes, key in zip(panels, ("loss", "lr", "map" if several else "top1", "clips_per_s")):
+            share = key in ("top1", "map")
+            chosen, factor = [r for r in records if key in r], 100 if share else 1
+            marker = {"marker": "o", "markersize": 3} if share else {"linewidth": 1}
             axes.plot([r["epoch"] for r in chosen], [factor * r[key] for r in chosen], **look, **marker)
-    panels[2].set_title("top-1 (%)", loc="left", fontsize=10)
+    of_several = any("map" in r for records in logs.values() for r in records)
+    panels[2].set_title("mAP (%)" if of_several else "top-1 (%)", loc="left", fontsize=10)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7)
     figure.savefig(png, dpi=110, format="png")
 

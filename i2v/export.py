@@ -142,6 +142,7 @@ def export(args) -> str:
         "i2v": version(),
         "model": meta.model,
         "classes": meta.classes,
+        "several": meta.several,  # classes a video: then it is the sigmoid of a logit that is a probability
         "input": ["batch", *batches[0].shape[1:]],
         "preprocess": args.preprocess,
         "mean": [255 * value for value in model.spec.mean],

@@ -12,10 +12,13 @@ import torch
 
 from i2v.config import Config
 from i2v.distributed import World, any_of
+from i2v.model import head_kind
 from i2v.pipelines import ShardError, build_loader
+from i2v.pipelines.index import class_counts, sizes
 from i2v.pipelines.options import OrderOptions
 from i2v.stall import Watch
 from i2v.stop import Stopped, StopSignal
+from i2v.tally import Labels
 from i2v.trunks import backbone_spec
 
 
@@ -94,11 +97,40 @@ def check_labels(loader, val_loader) -> None:
     for each in (loader, val_loader):
         if each is not None and each.shards.clips["label"].min() < 0:
             raise ValueError(f"{each.shards.root} has videos without a label: it can be predicted, not trained or scored on.")
-    if val_loader is not None and val_loader.shards.classes != loader.shards.classes:
+    if val_loader is None:
+        return
+    if (val_loader.shards.label_sets is None) != (loader.shards.label_sets is None):
+        raise ValueError(
+            f"Of {loader.shards.root} and {val_loader.shards.root} only one has several classes a video: make both alike."
+        )
+    if val_loader.shards.classes != loader.shards.classes or val_loader.shards.factors != loader.shards.factors:
         raise ValueError(
             f"{loader.shards.root} and {val_loader.shards.root} do not have the same class names in the same order: "
             f"make the second with --classes {loader.shards.root}/manifest.json."
         )
+
+
+def head_for(head: dict, shards) -> dict:
+    """A configured head for videos that are labelled so: factors in the order of the data's, which may be left out. Raises
+    ValueError for a head that cannot say what these videos are labelled with."""
+    kind, there = head_kind(head), sizes(shards.factors)
+    if shards.label_sets is not None and kind != "linear":
+        raise ValueError(
+            f"Videos of {shards.root} have several classes, each for itself, which the logits of a {kind} head cannot say: "
+            "use model.head {type: linear}."
+        )
+    if kind != "factors":
+        return head
+    given = head.get("factors", there)
+    if not there or given != there:
+        remedy = f"write {there}, or leave it out" if there else "make them with --factors, or use another head"
+        raise ValueError(f"model.head.factors is {given}, but the factors of {shards.root} are {there or 'none'}: {remedy}.")
+    return head | {"factors": there}
+
+
+def labels_of(shards) -> Labels:
+    """What the videos of a data set are labelled with."""
+    return Labels(len(shards.classes), sizes(shards.factors), shards.label_sets is not None)
 
 
 def class_weights(loader, power: float, device: torch.device) -> torch.Tensor | None:
@@ -106,9 +138,11 @@ def class_weights(loader, power: float, device: torch.device) -> torch.Tensor | 
     over the videos; None if all are 1. A class without videos has no say."""
     if not power:
         return None
-    sizes = np.bincount(loader.shards.clips["label"], minlength=len(loader.shards.classes)).astype(np.float64)
-    weights = np.where(sizes > 0, sizes.clip(min=1) ** -power, 0)
-    return torch.tensor(weights * sizes.sum() / (weights * sizes).sum(), dtype=torch.float32, device=device)
+    shards = loader.shards
+    sets = getattr(shards, "label_sets", None)
+    counts = class_counts(shards.clips["label"], len(shards.classes), sets).astype(np.float64)
+    weights = np.where(counts > 0, counts.clip(min=1) ** -power, 0)
+    return torch.tensor(weights * counts.sum() / (weights * counts).sum(), dtype=torch.float32, device=device)
 
 
 def how_stored(manifest: dict) -> dict:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from i2v.rules import at_least, between
+from i2v.rules import at_least, between, is_whole
 from i2v.vit import project
 
 TEMPLATES = ("a video of {}.", "a video of a person {}.")  # for class names, unless the method's authors used others
@@ -31,6 +31,40 @@ class LinearHead(nn.Module):
 
     def forward(self, features):
         return self.fc(self.dropout(features))
+
+
+class FactorsHead(nn.Module):
+    """Classes that are combinations of one class of each factor, such as a verb and a noun: (B, D) -> (B, num_classes).
+
+    One dropout and one linear layer for all factors, log-softmax within each, and the sums of their log-probabilities as the
+    logits of all combinations, the last factor fastest: of 300 nouns, verb v with noun n is 300 v + n. They are normalised
+    already, so their softmax is p(verb) p(noun), and their cross entropy, label smoothing and mixed targets included, is the
+    sum of those of separate heads, as EPIC-KITCHENS-100's models have them (Huang et al. 2021, arXiv 2106.05058).
+    """
+
+    def __init__(
+        self,
+        feature_dim,
+        num_classes,
+        factors: dict | None = None,  # name -> how many classes; needed
+        dropout: Annotated[float, between(0, 1, below=True)] = 0.5,
+        init_std: Annotated[float, at_least(0)] = 0.02,
+    ):
+        super().__init__()
+        check_factors(factors)
+        self.sizes = list(factors.values())
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(feature_dim, sum(self.sizes))  # the factors' classes, one factor after the other
+        nn.init.normal_(self.fc.weight, std=init_std)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, features):
+        logits = self.fc(self.dropout(features))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # sums of bfloat16 would lose their digits
+        joint, *others = (part.log_softmax(-1) for part in logits.split(self.sizes, -1))
+        for part in others:
+            joint = (joint.unsqueeze(-1) + part.unsqueeze(-2)).flatten(-2)  # (B, V), (B, N) -> (B, V * N)
+        return joint
 
 
 class TextHead(nn.Module):
@@ -92,6 +126,15 @@ class TextHead(nn.Module):
                 "model.head.set_text_features(i2v.text.text_features(class_names, backbone, weights))"
             )
         self.filled = True
+
+
+def check_factors(factors):
+    """Raises ValueError unless it is {name: how many classes} of several factors."""
+    fine = isinstance(factors, dict) and len(factors) > 1
+    if not fine or not all(isinstance(name, str) and is_whole(size) and size > 0 for name, size in factors.items()):
+        raise ValueError(
+            f"head factors must be names with numbers of classes, such as {{'verb': 97, 'noun': 300}}, got {factors!r:.80}"
+        )
 
 
 def check_names(names, num_classes):

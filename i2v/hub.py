@@ -16,6 +16,7 @@ from i2v.checkpoint import MODEL, Meta, load_checkpoint, of_folder, save_checkpo
 from i2v.model import method_module
 from i2v.runs import Run
 from i2v.session import INCLUDED, restore_model
+from i2v.tally import in_words
 
 CONFIG, CARD = "config.json", "README.md"
 
@@ -149,6 +150,9 @@ def recipe(run: Run, meta: Meta) -> str:
 
 def accuracy(run: Run, meta: Meta) -> str:
     """The scores that there are, with what they count."""
+    if run.scores and run.scores.several:
+        found = run.scores.scores()
+        return f"{found.words()} on {found.counted} of {found.expected} videos, {run.scores.how.get('views')}."
     if run.scores:
         found = {name: value for name, value in run.scores.summary().items() if name != "top1_interval"}
         low, high = (100 * each for each in run.scores.summary()["top1_interval"])
@@ -159,9 +163,10 @@ def accuracy(run: Run, meta: Meta) -> str:
                 f"| {100 * found['top1']:.2f} % | {low:.2f} to {high:.2f} % | {100 * found['top5']:.2f} % "
                 f"| {100 * found['class_mean']:.2f} % | {100 * found['ece']:.2f} % "
                 f"| {found['counted']} of {found['expected']} | {run.scores.how.get('views')} |",
+                *(["", in_words(found)] if run.scores.factors else []),
             ]
         )
     if meta.scores:
         counted = f"{meta.scores['counted']} of {meta.scores['expected']} validation videos, one view of each"
-        return f"{100 * meta.scores['top1']:.2f} % top-1, {100 * meta.scores['top5']:.2f} % top-5 on {counted}."
+        return f"{in_words(meta.scores)} on {counted}."
     return "Not evaluated."

@@ -46,7 +46,8 @@ def partners(clips: int, repeats: int = 1) -> torch.Tensor:
 def mix(clips: torch.Tensor, labels: torch.Tensor, classes: int, drawn: Mix, with_whom: torch.Tensor):
     """(B, 3, T, H, W) clips and (B,) labels -> mixed clips and (B, classes) targets that sum to 1.
 
-    CutMix pastes the same box into every frame, and the target is exactly its share. with_whom: (B,), see partners.
+    labels of several classes, (B, classes) of 0 and 1, are mixed as they are. CutMix pastes the same box into every frame, and
+    the target is exactly its share. with_whom: (B,), see partners.
     """
     others, share = clips[with_whom], drawn.share
     if drawn.box is not None:
@@ -57,7 +58,7 @@ def mix(clips: torch.Tensor, labels: torch.Tensor, classes: int, drawn: Mix, wit
         share = 1 - (bottom - top) * (right - left) / (height * width)
     else:
         clips = torch.lerp(others, clips, share)
-    targets = F.one_hot(labels, classes).float()
+    targets = F.one_hot(labels, classes).float() if labels.ndim == 1 else labels
     return clips, torch.lerp(targets[with_whom], targets, share)
 
 

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import math
 import numbers
 import pkgutil
 
@@ -10,11 +11,12 @@ import torch
 from torch import nn
 
 from i2v import methods
-from i2v.heads import TEMPLATES, LinearHead, TextHead
+from i2v.heads import TEMPLATES, FactorsHead, LinearHead, TextHead, check_factors
 from i2v.rules import Count, check
 from i2v.trunks import backbone_spec, plain
 from i2v.vit import VisionTransformer, ViTSpec
 
+HEADS = {"linear": LinearHead, "factors": FactorsHead, "text": TextHead}
 OWN = ("method", "backbone", "num_frames", "num_classes", "head")  # create_model's own arguments; the rest is the method's
 
 
@@ -63,34 +65,36 @@ def create_model(
     method: str,
     backbone: str | dict = "ViT-B-16",
     num_frames: int = 8,
-    num_classes: int = 400,
+    num_classes: int | None = None,
     head: dict | None = None,
     **options,
 ) -> VideoClassifier:
     """Build a VideoClassifier with fresh weights; requires_grad is set as the method's recipe says.
 
     method: the name of a file in i2v/methods. backbone: a name of open_clip's (geometry only, with OpenAI's quick_gelu) or
-    timm's, or a dict with the fields of ViTSpec (i2v/trunks.py). head: {"type": "linear", "dropout": 0.5, "init_std": 0.02},
-    or {"type": "text", "class_names": [...], "templates": [...], "text_features": (num_classes, embed_dim)}, each optional:
-    what is not given must be loaded or set before the forward pass (TextHead). options: keyword arguments of the method's
-    build(). Raises ValueError on a wrong value, TypeError on an unknown option.
+    timm's, or a dict with the fields of ViTSpec (i2v/trunks.py). num_classes: None: 400, or of factors all combinations.
+    head: {"type": "linear", "dropout": 0.5, "init_std": 0.02}; {"type": "factors", "factors": {"verb": 97, "noun": 300}},
+    with the same options (FactorsHead); or {"type": "text", "class_names": [...], "templates": [...], "text_features":
+    (num_classes, embed_dim)}, each optional: what is not given must be loaded or set before the forward pass (TextHead).
+    options: keyword arguments of the method's build(). Raises ValueError on a wrong value, TypeError on an unknown option.
     """
     config = complete_config(method, backbone, num_frames, num_classes, head, **options)
     spec, options = ViTSpec(**config["backbone"]), {name: config[name] for name in config if name not in OWN}
     trunk = method_module(method).build(spec, num_frames, **options)
-    head = dict(config["head"])
-    if head.pop("type") == "linear":
-        classifier = LinearHead(trunk.feature_dim, num_classes, **head)
-    else:
+    head, num_classes = dict(config["head"]), config["num_classes"]
+    kind = head.pop("type")
+    if kind == "text":
         ends_there = not isinstance(trunk, VisionTransformer) or trunk.proj is not None  # in the joint space
         projection = "none" if ends_there else spec.projection
         classifier = TextHead(trunk.feature_dim, spec.embed_dim, projection, num_classes, **head)
         del config["head"]["text_features"]  # in the state dict
+    else:
+        classifier = HEADS[kind](trunk.feature_dim, num_classes, **head)
     return VideoClassifier(trunk, classifier, config)
 
 
 def complete_config(
-    method: str, backbone: str | dict, num_frames: Count, num_classes: Count, head: dict | None, **options
+    method: str, backbone: str | dict, num_frames: Count, num_classes: Count | None, head: dict | None, **options
 ) -> dict:
     """create_model's arguments as a plain dict, with the defaults of all options that are not given; raises as it does."""
     check(complete_config, {"num_frames": num_frames, "num_classes": num_classes}, "{name} must be {rule}, got {value}")
@@ -98,6 +102,11 @@ def complete_config(
     options = _with_defaults(build, options, f"method {method!r}")
     check(build, options, "{name} must be {rule}, got {value}")
     kind, head_options = _head_options(head, method)
+    of_factors = math.prod(head_options["factors"].values()) if kind == "factors" else None
+    if of_factors and num_classes not in (None, of_factors):
+        sizes = " x ".join(f"{size} of {name}" for name, size in head_options["factors"].items())
+        raise ValueError(f"num_classes is {num_classes}, but the head's factors make {of_factors} ({sizes}): leave it out")
+    num_classes = num_classes or of_factors or 400
     return {
         "method": method,
         "backbone": plain(backbone_spec(backbone)),
@@ -111,19 +120,25 @@ def complete_config(
 def _head_options(head, method):
     """(type, options completed with their defaults) of create_model's `head`."""
     head = {} if head is None else head
-    implied = "text" if isinstance(head, dict) and {"class_names", "text_features"} & set(head) else "linear"
-    kind = head.get("type", implied) if isinstance(head, dict) else None
-    if kind not in ("linear", "text"):
+    kind = head_kind(head) if isinstance(head, dict) else None
+    if kind not in HEADS:
         raise ValueError(
-            f"head {head!r} is unknown: use a dict such as {{'type': 'linear', 'dropout': 0.5}} or "
-            "{'type': 'text', 'class_names': [...]}"
+            f"head {head!r} is unknown: use a dict such as {{'type': 'linear', 'dropout': 0.5}}, "
+            "{'type': 'factors', 'factors': {'verb': 97, 'noun': 300}} or {'type': 'text', 'class_names': [...]}"
         )
     given = {name: value for name, value in head.items() if name != "type"}
     if kind == "text":
         given.setdefault("templates", getattr(method_module(method), "TEMPLATES", TEMPLATES))
-    head = LinearHead if kind == "linear" else TextHead
-    check(head.__init__, given, "head {name} must be {rule}, got {value}")
-    return kind, _with_defaults(head, given, f"head {kind!r}")
+    if kind == "factors":
+        check_factors(given.get("factors"))
+    check(HEADS[kind].__init__, given, "head {name} must be {rule}, got {value}")
+    return kind, _with_defaults(HEADS[kind], given, f"head {kind!r}")
+
+
+def head_kind(head: dict) -> str:
+    """Which head it is, if it does not say so by its options."""
+    told = {"class_names": "text", "text_features": "text", "factors": "factors"}
+    return head.get("type", next((told[name] for name in head if name in told), "linear"))
 
 
 def merge_adapters(model: VideoClassifier) -> VideoClassifier:

@@ -23,7 +23,7 @@ const percent = x => (100 * x).toFixed(1) + " %";
 const SHOWN = 100;
 
 function draw(run) {
-  const K = data.classes.length, few = K <= 30, room = few ? 130 : 0;
+  const K = run.classes.length, few = K <= 30, room = few ? 130 : 0;
   const cell = Math.max(2, Math.min(34, Math.floor(640 / K))), size = room + K * cell;
   const counts = new Map(), totals = new Array(K).fill(0);
   for (const [label, guess] of run.videos) { const at = label * K + guess; counts.set(at, (counts.get(at) || 0) + 1); totals[label]++; }
@@ -38,7 +38,7 @@ function draw(run) {
   place.innerHTML = parts.join("");
   if (few) {
     const svg = place.firstChild;
-    data.classes.forEach((name, i) => {
+    run.classes.forEach((name, i) => {
       const short = name.length > 18 ? name.slice(0, 17) + "\u2026" : name, middle = room + (i + 0.7) * cell;
       for (const [x, y, turned] of [[room - 6, middle, false], [middle, room - 6, true]]) {
         const text = document.createElementNS("http://www.w3.org/2000/svg", "text");
@@ -55,7 +55,7 @@ function draw(run) {
 function showCell(run, i, j) {
   const place = document.getElementById("clips");
   const found = run.videos.map((video, at) => [video, at]).filter(([video]) => video[0] === i && video[1] === j).sort((a, b) => b[0][2] - a[0][2]);
-  const what = i === j ? `${data.classes[i]}, recognised` : `${data.classes[i]}, taken for ${data.classes[j]}`;
+  const what = i === j ? `${run.classes[i]}, recognised` : `${run.classes[i]}, taken for ${run.classes[j]}`;
   place.replaceChildren(make("h3", `${what}: ${found.length} ${found.length === 1 ? "video" : "videos"}`));
   for (const [video, at] of found.slice(0, SHOWN)) place.append(clip(run, video, at));
   if (found.length > SHOWN) place.append(make("p", `and ${found.length - SHOWN} more`, "quiet"));
@@ -64,7 +64,7 @@ function showCell(run, i, j) {
 function clip(run, video, at) {
   const entry = make("div", undefined, "clip");
   if (run.strips[at]) { const picture = make("img"); picture.src = run.strips[at]; picture.alt = "frames of the clip"; entry.append(picture); }
-  entry.append(make("span", `${data.classes[video[0]]}, guessed ${data.classes[video[1]]} with ${percent(video[2])}  `));
+  entry.append(make("span", `${run.classes[video[0]]}, guessed ${run.classes[video[1]]} with ${percent(video[2])}  `));
   entry.append(make("span", video[3], "quiet path"));
   return entry;
 }
@@ -84,7 +84,7 @@ if (data.runs.length) {
   place.addEventListener("click", event => { const r = event.target.closest("rect[data-i]"); if (r) showCell(run, +r.dataset.i, +r.dataset.j); });
   place.addEventListener("mousemove", event => {
     const r = event.target.closest("rect[data-i]");
-    if (r) hint.textContent = `${data.classes[r.dataset.i]} \u2192 ${data.classes[r.dataset.j]}: ${r.dataset.n}`;
+    if (r) hint.textContent = `${run.classes[r.dataset.i]} \u2192 ${run.classes[r.dataset.j]}: ${r.dataset.n}`;
   });
   for (const row of document.querySelectorAll("[data-pair]")) row.addEventListener("click", () => {
     const [which, i, j] = row.dataset.pair.split(" ").map(Number);

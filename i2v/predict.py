@@ -109,7 +109,7 @@ def look_at(
         for batch in loader:
             tell(f"looking at {min(batch.samples_seen, len(loader.plan))} of {len(loader.plan)} views")
             with session.autocast():
-                probabilities = view_probabilities(session.model, batch).cpu()
+                probabilities = view_probabilities(session.model, batch, several=session.meta.several).cpu()
             for i in batch.weights.nonzero().flatten().tolist():
                 clip = int(batch.ids[i])
                 length = float(shards.clips["frames"][clip] / shards.clips["fps"][clip])

@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import io
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -30,7 +31,7 @@ from i2v.page import colour, line_chart, page, percent, reliability_chart, table
 from i2v.pipelines import ShardError
 from i2v.pipelines.shards import ClipError, ShardSet
 from i2v.runs import Run, read_run
-from i2v.scores import calibration, paired_bootstrap
+from i2v.scores import VideoScores, calibration, paired_bootstrap
 from i2v.session import command, parse
 
 STRIPS = 60  # wrong clips, the most confident first, of which frames are shown
@@ -47,19 +48,32 @@ def summary(runs: list[Run]) -> str:
     for number, run in enumerate(runs):
         lines = [f'<b><span class="key" style="background:{colour(number)}"></span>{text(run.name)}</b>']
         if run.scores:
-            found, scores = run.scores.summary(), run.scores.scores()
-            low, high = found["top1_interval"]
-            lines.append(
-                f'<div class="big">{percent(scores.top1, 2)} %</div>'
-                f"<div>top-1 on {scores.counted} of {scores.expected} videos, "
-            )
-            lines.append(f"95 % interval {percent(low)} to {percent(high)} %</div>")
-            lines.append(f"<div>top-5 {percent(scores.top5, 2)} %, mean class {percent(found['class_mean'], 2)} %</div>")
-        elif best := [record["top1"] for record in run.log if "top1" in record]:
-            lines.append(f'<div class="big">{percent(max(best), 2)} %</div><div>best top-1 while training</div>')
+            lines += in_figures(run.scores)
+        else:
+            for figure, said in (("top1", "top-1"), ("map", "mAP")):
+                if best := [record[figure] for record in run.log if figure in record]:
+                    lines.append(f'<div class="big">{percent(max(best), 2)} %</div><div>best {said} while training</div>')
         cards.append(f'<div class="card">{"".join(lines)}</div>')
-    notes = "".join(f'<p class="quiet">{text(run.name)}: {text(note)}</p>' for run in runs for note in run.notes)
+    told = [(run.name, note) for run in runs for note in dict.fromkeys(run.notes)]
+    notes = "".join(f'<p class="quiet">{text(name)}: {text(note)}</p>' for name, note in told)
     return f'<div class="cards">{"".join(cards)}</div>{table_of_facts(runs)}{notes}'
+
+
+def in_figures(videos: VideoScores) -> list[str]:
+    """The totals, as lines of a card."""
+    found, scores = videos.summary(), videos.scores()
+    counted = f"on {scores.counted} of {scores.expected} videos"
+    if videos.several:
+        return [f'<div class="big">{percent(found["map"], 2)} %</div><div>mean average precision {counted}</div>']
+    low, high = found["top1_interval"]
+    lines = [
+        f'<div class="big">{percent(scores.top1, 2)} %</div><div>top-1 {counted}, ',
+        f"95 % interval {percent(low)} to {percent(high)} %</div>",
+        f"<div>top-5 {percent(scores.top5, 2)} %, mean class {percent(found['class_mean'], 2)} %</div>",
+    ]
+    for name, each in scores.factors.items():
+        lines.append(f"<div>{text(name)} top-1 {percent(each.top1, 2)} %, top-5 {percent(each.top5, 2)} %</div>")
+    return lines
 
 
 def table_of_facts(runs: list[Run]) -> str:
@@ -112,6 +126,7 @@ def curves(runs: list[Run]) -> str:
         line_chart("loss", of("loss"), "over epochs"),
         line_chart("top-1", of("top1", 100), "%, on data.val", dots=True),
         line_chart("top-5", of("top5", 100), "%, on data.val", dots=True),
+        line_chart("mean average precision", of("map", 100), "%, on data.val", dots=True),
         line_chart("learning rate", of("lr")),
         line_chart("clips/s", of("clips_per_s")),
         line_chart("waiting for data", of("data_wait", 100), "% of the time"),
@@ -122,30 +137,52 @@ def curves(runs: list[Run]) -> str:
 def alike(runs: list[Run]) -> list[Run]:
     """Those with scores over the classes of the first that has scores."""
     scored = [run for run in runs if run.scores]
-    return [run for run in scored if run.scores.classes == scored[0].scores.classes]
+    return [run for run in scored if about_classes(run.scores) == about_classes(scored[0].scores)]
+
+
+def about_classes(videos: VideoScores) -> tuple:
+    return videos.classes, videos.factors, videos.several
+
+
+def groups(runs: list[Run]) -> dict[str, list[Run]]:
+    """Runs that are scored alike; where their classes are combinations, for every factor the runs by its classes."""
+    scored = alike(runs)
+    factors = scored[0].scores.factors if scored else {}
+    if not factors:
+        return {"": scored} if scored else {}
+    return {
+        factor: [replace(run, name=f"{run.name}: {factor}", scores=run.scores.of_factor(factor)) for run in scored]
+        for factor in factors
+    }
 
 
 def classes(runs: list[Run]) -> str:
-    """Accuracy of every class, sortable and searchable."""
-    scored = alike(runs)
-    if not scored:
-        return ""
+    """Accuracy of every class, sortable and searchable; a table for each factor."""
+    found = enumerate(groups(runs).items())
+    return "".join(table_of_classes(factor, scored, f"per-class-{i}" if i else "per-class") for i, (factor, scored) in found)
+
+
+def table_of_classes(factor: str, scored: list[Run], ident: str) -> str:
     names, results = scored[0].scores.classes, [run.scores.scores() for run in scored]
-    heads = ["class", "videos", *(f"top-1, {run.name}" if len(scored) > 1 else "top-1" for run in scored)]
-    changes = len(scored) == 2
-    heads += ["change"] * changes + ["most often taken for"]
+    figure = "AP" if scored[0].scores.several else "top-1"
+    heads = [factor or "class", "videos", *(f"{figure}, {run.name}" if len(scored) > 1 else figure for run in scored)]
+    changes, confusion = len(scored) == 2, results[0].confusion
+    heads += ["change"] * changes + ["most often taken for"] * (confusion is not None)
     accuracies = [result.per_class().tolist() for result in results]
+    videos = results[0].videos if confusion is None else confusion.sum(1)
     rows = []
     for i, name in enumerate(names):
-        wrong = results[0].confusion[i].clone()
-        count, wrong[i] = int(wrong.sum()), 0
         shown = [(each[i], percent(each[i])) for each in accuracies]
-        taken = f"{names[int(wrong.argmax())]} ({int(wrong.max())})" if wrong.max() else ""
         change = [signed(accuracies[1][i] - accuracies[0][i])] if changes else []
-        rows.append([name, count, *shown, *change, taken])
-    search = '<input type="search" data-table="per-class" placeholder="find a class" aria-label="find a class">'
-    numbers = tuple(range(1, len(heads) - 1))
-    return f'{search}<div class="tall">{table(heads, rows, "per-class", numbers)}</div>'
+        taken = []
+        if confusion is not None:
+            wrong = confusion[i].clone()
+            wrong[i] = 0
+            taken = [f"{names[int(wrong.argmax())]} ({int(wrong.max())})" if wrong.max() else ""]
+        rows.append([name, int(videos[i]), *shown, *change, *taken])
+    search = f'<input type="search" data-table="{ident}" placeholder="find a class" aria-label="find a class">'
+    numbers = tuple(range(1, 2 + len(scored) + changes))
+    return f'{search}<div class="tall">{table(heads, rows, ident, numbers)}</div>'
 
 
 def signed(change: float) -> tuple[float, str]:
@@ -156,9 +193,14 @@ def signed(change: float) -> tuple[float, str]:
     return change, f'<span class="{kind}">{100 * change:+.1f}</span>'
 
 
+def one_class(runs: list[Run]) -> list[Run]:
+    """Runs with scores whose videos have one class each, in the order in which page.js has them."""
+    return [run for scored in groups(runs).values() for run in scored if not run.scores.several]
+
+
 def confusion(runs: list[Run]) -> str:
     """The matrix, which page.js draws, and its worst pairs by name."""
-    scored = alike(runs)
+    scored = one_class(runs)
     if not scored:
         return ""
     choice = ""
@@ -189,7 +231,7 @@ def worst_pairs(number: int, run: Run, named: bool) -> str:
 
 def reliability(runs: list[Run]) -> str:
     """How far the model's confidence can be believed."""
-    bins = [(number, calibration(run.scores)) for number, run in enumerate(runs) if run.scores]
+    bins = [(number, calibration(run.scores)) for number, run in enumerate(runs) if run.scores and not run.scores.several]
     if not bins:
         return ""
     rows = [[runs[number].name, percent(found["ece"], 2)] for number, found in bins]
@@ -203,16 +245,24 @@ def control(runs: list[Run]) -> str:
     rows = []
     for run in runs:
         if run.scores and run.shuffled:
-            ordered, shuffled = run.scores.scores().top1, run.shuffled.scores().top1
-            chance = 1 / len(run.scores.classes)
-            rows.append([run.name, *(percent(each) for each in (ordered, shuffled, ordered - shuffled, chance))])
-    heads = ["", "top-1, frames in order", "in random order", "lost", "chance (%)"]
+            both, figure = (run.scores.scores(), run.shuffled.scores()), "map" if run.scores.several else "top1"
+            rows.append(lost(run.name, figure, *(each.summary() for each in both), len(run.scores.classes)))
+            for name, classes in run.scores.factors.items():
+                found = (each.factors[name].summary() for each in both)
+                rows.append(lost(f"{run.name}: {name}", "top1", *found, len(classes)))
+    several = any(run.scores.several for run in runs if run.scores)
+    heads = ["", f"{'mAP' if several else 'top-1'}, frames in order", "in random order", "lost", "chance (%)"]
     return f'<div class="wide">{table(heads, rows, numbers=(1, 2, 3, 4))}</div>' if rows else ""
 
 
+def lost(name: str, figure: str, ordered: dict, shuffled: dict, classes: int) -> list[str]:
+    values = [ordered[figure], shuffled[figure], ordered[figure] - shuffled[figure]]
+    return [name, *map(percent, values), percent(1 / classes) if figure == "top1" else ""]
+
+
 def compare(runs: list[Run]) -> str:
-    """The first run against each of the others, on the same videos."""
-    scored = [run for run in runs if run.scores]
+    """The first run against each of the others, on the same videos, with one class each."""
+    scored = [run for run in runs if run.scores and not run.scores.several]
     return "".join(compare_two(scored[0], other) for other in scored[1:])
 
 
@@ -251,7 +301,7 @@ def compare_two(first: Run, other: Run) -> str:
 
 
 def wrong(runs: list[Run]) -> str:
-    if not any(run.scores for run in runs):
+    if not one_class(runs):
         return ""
     return '<p>Wrong, and sure of it: the place to look for labels that are wrong, too.</p><div id="wrong-clips"></div>'
 
@@ -275,8 +325,8 @@ def configuration(runs: list[Run]) -> str:
 
 def for_script(runs: list[Run], data: str | None, strips: int) -> dict:
     """Videos of every run that is scored: [label, guess, confidence, path], and strips of the most confident errors."""
-    scored = alike(runs)
-    found = {"classes": [as_text(name) for name in scored[0].scores.classes] if scored else [], "runs": []}
+    scored = one_class(runs)
+    found = {"runs": []}
     for run in scored:
         videos = run.scores
         confidence, guesses = videos.probabilities.max(1).values, videos.guesses
@@ -284,7 +334,8 @@ def for_script(runs: list[Run], data: str | None, strips: int) -> dict:
         rows = zip(videos.labels.tolist(), guesses.tolist(), confidence.tolist(), names)
         sure = confidence.masked_fill(videos.correct, -1).argsort(descending=True, stable=True)[:strips].tolist()
         sure = [at for at in sure if not videos.correct[at]]
-        entry = {"name": as_text(run.name), "videos": [[a, b, round(c, 3), d] for a, b, c, d in rows], "wrong": sure[:24]}
+        entry = {"name": as_text(run.name), "classes": [as_text(name) for name in videos.classes]}
+        entry |= {"videos": [[a, b, round(c, 3), d] for a, b, c, d in rows], "wrong": sure[:24]}
         found["runs"].append(entry | {"strips": film_strips(run, sure, data)})
     return found
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from i2v.atomic import replacing
 from i2v.curves import draw_curves, read_log
-from i2v.metrics import METRICS, Scores
+from i2v.metrics import Scores
 
 
 def where(device: torch.device) -> dict[str, object]:
@@ -45,7 +45,7 @@ class RunLog:
             return
         kept = [record for record in read_log(self.path) if record["step"] <= step]
         if validation_due:
-            kept = [record for record in kept if record["step"] < step or "top1" not in record]
+            kept = [record for record in kept if record["step"] < step or "counted" not in record]
         with replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
         self._events = SummaryWriter(folder, purge_step=step + 1)
@@ -96,12 +96,11 @@ class RunLog:
         for prefix, scores in found.items():
             figures = {prefix + name: value for name, value in scores.summary().items()}
             record |= figures
-            named += [prefix + name for name in METRICS]
+            named += [name for name in figures if not name.endswith(("counted", "expected"))]
             missing = "" if scores.counted == scores.expected else "  (the others are in quarantine)"
             self.say(
                 f"step {step}  epoch {epoch:.2f}  {'average of the weights: ' if prefix else ''}"
-                f"top-1 {100 * scores.top1:.2f} %  top-5 {100 * scores.top5:.2f} %  "
-                f"counted {scores.counted} of {scores.expected} videos{missing}"
+                f"{scores.words()}  counted {scores.counted} of {scores.expected} videos{missing}"
             )
         self._write(record, named, "val")
         if self.is_main:

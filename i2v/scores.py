@@ -1,13 +1,15 @@
 """What an evaluation found video by video: kept in a file, scored again in seconds, ensembled, compared.
 
 The file (`i2v.evaluate --scores FILE.npz`) is numpy's, read without pickle: ids, labels (n,) int64; probabilities (n, K)
-float32, the views' mean; top5 (n, 5) int64; keys, paths (n,) text; about, JSON: classes, and how the scores came about.
+float32, the views' mean; top5 (n, 5) int64; keys, paths (n,) text; about, JSON: classes, of what factors they are
+combinations, and how the scores came about. Where videos have several classes, labels are (n, K) of 0 and 1.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,8 +20,9 @@ import torch
 import torch.distributed as dist
 
 from i2v.atomic import replacing
-from i2v.metrics import NATS, Scores
+from i2v.tally import Labels, Scores, SeveralScores, marginals, tally_for
 
+VERSION = 2  # 1 where videos have one class each, which older programs read
 BINS = 15  # of the confidence, for the calibration error, as Guo et al. 2017 (arXiv 1706.04599) have it
 Z95 = 1.959964  # standard deviations to either side that hold 95 % of a normal distribution
 
@@ -29,13 +32,23 @@ class VideoScores:
     """Rows are videos, by id. Everything is on the CPU."""
 
     ids: torch.Tensor  # (n,) int64
-    labels: torch.Tensor  # (n,) int64
+    labels: torch.Tensor  # (n,) int64, -1: not labelled; of several classes (n, K), 0 or 1
     probabilities: torch.Tensor  # (n, K) float32
     keys: list[str]
     paths: list[str]
     classes: list[str]
     expected: int  # videos of the data set
     how: dict = field(default_factory=dict)  # model, data, views, options, step, precision
+    factors: dict[str, list[str]] = field(default_factory=dict)  # of what the classes are combinations
+
+    @property
+    def several(self) -> bool:
+        """Whether a video has several classes."""
+        return self.labels.ndim == 2
+
+    @property
+    def labelled(self) -> bool:
+        return self.several or bool((self.labels >= 0).all())
 
     @property
     def top5(self) -> torch.Tensor:
@@ -49,7 +62,9 @@ class VideoScores:
 
     @property
     def correct(self) -> torch.Tensor:
-        """(n,) bool"""
+        """(n,) bool; of several classes, whether the likeliest is one of them."""
+        if self.several:
+            return self.labels.gather(1, self.guesses[:, None])[:, 0] > 0
         return self.guesses == self.labels
 
     @property
@@ -57,19 +72,25 @@ class VideoScores:
         """Whether the model saw each clip's frames in random order."""
         return bool(self.how.get("options", {}).get("shuffle_frames"))
 
-    def scores(self) -> Scores:
+    def scores(self) -> Scores | SeveralScores:
         """As the evaluation itself counted them."""
-        count, classes = len(self.ids), len(self.classes)
-        top = self.top5
-        pairs = torch.bincount(self.labels * classes + top[:, 0], minlength=classes**2)
-        hits = (top == self.labels[:, None]).any(1)
-        top1, top5 = (int(found.sum()) / max(count, 1) for found in (top[:, 0] == self.labels, hits))
-        loss = -self.probabilities.gather(1, self.labels[:, None])[:, 0].double().clamp(min=1e-38).log()
-        nats = int((loss * NATS).round().long().sum()) / NATS / max(count, 1)
-        return Scores(count, self.expected, top1, top5, pairs.view(classes, classes), nats)
+        sizes = {name: len(names) for name, names in self.factors.items()}
+        tally = tally_for(Labels(len(self.classes), sizes, self.several), torch.device("cpu"))
+        tally.add(self.probabilities, self.labels, torch.ones(len(self.ids), dtype=torch.bool))
+        return tally.scores(self.expected)
+
+    def of_factor(self, name: str) -> VideoScores:
+        """The same videos by the classes of one factor, with the sums of the probabilities of all that have each."""
+        sizes, place = tuple(map(len, self.factors.values())), list(self.factors).index(name)
+        labels = torch.unravel_index(self.labels.clamp(min=0), sizes)[place].where(self.labels >= 0, self.labels)
+        own = marginals(self.probabilities, sizes)[place]
+        return replace(self, labels=labels, probabilities=own, classes=self.factors[name], factors={})
 
     def summary(self) -> dict:
-        """What Scores has, ece, and the interval that holds the true top-1 with 95 % (Wilson 1927); fractions of 1."""
+        """What Scores has, ece, and the interval that holds the true top-1 with 95 % (Wilson 1927); fractions of 1. Of several
+        classes only the first."""
+        if self.several:
+            return self.scores().summary()
         return self.scores().summary() | {
             "ece": calibration(self)["ece"],
             "top1_interval": list(wilson(int(self.correct.sum()), len(self.ids))),
@@ -78,6 +99,8 @@ class VideoScores:
     def sentence(self) -> str:
         """The summary for people."""
         found = self.summary()
+        if self.several:
+            return f"binary cross entropy {found['cross_entropy']:.4f}"
         low, high = (100 * each for each in found["top1_interval"])
         return (
             f"mean class accuracy {100 * found['class_mean']:.2f} %   calibration error {100 * found['ece']:.2f} %   "
@@ -86,7 +109,8 @@ class VideoScores:
 
     def save(self, path: Path) -> None:
         """Raises OSError, one sentence, if there is no room."""
-        about = {"format": "i2v-scores", "version": 1, "classes": self.classes, "expected": self.expected, "how": self.how}
+        about = {"format": "i2v-scores", "version": VERSION if self.several else 1, "classes": self.classes}
+        about |= {"factors": self.factors, "expected": self.expected, "how": self.how}
         content = io.BytesIO()
         np.savez_compressed(
             content,
@@ -110,19 +134,20 @@ def load_scores(path: str | Path) -> VideoScores:
     try:
         with np.load(path, allow_pickle=False) as file:
             about = json.loads(str(file["about"]))
-            if about.get("format") != "i2v-scores" or about["version"] > 1:
+            if about.get("format") != "i2v-scores" or about["version"] > VERSION:
                 raise ValueError("of another program or version")
             ids, labels, probabilities = (torch.from_numpy(file[name]) for name in ("ids", "labels", "probabilities"))
             keys, paths = file["keys"].tolist(), file["paths"].tolist()
-        if {len(ids), len(labels), len(keys), len(paths)} != {len(probabilities)} or (
-            probabilities.shape[1:] != (len(about["classes"]),)
-        ):
+        factors, shape = about.get("factors", {}), (len(probabilities), len(about["classes"]))
+        fits = {len(ids), len(labels), len(keys), len(paths)} == {len(probabilities)} and probabilities.shape == shape
+        combinations = math.prod(map(len, factors.values())) if factors else shape[1]
+        if not fits or labels.shape not in (shape, shape[:1]) or combinations != shape[1]:
             raise ValueError("its parts do not fit together")
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: give a file that i2v.evaluate --scores wrote.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} holds no scores of i2v.evaluate ({' '.join(str(error).split()):.200}).") from error
-    return VideoScores(ids, labels, probabilities, keys, paths, about["classes"], about["expected"], about["how"])
+    return VideoScores(ids, labels, probabilities, keys, paths, about["classes"], about["expected"], about["how"], factors)
 
 
 class Collector:
@@ -133,11 +158,23 @@ class Collector:
 
     def __call__(self, batch, probabilities: torch.Tensor) -> None:
         counts = (batch.weights > 0).cpu()
-        self.parts.append((batch.ids[counts], batch.labels.cpu()[counts], probabilities.float().cpu()[counts]))
+        labels = batch.labels.cpu()[counts]
+        labels = labels.to(torch.uint8) if labels.ndim == 2 else labels
+        self.parts.append((batch.ids[counts], labels, probabilities.float().cpu()[counts]))
 
-    def gather(self, classes: list[str], expected: int, how: dict, name: Callable[[int], tuple[str, str]]) -> VideoScores:
+    def gather(
+        self,
+        classes: list[str],
+        expected: int,
+        how: dict,
+        name: Callable[[int], tuple[str, str]],
+        factors: dict[str, list[str]] | None = None,
+        several: bool = False,
+    ) -> VideoScores:
         """Those of all ranks, on rank 0; elsewhere this rank's. name: (key, path) of a video's id."""
-        parts = self.parts or [(torch.zeros(0, dtype=torch.int64),) * 2 + (torch.zeros(0, len(classes)),)]
+        none = torch.zeros(0, dtype=torch.int64)
+        labels = torch.zeros(0, len(classes), dtype=torch.uint8) if several else none
+        parts = self.parts or [(none, labels, torch.zeros(0, len(classes)))]
         mine = [torch.cat(each) for each in zip(*parts)]
         mine.append([name(i) for i in mine[0].tolist()])
         everyone = [mine]
@@ -149,7 +186,7 @@ class Collector:
         names = [pair for each in everyone for pair in each[3]]
         order = ids.argsort()
         keys, paths = ([names[i][part] for i in order.tolist()] for part in (0, 1))
-        return VideoScores(ids[order], labels[order], probabilities[order], keys, paths, classes, expected, how)
+        return VideoScores(ids[order], labels[order], probabilities[order], keys, paths, classes, expected, how, factors or {})
 
 
 def ensemble(parts: list[VideoScores], by: str = "softmax") -> VideoScores:
@@ -164,8 +201,12 @@ def ensemble(parts: list[VideoScores], by: str = "softmax") -> VideoScores:
                 "score both on the same shards."
             )
     stacked = torch.stack([each.probabilities for each in parts])  # (models, n, K)
-    logs = stacked.clamp(min=torch.finfo(torch.float32).tiny).log()
-    mean = logs.mean(0).softmax(-1) if by == "logits" else stacked.mean(0)
+    if by != "logits":
+        mean = stacked.mean(0)
+    elif first.several:
+        mean = stacked.double().logit(eps=1e-12).mean(0).sigmoid().float()
+    else:
+        mean = stacked.clamp(min=torch.finfo(torch.float32).tiny).log().mean(0).softmax(-1)
     models = " + ".join(str(each.how.get("model")) for each in parts)
     return replace(first, probabilities=mean, how=first.how | {"model": models, "ensembled_by": by})
 

@@ -9,13 +9,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from i2v.config import TrainConfig
 from i2v.distributed import World, sum_over_ranks
 from i2v.ema import Average
 from i2v.finite import Guard, Seen
+from i2v.losses import clip_losses
 from i2v.mixing import draw_mix, mix, partners
 from i2v.optim import finish_gradients
 
@@ -103,9 +103,7 @@ def add_gradients(replica: nn.Module, batches: Iterator, passes: Passes, samples
         with nullcontext() if synchronise else replica.no_sync():
             with passes.autocast():
                 logits = replica(clips)
-            losses = F.cross_entropy(
-                logits.float(), targets, passes.class_weights, reduction="none", label_smoothing=train.label_smoothing
-            )
+            losses = clip_losses(logits.float(), targets, batch.labels.ndim == 2, passes.class_weights, train.label_smoothing)
             loss = (losses * weights).sum()
             # DDP takes the mean over devices; with this factor it becomes the mean over the batch
             passes.scaler.scale(loss * (world.size / train.batch_size)).backward()

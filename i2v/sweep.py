@@ -34,6 +34,7 @@ from i2v.runs import Run
 from i2v.session import command, parse
 from i2v.stop import SIGNALS
 
+SHOWN = {"top1": "top-1", "map": "mAP"}  # figures of a log: what the table calls them
 AGAIN = "the same command goes on"
 
 
@@ -218,14 +219,13 @@ def run_all(found: list[Member], task: int | None, config: str, launcher: list[s
 # ---- what came of them ---------------------------------------------------------------------------------------------------
 
 
-def result(each: Member) -> dict:
+def result(each: Member, log: list[dict], figure: str) -> dict:
     """A row of the table; accuracies as shares, of the weights' average where that is better. Empty: not known yet."""
-    log = read_log(each.folder / "log.jsonl")
-    scores = [max(record["top1"], record.get("ema_top1", 0)) for record in log if "top1" in record]
+    scores = [max(record[figure], record.get(f"ema_{figure}", 0)) for record in log if figure in record]
     return {
         **each.values,
-        "best top-1": max(scores) if scores else None,
-        "last top-1": scores[-1] if scores else None,
+        f"best {SHOWN[figure]}": max(scores) if scores else None,
+        f"last {SHOWN[figure]}": scores[-1] if scores else None,
         "steps": log[-1]["step"] if log else None,
         "hours": Run(each.name, log=log).hours(),
         "finished": "yes" if each.is_finished() else "no",
@@ -235,21 +235,24 @@ def result(each: Member) -> dict:
 
 def write_results(found: list[Member]) -> list[dict]:
     """sweep.csv and sweep.png beside the runs' folders, of all that is there; the table's rows."""
-    out, rows = found[0].folder.parent, [result(each) for each in found]
+    out, logs = found[0].folder.parent, [read_log(each.folder / "log.jsonl") for each in found]
+    figure = "map" if any("map" in record for log in logs for record in log) else "top1"
+    rows = [result(each, log, figure) for each, log in zip(found, logs)]
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out / "sweep.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
     with replacing(out / "sweep.png") as temporary:
-        draw_sheet({each.name: read_log(each.folder / "log.jsonl") for each in found}, temporary, str(out))
+        draw_sheet({each.name: log for each, log in zip(found, logs)}, temporary, str(out))
     return rows
 
 
 def as_lines(rows: list[dict]) -> list[str]:
     """The table for people, with accuracies in percent; the folder's name says no more than the values."""
     heads = [name for name in rows[0] if name != "folder"]
-    shown = {"best top-1": lambda x: f"{100 * x:.2f} %", "last top-1": lambda x: f"{100 * x:.2f} %", "hours": "{:.2f}".format}
+    shares = {f"{which} {name}": lambda x: f"{100 * x:.2f} %" for which in ("best", "last") for name in SHOWN.values()}
+    shown = shares | {"hours": "{:.2f}".format}
     cells = [["" if row[name] is None else shown.get(name, str)(row[name]) for name in heads] for row in rows]
     widths = [max(map(len, column)) for column in zip(heads, *cells)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in [heads, *cells]]

@@ -24,9 +24,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from i2v.atomic import replacing
 from i2v.checkpoint import Meta, load_checkpoint
-from i2v.config import Config, load_config, to_dict, with_epochs
+from i2v.config import Config, load_config, to_dict, with_best, with_epochs
 from i2v.distributed import World, close_world, end_of_another, init_world, share_buffers
-from i2v.feed import check_labels, class_weights, open_loader, split_batch, together
+from i2v.feed import check_labels, class_weights, labels_of, open_loader, split_batch, together
 from i2v.finite import Guard, TooManyBadSteps
 from i2v.lock import held
 from i2v.memory import is_out_of_memory, out_of_memory, too_little_memory
@@ -104,7 +104,7 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> bool:
     micro_batch, accumulate = split_batch(train.batch_size, train.micro_batch, world.size)
     loader = open_loader(config, world, "train", config.data.train, micro_batch, progress.samples)
     samples = length_in_samples(config, len(loader.plan), progress.step, progress.samples)
-    config = with_epochs(config, samples / len(loader.plan))
+    config = with_best(with_epochs(config, samples / len(loader.plan)), loader.shards.label_sets is not None)
     train = config.train
     val_loader = None
     if config.data.val:
@@ -219,7 +219,8 @@ def validate(run: Run) -> None:
         for name in ("", AVERAGED) if average else ("",):
             with average.in_place() if name else nullcontext():
                 batches = together(loader, run.stop, run.watch)
-                found[name] = evaluate(model, batches, passes.classes, len(loader.plan), run.world.device, passes.autocast)
+                labels = labels_of(loader.shards)
+                found[name] = evaluate(model, batches, labels, len(loader.plan), run.world.device, passes.autocast)
     run.progress.validation_due = False
     run.log.test(run.progress.step, run.epoch, found)
     run.save.best(found, run.config.train.best)

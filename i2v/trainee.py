@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from i2v.config import Config, to_dict
 from i2v.continuation import check_continuation
 from i2v.distributed import World, share_batchnorms
 from i2v.ema import Average
-from i2v.feed import how_stored
+from i2v.feed import head_for, how_stored
 from i2v.model import VideoClassifier
 from i2v.optim import build_optimizer, layers_of
 from i2v.placement import choose_precision, compile_blocks, may_compile, place, recompute_blocks
@@ -44,6 +44,7 @@ def open_trainee(config: Config, world: World, loader, saved: dict, meta: Meta |
     """
     train, classes = config.train, loader.shards.classes
     torch.manual_seed(train.seed)
+    config = replace(config, model=replace(config.model, head=head_for(config.model.head, loader.shards)))
     model, source = build_model(config.model, classes, saved)
     check_trained(config, model.trainable_parameters())
     begun = f"continuing after step {meta.progress['step']}" if meta else "starting"
@@ -58,6 +59,8 @@ def open_trainee(config: Config, world: World, loader, saved: dict, meta: Meta |
         stream=loader.fingerprint(),
         clips=config.clips,
         config=to_dict(config),
+        factors=loader.shards.factors,
+        several=loader.shards.label_sets is not None,
     )
     if meta:
         check_continuation(identity, meta, Path(config.out) / "last.safetensors")

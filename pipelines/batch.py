@@ -15,7 +15,7 @@ class Batch:
     """B samples. `clips` is float, normalised; its memory is channels-last."""
 
     pixels: torch.Tensor  # as `clips`, or uint8 and not normalised yet
-    labels: torch.Tensor  # (B,) int64; -1: not labelled
+    labels: torch.Tensor  # (B,) int64; -1: not labelled. Where videos have several classes: (B, K) float32, 0 or 1
     weights: torch.Tensor  # (B,) float32; 0: a bad clip, or filling after the last video
     ids: torch.Tensor  # (B,) int64, on the CPU: the number of the video in the data set
     samples_seen: int  # `start` for the loader that continues after this batch

@@ -7,14 +7,21 @@
 
 Every mp4 is fragmented, one fragment (moof + mdat) per frame, with a keyframe every `gop` frames and no B-frames.
 So the header plus the fragments keyframe..wanted is itself a video, and decodes to the same pixels as the whole.
+
+A label is the number of a class. Of a factored data set (the manifest has `factors`) the classes are all combinations of one
+class of each, the last factor fastest, called such as "wash / plate": verb v with noun n of 300 is class 300 v + n. Where
+videos have several classes at once (the manifest has `label_sets`), a label is the number of one of these sets of classes.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import math
 import re
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -36,7 +43,7 @@ CLIP = np.dtype(
         ("width", "<u2"),
         ("height", "<u2"),
         ("fps", "<f4"),
-        ("label", "<i4"),  # index into manifest["classes"]; -1: not labelled
+        ("label", "<i4"),  # index into manifest["classes"], or into its label_sets; -1: not labelled
     ]
 )
 FRAGMENT = np.dtype(
@@ -46,6 +53,12 @@ FRAGMENT = np.dtype(
         ("time", "<f4"),  # seconds from the clip's first frame, as the source's own timestamps say
     ]
 )
+
+BETWEEN = " / "  # factors, in the name of a combination
+SEVERAL = "|"  # between the names of a video's classes, where they are written as one
+
+Factors = dict[str, list[str]]  # factor -> names of its classes
+LabelSets = list[list[int]]  # of each set, its classes in ascending order
 
 # ---- names -----------------------------------------------------------------------------------------------------------
 
@@ -132,6 +145,68 @@ def fragment_sizes(data: bytes) -> tuple[int, list[int]]:
     return header, fragments
 
 
+# ---- labels ----------------------------------------------------------------------------------------------------------
+
+
+def combinations(factors: Factors) -> list[str]:
+    """The names of all combinations, in the order of their labels."""
+    return [BETWEEN.join(names) for names in itertools.product(*factors.values())]
+
+
+def sizes(factors: Factors) -> dict[str, int]:
+    """factor -> how many classes it has."""
+    return {name: len(classes) for name, classes in factors.items()}
+
+
+def combined(parts: Sequence[int], factors: Factors) -> int:
+    """The label of a combination of one class of each factor."""
+    return int(np.ravel_multi_index(tuple(parts), tuple(sizes(factors).values())))
+
+
+def are_factors(factors, classes: list[str]) -> bool:
+    """Whether a manifest's factors are possible and make up its classes; {}: there are none."""
+    if not isinstance(factors, dict) or not all(isinstance(names, list) for names in factors.values()):
+        return False
+    count = math.prod(sizes(factors).values())
+    return not factors or len(factors) > 1 and count == len(classes) and combinations(factors) == classes
+
+
+def are_label_sets(label_sets, classes: list[str]) -> bool:
+    """Whether a manifest's sets of classes are possible; None: videos have one class each."""
+    if label_sets is None:
+        return True
+    known = range(len(classes))
+    return isinstance(label_sets, list) and all(
+        isinstance(each, list) and all(type(label) is int and label in known for label in each) for each in label_sets
+    )
+
+
+def class_counts(labels: np.ndarray, classes: int, label_sets: LabelSets | None = None) -> np.ndarray:
+    """(K,) int64: how many videos have each class; labels: (n,), -1: none."""
+    labels = np.asarray(labels, dtype=np.int64)
+    if label_sets is None:
+        return np.bincount(labels[labels >= 0], minlength=classes)
+    of_sets, counts = np.bincount(labels[labels >= 0], minlength=len(label_sets)), np.zeros(classes, np.int64)
+    for each, count in zip(label_sets, of_sets):
+        counts[each] += count
+    return counts
+
+
+def several_hot(label_sets: Sequence[Sequence[int]], classes: int) -> np.ndarray:
+    """(B, K) float32, 1 for the classes of each set and 0 for the others."""
+    hot = np.zeros((len(label_sets), classes), np.float32)
+    for row, each in zip(hot, label_sets):
+        row[list(each)] = 1
+    return hot
+
+
+def name_of(label: int, classes: list[str], label_sets: LabelSets | None = None) -> str:
+    """What a label is called; of several classes their names, with | between them; "" for none."""
+    if label < 0:
+        return ""
+    return classes[label] if label_sets is None else SEVERAL.join(classes[each] for each in label_sets[label])
+
+
 # ---- the manifest ----------------------------------------------------------------------------------------------------
 
 
@@ -182,6 +257,8 @@ def _facts(manifest: dict) -> dict[str, bool]:
         "shards": shards,
         "clips": not shards or sum(shard["clips"] for shard in manifest["shards"]) == manifest["clips"],
         "index": all(map(_is_file_name, manifest.get("index", {}).values())),
+        "factors": are_factors(manifest.get("factors", {}), manifest["classes"]),
+        "label_sets": are_label_sets(manifest.get("label_sets"), manifest["classes"]),
     }
 
 
@@ -226,7 +303,7 @@ def impossible_records(clips: np.ndarray, manifest: dict) -> list[tuple[int, str
         "shard": clips["shard"] != np.repeat(np.arange(len(counts)), counts),
         "offset": (clips["offset"] % BLOCK != 0) | (clips["offset"] < BLOCK) | (clips["offset"] >= bytes_in_shard),
         "header size": clips["header_size"] >= bytes_in_shard,
-        "label": (clips["label"] < -1) | (clips["label"] >= len(manifest["classes"])),
+        "label": (clips["label"] < -1) | (clips["label"] >= len(manifest.get("label_sets", manifest["classes"]))),
         "size": (clips["width"] < 1) | (clips["height"] < 1) | (np.maximum(clips["width"], clips["height"]) > LARGEST_SIDE),
         "fps": ~((clips["fps"] > 0) & np.isfinite(clips["fps"])),
         "number of frames": (clips["frames"] < 1) | (end != next_first),

@@ -17,7 +17,7 @@ class ClipsInMemory:
 
     def __init__(self, encoded: Sequence, names: Sequence[str], codec: str, gop: int):
         self.encoded, self.names, self.gop = encoded, names, gop
-        self.classes, self.codecs = [], {codec}
+        self.classes, self.factors, self.label_sets, self.codecs = [], {}, None, {codec}
         self.clips = np.zeros(len(encoded), CLIP)  # as an index has them, so that every number is rounded alike
         for name in ("header_size", "header_crc", "frames", "width", "height", "fps"):
             self.clips[name] = [getattr(clip, name) for clip in encoded]

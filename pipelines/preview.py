@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from i2v.console import begin_command
 from i2v.pipelines import ShardError
+from i2v.pipelines.index import SEVERAL
 
 MARGIN, TITLE, FONT = 4, 18, 12  # pixels: around every frame, above every row, height of letters
 SMALLEST, LARGEST = 96, 224  # pixels: smaller frames are enlarged, larger ones are shrunk
@@ -68,10 +69,11 @@ def read_rows(loader, clips: int, columns: int) -> list[tuple[str, np.ndarray]]:
     rows, plan = [], loader.plan
     mean, std = np.float32(loader.graph.grey)
     for position, batch in zip(range(loader.start, loader.start + clips), loader):
-        spec, label = plan[position], int(batch.labels[0])
+        spec, label = plan[position], batch.labels[0]
         if not spec.weight:  # after the last video
             break
-        name = loader.shards.classes[label] if label >= 0 else "not labelled"
+        labels = [int(label)] if label.ndim == 0 else label.nonzero().flatten().tolist()
+        name = SEVERAL.join(loader.shards.classes[each] for each in labels if each >= 0) or "not labelled"
         views = batch.clips.numpy()
         views = views[0] if views.ndim == 6 else views  # (V, 3, T, H, W)
         frames = spec.frames.reshape(plan.clips, -1)  # (clips, T)

@@ -20,6 +20,7 @@ from i2v.pipelines.augment import AugmentOptions
 from i2v.pipelines.batch import Batch, normalised
 from i2v.pipelines.buffers import Buffers
 from i2v.pipelines.graph import GraphOptions, build_pipeline
+from i2v.pipelines.index import several_hot
 from i2v.pipelines.plan import Plan
 from i2v.pipelines.quarantine import Quarantine
 from i2v.pipelines.reader import Clip, Reader
@@ -52,9 +53,15 @@ class Loader:
 
     def __post_init__(self):
         self._labels = np.array(self.shards.clips["label"], dtype=np.int64)
-        self._mirrored = self._labels
+        self._sets = list(self.shards.label_sets or [])
+        self._mirrored, classes = self._labels, len(self.shards.classes)
         if self.plan.split == "train":  # nothing else is mirrored, and what is predicted on may have no classes at all
-            self._mirrored = _swapped(self._labels, self.plan.options.flip_labels, len(self.shards.classes))
+            swapped = _swapped(classes, self.plan.options.flip_labels)
+            if self.shards.label_sets is None:
+                self._mirrored = swapped[self._labels]  # (-1, not labelled, stays what it is)
+            else:  # the mirrored sets come after the others
+                self._sets += [swapped[each].tolist() for each in self._sets]
+                self._mirrored = self._labels + len(self.shards.label_sets)
         self._buffers = Buffers()
         self._batch_bytes = 0  # of the largest batch so far
         self._seen = self.start  # by all ranks, with the batch that was given last
@@ -216,10 +223,12 @@ class Loader:
         pixels = pixels[:, 0] if views == 1 else pixels
         if self._torch_normalises:
             pixels = normalised(pixels, *self.graph.grey, self._buffers.lend)
-        labels = [(self._mirrored if spec.flip else self._labels)[spec.id] for spec in specs]
+        labels = torch.tensor([(self._mirrored if spec.flip else self._labels)[spec.id] for spec in specs])
+        if self.shards.label_sets is not None:
+            labels = torch.from_numpy(several_hot([self._sets[label] for label in labels], len(self.shards.classes)))
         return Batch(
             pixels=pixels,
-            labels=self._to_device(torch.tensor(labels)),
+            labels=self._to_device(labels),
             weights=self._to_device(torch.tensor([spec.weight for spec in specs])),
             ids=torch.tensor([spec.id for spec in specs]),
             samples_seen=prepared.samples_seen,
@@ -275,14 +284,14 @@ class _Prepared:
             future.cancel()
 
 
-def _swapped(labels: np.ndarray, pairs, classes: int) -> np.ndarray:
-    """The labels of mirrored videos."""
+def _swapped(classes: int, pairs) -> np.ndarray:
+    """(classes + 1,) int64: what each class is when mirrored; the last entry is for -1, not labelled."""
     outside = [label for pair in pairs for label in pair if label >= classes]
     if outside:
         raise ValueError(f"flip_labels has {outside[0]}, but there are {classes} classes: labels run from 0 to {classes - 1}.")
-    swapped = labels.copy()
+    swapped = np.append(np.arange(classes), -1)
     for a, b in pairs:
-        swapped[labels == a], swapped[labels == b] = b, a
+        swapped[[a, b]] = b, a
     return swapped
 
 

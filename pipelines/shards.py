@@ -66,6 +66,7 @@ class ShardSet:
         where = self.files.where(name)
         self.manifest = _usable(parse_manifest(self.files.fetch(name), where), where)
         self.classes, self.codecs = self.manifest["classes"], {self.manifest["codec"]}
+        self.factors, self.label_sets = self.manifest.get("factors", {}), self.manifest.get("label_sets")
         self.clips = self._map_index("clips", CLIP, self.manifest["clips"])
         self.fragments = self._map_index("fragments", FRAGMENT, self.manifest["frames"])
         for clip, what in impossible_records(self.clips, self.manifest):
@@ -148,7 +149,8 @@ class ShardSet:
 
     def checksums(self) -> list[int]:
         pixels = repr([shard.get("crc32") for shard in self.manifest["shards"]]).encode()
-        return [zlib.crc32(np.ascontiguousarray(self.clips["label"]), zlib.crc32(pixels))]
+        labels = zlib.crc32(np.ascontiguousarray(self.clips["label"]), zlib.crc32(pixels))
+        return [labels if self.label_sets is None else zlib.crc32(repr(self.label_sets).encode(), labels)]
 
     def _read(self, clip_id: int, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         shard, offset, header_size, header_crc, first, count, *_ = self.clips[clip_id].item()

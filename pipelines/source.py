@@ -13,6 +13,8 @@ class ClipSource(Protocol):
 
     root: object  # what errors call it
     classes: list[str]
+    factors: dict[str, list[str]]  # of what the classes are combinations; {}: of nothing (pipelines/index.py)
+    label_sets: list[list[int]] | None  # what the labels are the numbers of; None: of classes
     clips: Mapping[str, np.ndarray]  # or a structured array; (n,) each: shard, frames, width, height, fps, label
     codecs: set[str]
     remote: bool  # whether shards that will be needed should be staged ahead (expect)

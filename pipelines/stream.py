@@ -46,6 +46,8 @@ def training_order(
         raise ValueError("sample_weights and balance both say how often a video comes: give one of them.")
     if weights is not None:
         weights = read_weights(weights, shards)
+    elif options.balance and shards.label_sets is not None:
+        raise ValueError(f"Videos of {shards.root} have several classes, so no order can balance them: use sample_weights.")
     else:
         weights = balancing_weights(np.asarray(shards.clips["label"]), options.balance)
     of_shard = np.array(shards.clips["shard"], dtype=np.int64)

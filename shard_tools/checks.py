@@ -20,10 +20,12 @@ from i2v.pipelines.index import (
     BLOCK,
     CLIP,
     FRAGMENT,
+    LabelSets,
     clip_size,
     impossible_records,
     index_file,
     is_intact,
+    name_of,
     padded,
     parse_manifest,
     parse_records,
@@ -56,6 +58,7 @@ class Shard:
     bytes: int
     crc32: int | None
     classes: list[str]
+    label_sets: LabelSets | None
     ids: list[int]  # numbers of its clips, without those whose record is impossible
     keys: list[str]
     clips: np.ndarray  # (n,) CLIP
@@ -110,7 +113,7 @@ def read_index(root: Path, manifest: dict) -> tuple[np.ndarray, np.ndarray, list
     return *tables, problems + impossible
 
 
-def read_sources(root: Path, keys: list[str], clips: np.ndarray, classes: list[str]) -> tuple[dict, list[Problem]]:
+def read_sources(root: Path, keys: list[str], clips: np.ndarray, manifest: dict) -> tuple[dict, list[Problem]]:
     """Key -> row of clips.csv, and whether they agree with the index."""
     remedy = "restore clips.csv from a copy; training does not read it"
     try:
@@ -118,7 +121,8 @@ def read_sources(root: Path, keys: list[str], clips: np.ndarray, classes: list[s
             rows = {row["key"]: row for row in csv.DictReader(file) if row.get("key")}
     except OSError as error:
         return {}, [Problem(f"clips.csv cannot be read ({error.strerror})", remedy)]
-    names = dict(enumerate(classes)) | {-1: ""}
+    classes, label_sets = manifest["classes"], manifest.get("label_sets")
+    names = {label: name_of(label, classes, label_sets) for label in range(-1, len(label_sets or classes))}
     labels = zip(keys, clips["label"].tolist())
     differ = [key for key, label in labels if key not in rows or rows[key]["class"] != names.get(label, rows[key]["class"])]
     if not differ:
@@ -134,7 +138,7 @@ def list_shards(root: Path, manifest: dict, clips, fragments, keys: list[str], i
         mine = clips[ids]
         base = int(mine["first_fragment"].min()) if ids else 0
         stop = int((mine["first_fragment"] + mine["frames"]).max()) if ids else 0
-        facts = (str(root / shard["name"]), shard["bytes"], shard.get("crc32"), manifest["classes"])
+        facts = (str(root / shard["name"]), shard["bytes"], shard.get("crc32"), manifest["classes"], manifest.get("label_sets"))
         shards.append(Shard(*facts, ids, [keys[clip] for clip in ids], mine, fragments[base:stop], base))
         first += shard["clips"]
     return shards
@@ -200,21 +204,26 @@ def check_clip(data: memoryview, shard: Shard, i: int) -> list[str]:
         wrong.append(f"damaged (checksum differs): {where}{more}")
     if not times_are_possible(fragments["time"]):
         wrong.append("the times of its frames in the index are not 0 and then ever later")
-    return wrong + _check_json(data[BLOCK + padded(size) :], key, clip, shard.classes)
+    label = int(clip["label"])
+    said = shard.label_sets[label] if shard.label_sets is not None and label >= 0 else label
+    expected = {name: clip[name] for name in ("frames", "width", "height")} | {"label": said}
+    return wrong + _check_json(
+        data[BLOCK + padded(size) :], key, expected, name_of(label, shard.classes, shard.label_sets) if label >= 0 else None
+    )
 
 
-def _check_json(data: memoryview, key: str, clip, classes: list[str]) -> list[str]:
+def _check_json(data: memoryview, key: str, expected: dict, class_name: str | None) -> list[str]:
     """What is wrong with a clip's json; data: from its tar header on."""
     if wrong := _check_member(data[:BLOCK], f"{key}.json"):
         return wrong
     try:
         facts = json.loads(bytes(data[BLOCK : BLOCK + int(bytes(data[124:135]), 8)]))
-        differ = [name for name in ("label", "frames", "width", "height") if facts[name] != clip[name]]
+        differ = [name for name in ("label", "frames", "width", "height") if facts[name] != expected[name]]
     except (ValueError, KeyError, TypeError):
         return ["its json is damaged"]
-    if not differ and clip["label"] >= 0 and facts.get("class") != classes[clip["label"]]:
-        return [f"its json says class {facts.get('class')!r}, the manifest {classes[clip['label']]!r}"]
-    return [f"its json says {name} {facts[name]}, the index {clip[name]}" for name in differ]
+    if not differ and class_name is not None and facts.get("class") != class_name:
+        return [f"its json says class {facts.get('class')!r}, the manifest {class_name!r}"]
+    return [f"its json says {name} {facts[name]}, the index {expected[name]}" for name in differ]
 
 
 def _check_member(header: memoryview, name: str, size: int | None = None) -> list[str]:

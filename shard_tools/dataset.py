@@ -22,7 +22,7 @@ import av
 import numpy as np
 
 from i2v.atomic import unique
-from i2v.pipelines.index import index_names, shard_number
+from i2v.pipelines.index import Factors, index_names, shard_number
 from i2v.shard_tools.encode import EncodedClip, EncodeSettings
 from i2v.shard_tools.join import ShardPlan, identity, join, known_videos
 from i2v.shard_tools.output import MAKING, Output, OutputError
@@ -40,7 +40,7 @@ LEFTOVER = re.compile(
 
 def make_shards(
     videos: list[Video],
-    classes: list[str],
+    classes: list[str] | Factors,
     out: str | os.PathLike,
     settings: EncodeSettings = EncodeSettings(),
     *,
@@ -56,6 +56,8 @@ def make_shards(
     on_progress: Callable[[int, int, int], None] | None = None,
 ) -> dict | None:
     """Encode `videos` into the folder or URL `out`, or go on where an interrupted call stopped. Returns the manifest.
+
+    classes: names; or those of each factor, whose combinations the labels are the numbers of.
 
     shard_clips: videos of a shard; those that are rejected leave it smaller.
     append: add the videos that the finished data set in `out` does not know yet; retry: those that it rejected.
@@ -192,8 +194,8 @@ def _begin(output: Output, making: dict | None, made_with: dict) -> None:
 
 
 def _require_appendable(
-    output: Output, manifest: dict | None, settings: EncodeSettings, videos: list[Video], classes: list[str]
-) -> list[str]:
+    output: Output, manifest: dict | None, settings: EncodeSettings, videos: list[Video], classes: list[str] | Factors
+) -> list[str] | Factors:
     """The class names of the data set after an append. Raises OutputError if there cannot be one."""
     if manifest is None:
         raise OutputError(f"{output.name} holds no finished data set: make it first, without --append and --retry.")
@@ -201,9 +203,18 @@ def _require_appendable(
     before = {key: manifest["made_with"].get(key) for key in now}
     _require_same(before, now, f"{output.name} was made", "what is appended must be like what is there")
     old = manifest["classes"]
-    if any((video.label >= 0) != bool(old) for video in videos):
+    if any((video.label != -1) != bool(old) for video in videos):
         there, here = ("labels", "no labels") if old else ("no labels", "labels")
         raise OutputError(f"the videos of {output.name} have {there} and those of this list {here}: choose a new folder.")
+    if any(isinstance(video.label, tuple) != ("label_sets" in manifest) for video in videos):
+        there, here = ("several", "one") if "label_sets" in manifest else ("one", "several")
+        raise OutputError(f"videos of {output.name} have {there} classes each and those of this list {here}: make both alike.")
+    if isinstance(classes, dict) or manifest.get("factors"):
+        if classes and classes != manifest.get("factors"):
+            raise OutputError(
+                f"{output.name} does not have the factors of this list, or other names of them: choose a new folder."
+            )
+        return manifest["factors"]
     if classes and classes[: len(old)] != old:
         at = next((i for i, (one, other) in enumerate(zip(old, classes)) if one != other), len(classes))
         here = f"{classes[at]!r} here" if at < len(classes) else "missing here"
@@ -259,7 +270,7 @@ def _require_same(before: dict, now: dict, what: str, remedy: str) -> None:
 
 
 def _join_if_complete(
-    output: Output, plan: ShardPlan, classes: list[str], settings: EncodeSettings, made_with: dict, old: dict | None
+    output: Output, plan: ShardPlan, classes: list[str] | Factors, settings: EncodeSettings, made_with: dict, old: dict | None
 ) -> dict | None:
     """The manifest, made by whoever comes first when all parts are there; None: some are missing."""
     with output.lock(MAKING) as there:

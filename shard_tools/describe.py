@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from i2v.console import as_text, begin_command
+from i2v.pipelines.index import class_counts
 from i2v.pipelines.shards import ShardError, ShardSet
 
 PERCENTILES = (0, 1, 10, 50, 90, 99, 100)
@@ -47,7 +48,7 @@ def measure(shards: ShardSet, needs: list[tuple[int, int]]) -> dict:
     clips, manifest = shards.clips, shards.manifest
     frames, fps = clips["frames"].astype(np.int64), clips["fps"].astype(np.float64)
     seconds, size = frames / fps, clip_sums(shards, "size") + clips["header_size"]
-    per_class = np.bincount(clips["label"][clips["label"] >= 0], minlength=len(shards.classes))
+    per_class = class_counts(clips["label"], len(shards.classes), shards.label_sets)
     filled = per_class[per_class > 0]
     return {
         "data": str(shards.root),

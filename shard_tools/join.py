@@ -16,7 +16,18 @@ from pathlib import Path
 
 import numpy as np
 
-from i2v.pipelines.index import CLIP, FORMAT, FRAGMENT, VERSION, clip_key, index_names, manifest_crc32
+from i2v.pipelines.index import (
+    CLIP,
+    FORMAT,
+    FRAGMENT,
+    VERSION,
+    Factors,
+    class_counts,
+    clip_key,
+    combinations,
+    index_names,
+    manifest_crc32,
+)
 from i2v.shard_tools.encode import EncodeSettings
 from i2v.shard_tools.output import Output, OutputError
 from i2v.shard_tools.sources import Video
@@ -54,7 +65,7 @@ def identity(path: str, start: float | str, end: float | str | None) -> tuple:
 
 
 def join(
-    output: Output, plan: ShardPlan, classes: list[str], settings: EncodeSettings, made_with: dict, old: dict | None
+    output: Output, plan: ShardPlan, classes: list[str] | Factors, settings: EncodeSettings, made_with: dict, old: dict | None
 ) -> dict:
     """Write the index, clips.csv, rejected.csv and, last, the manifest, which is returned.
 
@@ -63,6 +74,8 @@ def join(
     generation = made_with.get("generation", 0)
     index = index_names(generation)
     shards, clips = (list(old["shards"]), [_old_clips(output, old)]) if old else ([], [])
+    several = any(isinstance(video.label, tuple) for video in plan.videos)
+    label_sets = {tuple(each): i for i, each in enumerate((old or {}).get("label_sets", []))}  # set of classes -> its number
     rejected, source_bytes, frames = [], old["source_bytes"] if old else 0, old["frames"] if old else 0
     with (
         open(output.folder / f"{index['fragments']}.tmp", "wb") as file,
@@ -75,6 +88,8 @@ def join(
         for number, part in _parts(output, plan, made_with):
             videos, listed_at = plan.shard(number), plan.listed_at(number)
             part.clips["shard"] = len(shards)
+            if several and len(part.clips):
+                part.clips["label"] = [label_sets.setdefault(videos[v].label, len(label_sets)) for v in part.videos]
             part.clips["first_fragment"] = frames + np.cumsum(part.clips["frames"]) - part.clips["frames"]
             file.write(part.fragments.tobytes())
             for i, (clip, video) in enumerate(zip(part.clips, (videos[v] for v in part.videos))):
@@ -97,6 +112,12 @@ def join(
     checksums = {kind: _crc32(output.folder / f"{name}.tmp") for kind, name in index.items()}
     for name in (*index.values(), "clips.csv", "rejected.csv"):
         output.publish(output.folder / f"{name}.tmp")
+    described = {"classes": classes}
+    if isinstance(classes, dict):
+        described = {"classes": combinations(classes), "factors": classes}
+    if several:
+        described["label_sets"] = [list(each) for each in label_sets]
+    counts = class_counts(clips["label"], len(described["classes"]), described.get("label_sets"))
     appended = made_with | {"clips": len(clips) - (old["clips"] if old else 0), "rejected": len(rejected)}
     manifest = {
         "format": FORMAT,
@@ -111,8 +132,8 @@ def join(
         "rejected": len(rejected) + len(still),
         "source_bytes": source_bytes,
         "sizes": _count_sizes(clips),
-        "classes": classes,
-        "clips_per_class": np.bincount(clips["label"][clips["label"] >= 0], minlength=len(classes)).tolist(),
+        **described,
+        "clips_per_class": counts.tolist(),
         "index": index,
         "index_crc32": checksums,
         "shards": shards,

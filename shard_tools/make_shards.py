@@ -48,6 +48,8 @@ examples
   make_shards.py train.json --root 20bn-something-something-v2 --out shards/ssv2 --gop 4
   make_shards.py ucfTrainTestlist/trainlist01.txt --root UCF-101 --out shards/ucf101
   make_shards.py parts.csv --out shards/parts                                 # path,start,end,label: of long videos
+  make_shards.py EPIC_100_train.csv --root EPIC-KITCHENS --out shards/epic    # verbs and nouns, parts by their times
+  make_shards.py tags.csv --multi-label --out shards/tags                     # path,label: several classes a video
   make_shards.py 's3://bucket/videos-{000..099}.tar' --out s3://bucket/shards # WebDataset; any fsspec URL, both ways
   make_shards.py train.csv --out shards/k400 --codec mjpeg                    # 3 x the bytes, 1/5 of the decoding
   sbatch --array=0-63 --wrap 'python shard_tools/make_shards.py train.csv --out /shared/k400 \\
@@ -81,6 +83,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "sorted; with --append and --retry those of DIR",
     )
     add("--map", metavar="FILE", help="CSV file from,to that renames, merges or (empty to) leaves out classes")
+    add("--factors", metavar="A,B", help="columns of a list that are its labels together, such as verb,noun")
+    add("--multi-label", action="store_true", help="a label is several classes: a|b, a;b, 3;17 or [3, 17]; empty: none of them")
     add = parser.add_argument_group("how").add_argument
     add(
         "--codec",
@@ -238,7 +242,14 @@ def _listing(arguments: argparse.Namespace, output: Output) -> Listing:
     if classes is None and (arguments.append or arguments.retry) and (output.read_json("manifest.json") or {}).get("classes"):
         classes = f"{output.name}/manifest.json"
     return read_sources(
-        arguments.source, arguments.root, classes, map=arguments.map, layout=arguments.layout, split=arguments.split
+        arguments.source,
+        arguments.root,
+        classes,
+        map=arguments.map,
+        layout=arguments.layout,
+        split=arguments.split,
+        factors=[name.strip() for name in (arguments.factors or "").split(",") if name.strip()],
+        multi_label=arguments.multi_label,
     )
 
 
@@ -292,6 +303,8 @@ def summary(manifest: dict, output: Output, seconds: float) -> str:
     if manifest["classes"]:
         names = manifest["classes"]
         more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+        factors = [f"{len(classes):,} of {factor}" for factor, classes in manifest.get("factors", {}).items()]
+        more += f": {' x '.join(factors)}" if factors else ""
         lines.insert(1, f"  classes   {', '.join(names[:NAMED])}{more}")
     if manifest["appended"]:
         last = manifest["appended"][-1]

@@ -17,6 +17,7 @@ from dataclasses import fields
 import numpy as np
 
 from i2v.console import begin_command
+from i2v.pipelines.index import SEVERAL, Factors, combinations
 from i2v.pipelines.shards import ClipError, ShardError, ShardSet
 from i2v.pipelines.store import is_url
 from i2v.shard_tools.dataset import make_shards
@@ -40,8 +41,11 @@ exit codes: 0 done; 1 could not read or write; 2 wrong arguments or class names;
 """
 
 
-def relabelled(shards: ShardSet, renamed: dict[str, str], classes: list[str] | None) -> tuple[dict[Video, int], list[str]]:
-    """Clips of a data set, as videos with their new labels -> their numbers in it; and the class names. Raises SourceError."""
+def relabelled(shards: ShardSet, renamed: dict[str, str], classes: list[str] | Factors | None):
+    """Clips of a data set, as videos with their new labels -> their numbers in it; and the class names, or those of each
+    factor. Raises SourceError."""
+    if shards.factors and renamed:
+        raise SourceError(f"{shards.root} is labelled with factors, whose names a map cannot change: leave --map out.")
     with open(os.path.join(shards.root, "clips.csv"), newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = list(csv.DictReader(file))
     if [row.get("key") for row in rows] != [shards.key(clip) for clip in range(len(shards))]:
@@ -52,19 +56,24 @@ def relabelled(shards: ShardSet, renamed: dict[str, str], classes: list[str] | N
             f"the map renames {unknown[0]!r}, which is no class of {shards.root}: {_nearest(unknown[0], shards.classes)}."
         )
     classes = classes or [name for name in dict.fromkeys(names) if name]
-    index = {name: label for label, name in enumerate(classes)}
-    videos = {}
+    known = combinations(classes) if isinstance(classes, dict) else classes
+    index = {name: label for label, name in enumerate(known)}
+    sets, videos = shards.label_sets, {}
     for clip, row in enumerate(rows):
         label = int(shards.clips["label"][clip])
-        name = names[label] if label >= 0 else None
-        if name == "":
+        before = [] if label < 0 else [label] if sets is None else sets[label]
+        new = [name for each in before if (name := names[each])]
+        if sets is None and before and not new:
             continue
-        if name is not None and name not in index:
+        if missing := next((name for name in new if name not in index), None):
             raise SourceError(
-                f"class {name!r} of {shards.root} is not among the new classes: {_nearest(name, classes)}, or give --map."
+                f"class {missing!r} of {shards.root} is not among the new classes: {_nearest(missing, known)}, or give --map."
             )
+        labels = tuple(sorted({index[name] for name in new}))
+        name = SEVERAL.join(known[each] for each in labels) if label >= 0 else None
         end = float(row["end"]) if row["end"] else None
-        videos[Video("", index.get(name, -1), name, row["path"], float(row["start"] or 0), end)] = clip
+        label = labels if sets is not None else labels[0] if labels else -1
+        videos[Video("", label, name, row["path"], float(row["start"] or 0), end)] = clip
     if not videos:
         raise SourceError("the map leaves out every clip: give other classes a name.")
     return videos, classes
@@ -127,7 +136,8 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     if listed:
         print(f"note: {listed.note}", file=sys.stderr)
-    print(f"{manifest['clips']:,} clips of {len(classes):,} classes in {arguments.out}; damaged: {manifest['rejected']:,}.")
+    made = f"{manifest['clips']:,} clips of {len(manifest['classes']):,} classes in {arguments.out}"
+    print(f"{made}; damaged: {manifest['rejected']:,}.")
     return 1 if manifest["rejected"] else 0
 
 

@@ -72,7 +72,7 @@ def verify(root: Path, to_decode: int | None = 100, workers: int = 1) -> dict:
     clips, fragments, found = read_index(root, manifest)
     impossible = {problem.clip for problem in found}
     keys = [clip_key(shard_number(shard["name"]), i) for shard in manifest["shards"] for i in range(shard["clips"])]
-    rows, differ = read_sources(root, keys, clips, manifest["classes"])
+    rows, differ = read_sources(root, keys, clips, manifest)
     problems += found + differ
     shards = list_shards(root, manifest, clips, fragments, keys, impossible)
     size = sum(shard.bytes for shard in shards)

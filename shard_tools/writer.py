@@ -92,7 +92,7 @@ class ShardWriter:
                 "width": outcome.width,
                 "height": outcome.height,
                 "fps": outcome.fps,
-                "label": video.label,
+                "label": video.label if isinstance(video.label, int) else -1,  # of several: known when all sets are (join.py)
             }
             self.size, self.crc = self.size + len(members), zlib.crc32(members, self.crc)
             line = {"video": self.done, "end": self.size, "crc": zlib.crc32(members), "clip": clip}

@@ -4,7 +4,16 @@ import av
 import numpy as np
 import pytest
 
-from benchmarks.moving_shapes import CLASSES, STILL_POSES, draw_poses, render_clip, render_stills, write_video, write_videos
+from benchmarks.moving_shapes import (
+    CLASSES,
+    STILL_POSES,
+    draw_poses,
+    render_clip,
+    render_stills,
+    write_speeds,
+    write_video,
+    write_videos,
+)
 
 PAIRS = list(zip(CLASSES[::2], CLASSES[1::2], strict=True))
 CLIPS, FRAMES = 400, 16
@@ -94,3 +103,20 @@ def test_videos_are_the_same_bytes_each_time(tmp_path):
         write_video(tmp_path / "a.mp4", clip)
         made.add((tmp_path / "a.mp4").read_bytes())
     assert len(made) == 1
+
+
+def test_a_fast_motion_goes_through_the_same_values_twice_as_fast(tmp_path):
+    """So that frames without their order tell neither the motion nor the speed."""
+    for name in CLASSES:
+        slow, fast = (draw_poses(np.random.default_rng(3), name, 32, speed) for speed in ("slow", "fast"))
+        np.testing.assert_allclose(np.sort(slow, 0), np.sort(fast, 0))
+        steady = CLASSES.index(name) // 2
+        steps = [np.abs(np.diff(poses[:, steady])) for poses in (slow, fast)]
+        assert np.isclose(np.median(steps[1]), 2 * np.median(steps[0])) and (np.delete(slow == fast, steady, 1)).all()
+    rows = write_speeds(tmp_path, 2, frames=4, split="val")
+    assert (tmp_path / "val.csv").read_text().splitlines()[:3] == [
+        "path,motion,speed",
+        "val/00000.mp4,right,slow",
+        "val/00001.mp4,right,fast",
+    ]
+    assert len(rows) == 16 and all((tmp_path / path).exists() for path, *_ in rows)

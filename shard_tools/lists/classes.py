@@ -6,12 +6,13 @@ import os
 import re
 from typing import NamedTuple
 
+from i2v.pipelines.index import Factors
 from i2v.shard_tools.lists.class_lines import Found, are_numbers, either_in_order, from_columns, from_text, integers, unquoted
 from i2v.shard_tools.paths import SourceError, exists, is_folder, join, read_text
 
 FORMS = (
     "one name per line, numbered lines as classInd.txt has, a CSV file with a header as index,name, shards or their "
-    "manifest.json, or JSON: a list of names, {name: index}, {index: name} or a list of {id, name}"
+    "manifest.json, or JSON: a list of names, {name: index}, {index: name}, a list of {id, name} or {factors: {name: list}}"
 )
 WRAPPERS = ("classes", "categories", "names", "labels", "class_names")  # keys of a JSON object that hold the list
 
@@ -19,7 +20,7 @@ WRAPPERS = ("classes", "categories", "names", "labels", "class_names")  # keys o
 class ClassList(NamedTuple):
     """Class names, and how their file was understood."""
 
-    names: list[str]  # in order: a class's label is its place
+    names: list[str] | Factors  # in order: a class's label is its place; or those of each factor
     note: str  # a sentence to print
 
 
@@ -27,7 +28,8 @@ def read_class_list(path: str | os.PathLike) -> ClassList:
     """Class names in order, from a file in any of FORMS, in UTF-8 or UTF-16 with a mark, or from shards' folder.
 
     Numbers beside the names decide the order, not the file; they begin at 0 or 1 and none is left out. Names of a
-    manifest.json are taken as they are; others lose the white space around them. Raises SourceError.
+    manifest.json are taken as they are; others lose the white space around them. Of JSON with `factors`, as the manifest of a
+    factored data set has, come the names of each factor. Raises SourceError.
     """
     path = os.fspath(path)
     if is_folder(path):
@@ -38,6 +40,8 @@ def read_class_list(path: str | os.PathLike) -> ClassList:
     is_json = path.lower().endswith(".json") or re.match(r'\s*[\[{]\s*(["\'\[{]|[0-9]+\s*:)', text)
     try:
         names, how = _from_json(text) if is_json else from_text(text)
+        if isinstance(names, dict):
+            return ClassList(names, f"class names are those of {path}, {how}.")
         if not names:
             raise ValueError("it is empty, without any class name")
         if not all(names):
@@ -48,13 +52,15 @@ def read_class_list(path: str | os.PathLike) -> ClassList:
     return ClassList(names, f"class names are those of {path}: {len(names):,} {'names' if len(names) > 1 else 'name'}, {how}.")
 
 
-def _from_json(text: str) -> Found:
+def _from_json(text: str) -> Found | tuple[Factors, str]:
     try:
         data = json.loads(text, object_pairs_hook=_without_repeats)
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not JSON ({error})") from None
     ours = isinstance(data, dict) and {"classes", "shards"} <= data.keys()
     while isinstance(data, dict):
+        if data.get("factors"):
+            return _from_factors(data["factors"])
         inner = next((data[key] for key in WRAPPERS if isinstance(data.get(key), (list, dict))), None)
         if inner is None:
             return _from_object(data)
@@ -68,6 +74,16 @@ def _from_json(text: str) -> Found:
     if not all(isinstance(name, str) for name in names):
         raise ValueError(f"it is none of these: {FORMS}")
     return [name if ours else name.strip() for name in names], "in listed order"
+
+
+def _from_factors(factors) -> tuple[Factors, str]:
+    if not isinstance(factors, dict) or len(factors) < 2:
+        raise ValueError("its factors are not several, each with a list of names")
+    for factor, names in factors.items():
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+            raise ValueError(f"its factor {factor} is no list of names")
+        _refuse_repeats(names)
+    return factors, " and ".join(f"{len(names):,} of {factor}" for factor, names in factors.items())
 
 
 def _is_words(data) -> bool:

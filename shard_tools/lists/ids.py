@@ -64,7 +64,7 @@ class Videos:
     def one(self, paths: list[str], row: Row) -> str | None:
         """The only path; of several, the one in the folder of the row's class."""
         if len(paths) > 1:
-            label = (row.label or "").replace("_", " ")
+            label = row.label.replace("_", " ") if isinstance(row.label, str) else ""
             folders = [posixpath.basename(posixpath.dirname(path)).replace("_", " ") for path in paths]
             of_class = [path for path, folder in zip(paths, folders) if folder == label]
             if len(of_class) != 1:

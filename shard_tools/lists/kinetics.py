@@ -26,7 +26,7 @@ def read(source: Source) -> list[Row]:
         if end is None:
             raise SourceError(f"{where} of {source} has no time_end.")
         clip = clip_name(cells["id"], start, end)
-        row = Row(where, clip, cells.get("label"), listed=clip)
+        row = Row(where, clip, source.label_of(cells), listed=clip)
         path = videos.one(videos.clips[clip], row)
         if path is None:
             path = videos.one(videos.named[cells["id"]], row)

@@ -27,7 +27,9 @@ def readable(rows: list[Row], names: set[str], source: str, notes: list[str]) ->
         notes.append(f"labels of {source} are written as {min(floats)}: they are read as integers.")
         rows, told = [row._replace(label=row.label.partition(".")[0]) if row.label in told else row for row in rows], set()
     for row in (row for row in rows if row.label in told):
-        what = "looks like several, but a video has one: choose one" if SEVERAL_LABELS.search(row.label) else ""
+        what = ""
+        if SEVERAL_LABELS.search(row.label):
+            what = "looks like several, but a video has one: choose one, or give --multi-label"
         if row.label.lower() in NO_LABELS:
             what = "stands for none: give it a label or leave the video out"
         if what:
@@ -134,16 +136,16 @@ def indices(rows: list[Row], names: list[str], source: str, where: object) -> li
     return [int(row.label) for row in rows]
 
 
-def remarks(labels: list[int], names: list[str]) -> list[str]:
+def remarks(labels: list[int], names: list[str], what: str = "classes") -> list[str]:
     """What is odd about the classes."""
     counts = Counter(labels)
     if -1 in counts:
         return []
     notes, absent = [], [name for i, name in enumerate(names) if not counts[i]]
     if absent:
-        notes.append(f"{some(absent)} of {len(names):,} classes occur in no video.")
+        notes.append(f"{some(absent)} of {len(names):,} {what} occur in no video.")
     if len(labels) >= 20 and len(counts) > len(labels) / 2:
-        notes.append(f"{len(counts):,} classes for {len(labels):,} videos: are these labels, or captions?")
+        notes.append(f"{len(counts):,} {what} for {len(labels):,} videos: are these labels, or captions?")
     return notes
 
 

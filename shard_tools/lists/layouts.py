@@ -1,6 +1,8 @@
 """Which layout a source has: tried in order, every one becomes rows of path and label."""
 
-from i2v.shard_tools.lists import folder, hmdb51, kinetics, plain, records, ucf101, webdataset
+from collections.abc import Sequence
+
+from i2v.shard_tools.lists import charades, epic, folder, hmdb51, kinetics, plain, records, ucf101, webdataset
 from i2v.shard_tools.lists.source import Row, Source
 from i2v.shard_tools.paths import SourceError, exists, is_folder
 
@@ -11,6 +13,8 @@ OF_FILES = {
     "list": plain,
     "segments": plain,
     "kinetics": kinetics,
+    "epic": epic,
+    "charades": charades,
     "ssv2": records,
     "ucf101": ucf101,
     "diving48": records,
@@ -19,11 +23,13 @@ OF_FILES = {
 LAYOUTS = ("auto", *(OF_FOLDERS | OF_FILES))
 
 
-def read_layout(place: str, root: str | None, layout: str, split: str | None) -> tuple[list[Row], Source]:
+def read_layout(
+    place: str, root: str | None, layout: str, split: str | None, factors: Sequence[str] = ()
+) -> tuple[list[Row], Source]:
     """The rows of a source, and what was found out about it. Raises SourceError."""
     if layout not in LAYOUTS:
         raise SourceError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}.")
-    source = Source(place, root, layout, split)
+    source = Source(place, root, layout, split, factors)
     known = OF_FOLDERS if source.is_folder else OF_FILES
     if layout not in ("auto", *known):
         kind = "folder" if source.is_folder else "file"

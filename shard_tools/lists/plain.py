@@ -30,6 +30,8 @@ def read(source: Source) -> list[Row]:
         raise SourceError(f"the first row of {source} looks like a header without a path column: call that one path.")
     if len(first) > 2:
         raise SourceError(f"{source} has {len(first)} columns and no header: name them in a first row: path,label.")
+    if source.factors:
+        raise SourceError(f"{source} has no header: name its columns in a first row: path,{','.join(source.factors)}.")
     rows = named(source.lines, {"path": 0, "label": 1})
     _refuse_unknown_header(source, rows)
     source.refuse_split()
@@ -49,11 +51,11 @@ def _refuse_unknown_header(source: Source, rows: list[Named]) -> None:
 def _table(source: Source, named_rows: list[Named]) -> list[Row]:
     rows = []
     for where, cells in named_rows:
-        rows.append(Row(where, cells["path"] or "", cells.get("label"), *part(f"{where} of {source}", cells)))
+        rows.append(Row(where, cells["path"] or "", source.label_of(cells), *part(f"{where} of {source}", cells)))
     for row in rows:
         if not row.path:
             raise SourceError(f"{row.where} of {source} has no path.")
-        if row.label is not None and not is_unicode(row.label):
+        if not is_unicode("".join(filter(None, row.label or ()))):
             raise SourceError(f"{row.where} of {source} has a label that is not UTF-8: save the list as UTF-8.")
     if not all(is_unicode(row.path) for row in rows):
         source.notes.append(f"paths in {source} are not UTF-8: files are looked for by the same bytes.")

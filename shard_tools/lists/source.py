@@ -3,11 +3,12 @@
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
 from i2v.shard_tools.lists.classes import read_class_list
-from i2v.shard_tools.lists.tables import Line, Named, about_unused, named, read_lines
+from i2v.shard_tools.lists.tables import FACTOR, Line, Named, about_unused, factor_columns, named, read_lines
 from i2v.shard_tools.paths import SourceError, entries, exists, is_folder, join, parent, read_text
 
 
@@ -16,7 +17,8 @@ class Row(NamedTuple):
 
     where: str  # where in the source a reader would look: "row 3"
     path: str  # as seen from the table's root
-    label: str | None = None  # a name, or an integer as text
+    # a name, or an integer as text; of a list with factors one of each
+    label: str | tuple[str | None, ...] | None = None
     start: float = 0.0  # seconds
     end: float | None = None
     offset: int = 0  # bytes
@@ -27,7 +29,7 @@ class Row(NamedTuple):
 class Source:
     """A folder or file that lists videos, and what is found out about it beside them."""
 
-    def __init__(self, place: str, root: str | None, layout: str, split: str | None):
+    def __init__(self, place: str, root: str | None, layout: str, split: str | None, factors: Sequence[str] = ()):
         self.place, self.given_root, self.layout, self.split = place, root, layout, split
         self.is_folder = is_folder(place)
         self.is_json = not self.is_folder and place.lower().endswith(".json")
@@ -35,6 +37,9 @@ class Source:
         beside = place if self.is_folder else parent(place)
         self.root = beside if root is None else root  # where the videos are
         self.classes: list[str] | None = None  # names and order as the data set itself gives them
+        self.factors: dict[str, list[str] | None] = dict.fromkeys(factors)  # likewise, of each factor; {}: it has none
+        self.several = False  # whether a video has several classes, as its layout has them
+        self.parts_may_repeat = False  # whether the ids of two videos may stand for the same part of a file
         self.about_classes = ""  # where these come from, as a sentence; for who gives no class list
         self.notes: list[str] = []  # what else the user should know, as sentences
 
@@ -67,6 +72,8 @@ class Source:
     def below_header(self, columns: dict[str, int]) -> list[Named]:
         """The rows of a text list with a header; of one split, where it has such a column and one is asked for."""
         (_, header), *lines = self.lines
+        if self.factors:
+            columns = columns | factor_columns(self.place, header, self.factors)
         self.notes += about_unused(self.place, header, columns)
         if "split" not in columns:
             self.refuse_split()
@@ -80,6 +87,12 @@ class Source:
         if self.split not in counts:
             raise SourceError(f"{self} has no split {self.split!r}: it has {told}.")
         return [(where, cells) for where, cells in rows if (cells["split"] or "") == self.split]
+
+    def label_of(self, cells: dict[str, str | None]) -> str | tuple[str | None, ...] | None:
+        """The label in a row of below_header: with factors one of each."""
+        if not self.factors:
+            return cells.get("label")
+        return tuple(cells.get(FACTOR + name) for name in self.factors)
 
     def take_classes(self, *names: str) -> None:
         """The data set's own class names, from the first of these files that is beside the list."""

@@ -5,6 +5,7 @@ import io
 import math
 import os
 import re
+from collections.abc import Iterable
 
 from i2v.shard_tools.paths import VIDEO_SUFFIXES, SourceError, is_video, join
 
@@ -24,6 +25,8 @@ TIMES = {
 }
 OF_A_PART = re.compile(r"start|begin|end|stop|finish|until|onset|offset|duration|frame|time")  # in the name of a column
 BEFORE_LABEL = re.compile(rf"(.+(?:{'|'.join(map(re.escape, sorted(VIDEO_SUFFIXES)))}))\s+(.+)", re.IGNORECASE)
+
+FACTOR = "factor "  # before the name of a factor's column
 
 Line = tuple[str, list[str]]  # "row 3", and its cells
 Named = tuple[str, dict[str, str | None]]  # "row 3", and its cells by what they are; None: the cell is empty
@@ -106,6 +109,16 @@ def read_header(first: list[str]) -> dict[str, int]:
     if "end" in columns or "start" not in columns:
         columns.pop("duration", None)  # the video's own
     return columns
+
+
+def factor_columns(source: str, header: list[str], factors: Iterable[str]) -> dict[str, int]:
+    """The columns of the factors, by FACTOR and their names; the first is the label's, too. Raises SourceError."""
+    named, found = [_name(cell) for cell in header], {}
+    for factor in factors:
+        if _name(factor) not in named:
+            raise SourceError(f"{source} has no column {factor}, which is to be a factor: its columns are {', '.join(header)}.")
+        found[FACTOR + factor] = named.index(_name(factor))
+    return found | {"label": min(found.values())}
 
 
 def are_parts(columns: dict[str, int]) -> bool:
