@@ -186,7 +186,8 @@ def ground_truth(segments: np.ndarray, window: float, steps: int, durations: int
     found = {"start_map": edges[0], "end_map": edges[1], "iou_map": iou.max(0), "mask": mask}
     maps = {name: torch.from_numpy(value.astype(np.float32)) for name, value in found.items()}
     if labels is not None:
-        maps["label_map"] = torch.from_numpy(np.asarray(labels, dtype=np.int64))[torch.from_numpy(iou.argmax(0))].permute(2, 0, 1)
+        nearest = np.asarray(labels, dtype=np.int64)[iou.argmax(0)]  # (D, T, kinds)
+        maps["label_map"] = torch.from_numpy(nearest).permute(2, 0, 1)
     return maps
 
 
