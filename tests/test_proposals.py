@@ -31,8 +31,6 @@ def windows_of(golden, video):
     firsts = cut.firsts(seconds)
     begins = [config["windows"][n][1][0] for n in numbers]
     assert [first * cut.row_seconds for first in firsts] == pytest.approx(begins, abs=1e-5)
-        [config["windows"][n][1][0] for n in numbers], abs=1e-5
-    )
     return list(zip(firsts, numbers))
 
 
