@@ -27,13 +27,14 @@ def draw_curves(log: Path, png: Path) -> None:
 def figure_of(records: list[dict], title: str):
     """The picture of a log's records."""
     train = [r for r in records if "loss" in r]
-    tests = [r for r in records if "top1" in r]
+    figures = [name for name in ("top1", "top5", "mAP") if any(name in r for r in records)] or ["top1", "top5"]
+    tests = [r for r in records if figures[0] in r]
     figure, panels = _panels(title, "step")
     for axes, key in zip(panels, ("loss", "lr", None, "clips_per_s")):
         if key:
             axes.plot([r["step"] for r in train], [r[key] for r in train], linewidth=1, label="training")
         else:
-            for name in ("top1", "top5"):
+            for name in figures:
                 axes.plot([r["step"] for r in tests], [100 * r[name] for r in tests], marker="o", markersize=3, label=name)
             axes.set_ylim(0, 103)  # 100 % is a line, not the frame
             axes.legend(fontsize=8)

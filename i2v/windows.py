@@ -48,9 +48,9 @@ class Cut:
         """The steps of a video."""
         return -(-rows // self.rows_per_step)
 
-    def window(self, rows: np.ndarray, first: int) -> torch.Tensor:
-        """(C, T) of (rows, C): filled up with zeros at the end, and interpolated from rows to steps."""
-        part = torch.from_numpy(np.ascontiguousarray(rows[first : first + self.rows]))
+    def window(self, rows: np.ndarray) -> torch.Tensor:
+        """(C, T) of the window's rows (n, C): filled up with zeros at the end, and interpolated from rows to steps."""
+        part = torch.from_numpy(np.ascontiguousarray(rows))
         part = F.pad(part.T, (0, self.rows - len(part)))
         return F.interpolate(part[None], self.steps, mode="linear", align_corners=True)[0]
 

@@ -48,7 +48,7 @@ def test_every_stage_is_the_authors(golden, video):
     mask, looks, outputs, places, logits = cells(cut.steps, cut.durations)[2], ClassScores(cut.steps, cut.durations), [], [], []
     for first, number in windows_of(golden, video):
         wanted = {name.rpartition("/")[2]: value for name, value in found.items() if name.startswith(f"window{number}/")}
-        x = cut.window(rows, first)
+        x = cut.window(rows[first : first + cut.rows])
         assert close(x, wanted["video"], 1e-5)
         with torch.no_grad():
             output = {name: value[0].numpy() for name, value in model(x[None]).items()}
@@ -57,7 +57,7 @@ def test_every_stage_is_the_authors(golden, video):
         outputs.append(output)
         places.append(cut.place(first, len(rows)))
         assert list(places[-1]) == wanted["feat_mask_in_global"][::2].nonzero().flatten().tolist()
-        cut_scores = [cut.window(each, first) for each in scores]
+        cut_scores = [cut.window(each[first : first + cut.rows]) for each in scores]
         for kind, each in zip(KINDS, cut_scores):
             assert close(each, wanted[f"{kind}_cls_data"], 1e-5)
         logits.append([each.T.reshape(cut.steps, 3, -1) for each in cut_scores])
