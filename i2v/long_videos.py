@@ -105,7 +105,8 @@ class LongVideos:
             if abs(video.row_seconds / self.row_seconds - 1) > SAME_DISTANCE:
                 raise ValueError(
                     f"Rows of {video.name} are {video.row_seconds:.4g} s apart, those of {first.name} "
-                    f"{self.row_seconds:.4g} s: make features with --window and --hop in seconds, or with fps=..., so that frames count alike."
+                    f"{self.row_seconds:.4g} s: make features with --window and --hop in seconds, or with fps=..., so that "
+                    "frames count alike."
                 )
         self.videos = [replace(video, row_seconds=self.row_seconds) for video in self.videos]
 

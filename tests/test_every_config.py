@@ -96,6 +96,8 @@ def test_every_config_goes_the_whole_way(path, data, monkeypatch):
         cache=None,
         cache_size=None,
         format="npy",
+        crops_as="mean",
+        scores=True,
         out=checkpoint.with_suffix(""),
     )
     assert extract(args, WORLD) == (2, [])
