@@ -1,5 +1,7 @@
-"""The boundary-matching network (Lin et al. 2019, "BMN: Boundary-Matching Network for Temporal Action Proposal Generation",
-arXiv 1907.09702) in the form of TAdaConv's EPIC-KITCHENS model, with that code's parameter names.
+"""The boundary-matching network: how good every segment of a window is as the place of an action, and how to learn it.
+
+Lin et al. 2019, "BMN: Boundary-Matching Network for Temporal Action Proposal Generation", arXiv 1907.09702, in the form of
+TAdaConv's EPIC-KITCHENS model, with that code's parameter names.
 
 A window of T time steps is scored as a map of (D, T): cell (d, t) is the segment that begins at step t and is d + 1 steps
 long. To look at a segment, features are sampled at N places in and around it. Sampling is linear, and so is the convolution

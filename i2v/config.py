@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -125,14 +126,13 @@ def find_config(path: str | Path) -> Path:
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     """The experiment in a YAML file, everything checked; see read_config. Raises ConfigError."""
-    config = read_config(Config, path, overrides)
-    check_values(config, find_config(path))
-    return config
+    return read_config(Config, path, overrides, check_values)
 
 
-def read_config(kind: type, path: str | Path, overrides: list[str] = ()):
+def read_config(kind: type, path: str | Path, overrides: list[str] = (), check: Callable = lambda config, path: None):
     """Read a YAML file, or an installed one by its name, apply `section.key=value` overrides (values are YAML), check what
-    every value must be; kind: a dataclass of sections, with `out`. Raises ConfigError."""
+    every value must be; kind: a dataclass of sections, with `out`. check(config, path): what must go together. Raises
+    ConfigError."""
     path = find_config(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -150,6 +150,7 @@ def read_config(kind: type, path: str | Path, overrides: list[str] = ()):
     for override in overrides:
         apply_override(values, override)
     config = build_config(kind, values, path)
+    check(config, path)
     _refuse_infinite(values, "", path)
     return config if config.out else dataclasses.replace(config, out=str(_default_out(path)))
 

@@ -1,5 +1,4 @@
-"""A boundary-matching network with what it takes to use it: how videos are cut, what classes there are, how maps become
-detections, and how these are written down."""
+"""A boundary-matching network at work: videos of features in, segments out, as JSON and as a table."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""From the maps of windows to detections: windows joined, proposals, their classes, Soft-NMS. As TAdaConv's EPIC-KITCHENS
-localisation has it; numpy, but for class scores.
+"""From the maps of windows to detections: windows joined, proposals, their classes, Soft-NMS.
 
-A video is a grid of G time steps; a segment (d, s) begins at step s and is d + 1 steps long.
+As TAdaConv's EPIC-KITCHENS localisation has it. A video is a grid of G time steps; a segment (d, s) begins at step s and is
+d + 1 steps long.
 """
 
 from __future__ import annotations
@@ -182,4 +182,6 @@ def detect(
     """Every taken proposal with each of its likely labels: labels (taken, n, kinds), probabilities (taken, n)."""
     n = labels.shape[1]
     segments = proposals.segments[taken].clip(0, 1) * seconds
-    return Detections(segments.repeat(n, 0), (scores[:, None] * probabilities).ravel(), labels.reshape(len(taken) * n, -1))
+    return Detections(
+        segments.repeat(n, 0), (scores[:, None] * probabilities).ravel(), labels.reshape(len(taken) * n, labels.shape[2])
+    )

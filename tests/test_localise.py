@@ -1,11 +1,13 @@
 """From folders of features and a list of segments to detections: it learns, it goes on exactly, it says what is wrong."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,16 +15,22 @@ import torch
 import yaml
 
 from i2v import localise
-from i2v.bmn import MASK
-from i2v.checkpoint import read_tensors
-from i2v.config import ConfigError, read_config
+from i2v.bmn import BMN, MASK
+from i2v.checkpoint import Backbone, Meta, read_tensors, save_checkpoint
+from i2v.config import ConfigError, load_config, read_config
 from i2v.distributed import World
+from i2v.feature_folder import FeatureFolder
+from i2v.features import extract
 from i2v.localise import run, score_checkpoint
 from i2v.localise_config import LocaliseConfig
 from i2v.long_videos import timing
+from i2v.model import create_model
+from i2v.optim import learning_rate, parameter_groups
 from i2v.segments import read_segments
+from i2v.session import own_tensors
 from i2v.stop import StopSignal
 from tests.processes import ENVIRONMENT, LIMIT, ROOT
+from tests.references import figures
 
 CHANNELS, CLASSES, HOP = 8, ("jump", "run", "sit"), 0.5
 WORLD = World(0, 1, torch.device("cpu"))
@@ -75,12 +83,12 @@ def data(tmp_path_factory):
     return root
 
 
-def configured(data, *overrides):
-    return read_config(LocaliseConfig, data / "small.yaml", list(overrides))
+def configured(data, *overrides, config="small.yaml"):
+    return read_config(LocaliseConfig, data / config, list(overrides))
 
 
-def trained(data, out, *overrides):
-    assert run(configured(data, f"out={out}", *overrides), WORLD, StopSignal())
+def trained(data, out, *overrides, **given):
+    assert run(configured(data, f"out={out}", *overrides, **given), WORLD, StopSignal())
     return out
 
 
@@ -203,6 +211,103 @@ def test_weights_of_the_authors_start_a_run(data, tmp_path):
     assert all(torch.allclose(made[name], value, atol=1e-6) for name, value in state.items())
     with pytest.raises(ValueError, match="does not fit this network"):
         trained(data, tmp_path / "third", *init, "model.width_3d=24")
+
+
+CONFIGS = sorted((ROOT / "configs" / "bmn").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_recipe_is_the_authors(path):
+    config, wanted = read_config(LocaliseConfig, path), figures("recipe_bmn")
+    assert config.out == f"runs/bmn/{path.stem}" and config == read_config(LocaliseConfig, f"bmn/{path.stem}")
+    for epoch, lr in wanted["lr"]["points"]:
+        assert learning_rate(epoch, config.train) == pytest.approx(lr, rel=1e-9, abs=1e-12)
+    assert (config.train.epochs, config.train.batch_size, config.train.betas) == (10, 16, [0.9, 0.999])
+    model = BMN(16, **dataclasses.asdict(config.model))
+    groups = parameter_groups(dict(model.named_parameters()), config.train)
+    found = {name: [group["weight_decay"], group["lr_scale"]] for group in groups for name in group["names"]}
+    assert found == wanted["groups"]
+
+
+def test_a_recipe_of_another_program_is_refused():
+    with pytest.raises(ConfigError, match="unknown key detect"):
+        load_config(CONFIGS[0])
+
+
+def test_several_kinds_of_labels_and_several_folders(data, tmp_path):
+    """Verbs and nouns, as numbers; views side by side; features joined channel by channel; no features.json."""
+    (tmp_path / "scores").mkdir()
+    for name in [f"train{i}" for i in range(3)] + ["val0"]:
+        one = np.load(data / "features" / f"{name}.scores.class.npy")
+        np.save(tmp_path / "scores" / f"{name}.npy", np.ones((len(one), 4), np.float32))
+        np.save(tmp_path / "scores" / f"{name}.scores.verb.npy", np.concatenate([one, one], 1))
+        np.save(tmp_path / "scores" / f"{name}.scores.noun.npy", np.tile(np.array([0, 9, 0, 0], np.float32), (len(one), 2)))
+    for split, names in (("train", ["train0", "train1", "train2"]), ("val", ["val0"])):
+        with open(data / f"{split}.csv", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["video"] in names]
+        lines = [(row["video"], row["start"], row["end"], CLASSES.index(row["label"]), 1) for row in rows]
+        with open(tmp_path / f"{split}.csv", "w", newline="") as file:
+            csv.writer(file).writerows([("video_id", "start_timestamp", "stop_timestamp", "verb_class", "noun_class"), *lines])
+    given = [f"data.features=[{data / 'features'}, {tmp_path / 'scores'}]", f"data.scores={tmp_path / 'scores'}"]
+    given += [f"data.{split}={tmp_path / split}.csv" for split in ("train", "val")] + ["data.score_views=2"]
+    out = trained(data, tmp_path / "out", *given, "train.max_steps=3", "detect.thresholds=[0.1]")
+    header = read_tensors(out / "last.safetensors")[1]
+    assert header["channels"] == CHANNELS + 4 and header["classes"] == {"verb": list("012"), "noun": list("0123")}
+    with open(out / "results.csv", newline="") as file:
+        rows = {row["labels"]: float(row["mean"]) for row in csv.DictReader(file)}
+    assert rows.keys() == {"action", "verb", "noun"} and rows["noun"] > 0
+    best = max(json.loads((out / "detections.json").read_text())["results"]["val0"], key=lambda its: its["score"])
+    assert best["label"] == f"{best['verb']},{best['noun']}" and best["noun"] == 1
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 25])
+def test_videos_of_any_length(data, tmp_path, rows):
+    (tmp_path / "features").mkdir()
+    for name, array in (("short", np.ones((rows, CHANNELS))), ("short.scores.class", np.ones((rows, 3)))):
+        np.save(tmp_path / "features" / f"{name}.npy", array.astype(np.float32))
+    (tmp_path / "list.csv").write_text("video,start,end,label\nshort,0,0.5,run\n")
+    out = trained(data, tmp_path / "out", "train.max_steps=1", "data.val=null")
+    given = [f"data.features={tmp_path / 'features'}", f"data.val={tmp_path / 'list.csv'}", f"data.row_seconds={HOP}"]
+    precision = score_checkpoint(str(out), [f"out={tmp_path / 'found'}", *given], WORLD)
+    assert 0 <= precision["class"].mean.mean() <= 1
+    found = json.loads((tmp_path / "found" / "detections.json").read_text())["results"]["short"]
+    assert all(0 <= its["segment"][0] < its["segment"][1] <= rows * HOP for its in found)
+    assert bool(found) == (rows > 1)  # a row has no segment in it
+
+
+def test_from_our_own_features_to_a_table(shapes, tmp_path):
+    """A model's features and class scores, as members of tars; the list names videos by their files."""
+    geometry = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "heads": 2, "embed_dim": 16}
+    model, classes = create_model("clip", geometry, 2, 2), ["left", "right"]
+    backbone = Backbone(geometry, "included", None)
+    save_checkpoint(tmp_path / "best.safetensors", own_tensors(model, backbone), Meta(model.config, backbone, classes))
+    about = {"checkpoint": tmp_path / "best.safetensors", "weights": None, "options": [], "precision": "float32"}
+    about |= {"window": "4f", "hop": "1f", "batch_size": 8, "decode": "auto", "cache": None, "cache_size": None}
+    about |= {"format": "shards", "crops_as": "mean", "scores": True, "data": shapes / "vp9-val", "out": tmp_path / "features"}
+    assert extract(SimpleNamespace(**about), WORLD) == (16, [])
+    with open(tmp_path / "features" / "features.csv", newline="") as file:
+        sources = [row["source"] for row in csv.DictReader(file)]
+    seconds = 1 / FeatureFolder(tmp_path / "features").times(sources[0])[0, 1] * 4  # frames per second
+    lines = [(source, 5 / seconds, 15 / seconds, classes[i % 2]) for i, source in enumerate(sources)]
+    write_list(tmp_path / "list.csv", lines)
+    values = {
+        "model": {"steps": 12, "durations": 12, "width_1d": 8, "width_2d": 8, "width_3d": 8, "samples": 4},
+        "data": {
+            "features": str(tmp_path / "features"),
+            "train": str(tmp_path / "list.csv"),
+            "val": str(tmp_path / "list.csv"),
+        },
+        "train": {"epochs": 1, "batch_size": 8, "lr": 1e-3},
+        "detect": {"seconds_per_proposal": 0.01},
+    }
+    values["data"] |= {"device": "cpu"}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    out = trained(tmp_path, tmp_path / "out", config="run.yaml")
+    with open(out / "results.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["labels"] == "class" and float(row["mAP@0.1"]) > 0
+    found = json.loads((out / "detections.json").read_text())["results"]
+    assert found.keys() == set(sources) and {its["label"] for its in found[sources[0]]} == set(classes)
 
 
 # ---- what is wrong is one sentence -----------------------------------------------------------------------------------
