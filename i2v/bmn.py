@@ -83,6 +83,7 @@ class BMN(nn.Module):
         )
         matrix = sampling_matrix(self.steps, self.durations, o.samples, o.points, o.boundary_ratio)
         self.register_buffer("sampling", matrix, persistent=False)
+        self.register_load_state_dict_pre_hook(without_mask)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, channels, T) -> start, end (B, T); confidence_map (B, 2, D, T): the IoU by regression, and by classification;
@@ -103,6 +104,11 @@ class BMN(nn.Module):
         cells = torch.stack([Sample.apply(self.sampling, each) for each in spread])  # (B, D * T, O)
         cells = (cells + convolution.bias).view(len(x), self.durations, self.steps, -1)
         return F.relu(cells.permute(0, 3, 1, 2))
+
+
+def without_mask(model: nn.Module, state: dict, *_) -> None:
+    """The authors' checkpoints load: what `sampling` is comes with the options."""
+    state.pop(MASK, None)
 
 
 class Sample(torch.autograd.Function):

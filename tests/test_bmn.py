@@ -27,8 +27,7 @@ def network(config, found, classes=None):
         regression=config.get("USE_BMN_REGRESSION", False),
         class_maps=bool(classes),
     )
-    state = {name.removeprefix("weight/"): value for name, value in found.items() if name.startswith("weight/")}
-    model.load_state_dict({name: value for name, value in state.items() if name != MASK})  # strict: the rest is all there
+    model.load_state_dict(parts(found, "weight/"))  # strictly: all but the mask is there, and no more
     return model
 
 
@@ -130,6 +129,8 @@ def test_no_batch_makes_a_loss_or_gradient_that_is_not_finite(case, labels):
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
     if case == "no actions":
         assert all(value == 0 for value in made.values())
+    if case == "low overlaps only":
+        assert made["pem_reg"] == made["pem_cls"] == 0 and made["tem"] > 0
     if case == "short":
         assert all(value > 0 for value in made.values())
 

@@ -23,12 +23,13 @@ from i2v.feature_folder import FeatureFolder
 from i2v.features import extract
 from i2v.localise import run, score_checkpoint
 from i2v.localise_config import LocaliseConfig
-from i2v.long_videos import timing
+from i2v.long_videos import open_video, timing
 from i2v.model import create_model
 from i2v.optim import learning_rate, parameter_groups
-from i2v.segments import read_segments
+from i2v.segments import Annotated, read_segments
 from i2v.session import own_tensors
 from i2v.stop import StopSignal
+from i2v.windows import Cut
 from tests.processes import ENVIRONMENT, LIMIT, ROOT
 from tests.references import figures
 
@@ -427,6 +428,18 @@ def test_epics_own_list_and_activitynets_are_read(tmp_path):
     made = read_segments(tmp_path / "net.json", "train")
     assert made.kinds == ("class",) and list(made.videos) == ["a"] and made.videos["a"].seconds == 9.5
     assert list(read_segments(tmp_path / "net.json", "val").videos) == ["b"]
+
+
+def test_what_no_row_stands_for_is_as_the_nearest_one(tmp_path):
+    """A window of three hops has its middle in the second: nothing stands for the first, and for the last two."""
+    begin = np.arange(8.0)
+    np.save(tmp_path / "v.npy", begin[:, None].astype(np.float32))
+    np.save(tmp_path / "v.times.npy", np.stack([begin, begin + 3], 1))
+    folder = FeatureFolder(tmp_path)
+    video = open_video("v", [folder], folder, Annotated(np.zeros((0, 2)), []), None)
+    assert (video.seconds, video.rows, video.lead) == (10.0, 10, 1)
+    assert video.window(Cut(10, 5, 1, 1.0), 0).tolist() == [[0, 0, 1, 2, 3, 4, 5, 6, 7, 7]]
+    assert video.window(Cut(6, 3, 1, 1.0), 6).tolist() == [[5, 6, 7, 7, 0, 0]]  # and after the video is nothing
 
 
 def test_rows_stand_where_their_middle_is():
