@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -86,13 +86,14 @@ def train_in(out: Path, config: LocaliseConfig, world: World, stop: StopSignal) 
 
     # ---- model -------------------------------------------------------------------------------------------------------
     its = make_localiser(config, videos.channels, videos.row_seconds, classes, world.device)
+    windows = TrainingWindows(videos, its.cut, its.labels)
+    its = replace(its, stream=windows.fingerprint())
     if header:
         check_same_run(its, header, last)
         load_into(its.model, weights_of(tensors), str(last))
     elif train.init:
         load_into(its.model, unwrap_weights(train.init), train.init)
     check_val(val, its)
-    windows = TrainingWindows(videos, its.cut, its.labels)
     groups = parameter_groups(dict(its.model.named_parameters()), train)
     optimizer = torch.optim.AdamW(groups, lr=train.lr, betas=tuple(train.betas), eps=1e-8, fused=True)
     restore_optimizer(optimizer, tensors)
@@ -192,9 +193,10 @@ def check_same_run(its: Localiser, header: dict, path: Path) -> None:
                 "choose another folder with out=..."
             )
     about = its.header(Progress())
-    for key in ("channels", "row_seconds", "classes"):
+    others = {"row_seconds": "another distance of rows", "classes": "other classes", "stream": "other segments"}
+    for key, what in {"channels": "features of another width", **others}.items():
         if about[key] != header[key]:
-            raise ValueError(f"{path} belongs to a run with other {key} of its features: choose another folder with out=...")
+            raise ValueError(f"{path} belongs to a run with {what}: choose another folder with out=...")
 
 
 def save_last(out: Path, its: Localiser, optimizer, progress: Progress) -> None:
@@ -244,13 +246,21 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def score_checkpoint(path: str, overrides: list[str], world: World) -> dict[str, Precision] | None:
+def one_process(device: str) -> World:
+    world = init_world(device)
+    if world.size > 1:
+        raise ValueError("it runs in one process: start it without torchrun.")
+    return world
+
+
+def score_checkpoint(path: str, overrides: list[str]) -> dict[str, Precision] | None:
     """What a trained network finds in data.val; results where its list has segments."""
     tensors, header = read_localiser(path)
     values = header["config"]
     for override in overrides:
         apply_override(values, override)
     config = build_config(LocaliseConfig, values, path)
+    world = one_process(config.data.device)
     if not config.data.val:
         raise ValueError(f"{path} has no data.val, the list of videos to look at: set data.val=...")
     videos = open_val(config, *open_folders(config.data))
@@ -271,15 +281,12 @@ def main() -> None:
     begin_command()
     try:
         config = read_config(LocaliseConfig, args.config, args.overrides) if args.config else None
-        world = init_world(config.data.device if config else "auto")
-        if world.size > 1:
-            raise ValueError("it runs in one process: start it without torchrun.")
         if config is None:
-            results = score_checkpoint(args.checkpoint, args.overrides, world)
+            results = score_checkpoint(args.checkpoint, args.overrides)
             if results:
                 print(as_lines(results, list(next(iter(results.values())).thresholds)))
             return
-        stop = StopSignal()
+        world, stop = one_process(config.data.device), StopSignal()
         if not run(config, world, stop) and stop.interrupted:
             sys.exit(130)
     except (ValueError, TypeError, OSError, FloatingPointError) as error:

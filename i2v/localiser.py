@@ -19,6 +19,7 @@ from i2v.archive import read_file
 from i2v.average_precision import Precision
 from i2v.bmn import BMN, MASK, cells
 from i2v.checkpoint import of_folder, read_tensors, weights_of
+from i2v.config import with_defaults
 from i2v.feature_folder import FeatureFolder
 from i2v.foreign import unwrap
 from i2v.localise_config import FeatureData, LocaliseConfig
@@ -41,13 +42,16 @@ class Localiser:
     channels: int
     config: LocaliseConfig
     device: torch.device
+    stream: str | None = None  # which windows it trains on
 
     def header(self, progress: Progress, **more) -> dict:
         about = {"channels": self.channels, "row_seconds": self.cut.row_seconds, "classes": self.labels.classes}
+        about["stream"] = self.stream
         return {"format": FORMAT, "version": 1} | about | {"config": asdict(self.config), "progress": progress.as_dict()} | more
 
 
 def make_localiser(config: LocaliseConfig, channels: int, row_seconds: float, classes: dict, device: torch.device) -> Localiser:
+    """With fresh weights."""
     counts = {kind: len(names) for kind, names in classes.items()}
     torch.manual_seed(config.train.seed)
     model = BMN(channels, counts, **asdict(config.model))
@@ -56,12 +60,15 @@ def make_localiser(config: LocaliseConfig, channels: int, row_seconds: float, cl
 
 
 def read_localiser(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """(tensors, header) of a checkpoint of this program, or of a run's folder. Raises ValueError, one sentence."""
+    """(tensors, header) of a checkpoint of i2v.localise, or of a run's folder; what its configuration lacks has its default.
+
+    Raises ValueError, one sentence.
+    """
     path = of_folder(path)
     tensors, header = read_tensors(path)
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} was not written by i2v.localise: give the best.safetensors or last.safetensors of its run.")
-    return tensors, header
+    return tensors, header | {"config": with_defaults(header["config"], LocaliseConfig)}
 
 
 def load_into(model: BMN, state: dict[str, torch.Tensor], where: str) -> None:

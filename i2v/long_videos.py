@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -185,6 +187,11 @@ class TrainingWindows:
 
     def __len__(self) -> int:
         return len(self.windows)
+
+    def fingerprint(self) -> str:
+        """16 hex digits that identify the windows and what is in them."""
+        said = [[video.name, first, segments.tolist(), numbers.tolist()] for video, first, segments, numbers in self.windows]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
     def batch(self, places: Sequence[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """(B, channels, T) and the maps of ground_truth, (B, ...) each."""

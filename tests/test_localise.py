@@ -115,11 +115,11 @@ def test_training_raises_the_mean_average_precision(data, tmp_path):
     assert MASK not in read_tensors(after / "best.safetensors")[0]
 
     # What was trained finds the same segments alone, and needs no list of times to do so
-    precision = score_checkpoint(str(after / "best.safetensors"), [f"out={tmp_path / 'again'}"], WORLD)
+    precision = score_checkpoint(str(after / "best.safetensors"), [f"out={tmp_path / 'again'}"])
     assert precision["class"].mean.mean() == pytest.approx(last)
     (tmp_path / "videos.csv").write_text("video\nval0\n")
     overrides = [f"out={tmp_path / 'unlabelled'}", f"data.val={tmp_path / 'videos.csv'}"]
-    assert score_checkpoint(str(after), overrides, WORLD) is None
+    assert score_checkpoint(str(after), overrides) is None
     alone = json.loads((tmp_path / "unlabelled" / "detections.json").read_text())["results"]
     assert [its["action"] for its in alone["val0"]] == [its["label"] for its in found["results"]["val0"]]
 
@@ -187,6 +187,9 @@ def test_a_finished_run_has_nothing_to_do_and_another_one_is_refused(data, tmp_p
     assert (out / "last.safetensors").read_bytes() == before
     with pytest.raises(ValueError, match="train.lr = 0.005, this one has 0.1"):
         trained(data, tmp_path / "out", *options, "train.lr=0.1")
+    (tmp_path / "fewer.csv").write_text("".join((data / "train.csv").read_text().splitlines(keepends=True)[:-9]))
+    with pytest.raises(ValueError, match="belongs to a run with other segments"):
+        trained(data, tmp_path / "out", *options, f"data.train={tmp_path / 'fewer.csv'}")
 
 
 def test_class_maps_of_the_network_stand_in_for_scores(data, tmp_path):
@@ -269,7 +272,7 @@ def test_videos_of_any_length(data, tmp_path, rows):
     (tmp_path / "list.csv").write_text("video,start,end,label\nshort,0,0.5,run\n")
     out = trained(data, tmp_path / "out", "train.max_steps=1", "data.val=null")
     given = [f"data.features={tmp_path / 'features'}", f"data.val={tmp_path / 'list.csv'}", f"data.row_seconds={HOP}"]
-    precision = score_checkpoint(str(out), [f"out={tmp_path / 'found'}", *given], WORLD)
+    precision = score_checkpoint(str(out), [f"out={tmp_path / 'found'}", *given])
     assert 0 <= precision["class"].mean.mean() <= 1
     found = json.loads((tmp_path / "found" / "detections.json").read_text())["results"]["short"]
     assert all(0 <= its["segment"][0] < its["segment"][1] <= rows * HOP for its in found)
