@@ -29,7 +29,7 @@ from i2v.checkpoint import not_finite, optimizer_tensors, restore_optimizer, wei
 from i2v.config import apply_override, build_config, read_config
 from i2v.console import begin_command
 from i2v.continuation import flatten
-from i2v.distributed import World, close_world, init_world
+from i2v.distributed import World, close_world, init_world, told_by_launcher
 from i2v.localise_config import FREE_TO_CHANGE, LocaliseConfig
 from i2v.localiser import (
     Localiser,
@@ -247,10 +247,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def one_process(device: str) -> World:
-    world = init_world(device)
-    if world.size > 1:
+    if told_by_launcher()[1] > 1:
         raise ValueError("it runs in one process: start it without torchrun.")
-    return world
+    return init_world(device)
 
 
 def score_checkpoint(path: str, overrides: list[str]) -> dict[str, Precision] | None:

@@ -1,10 +1,12 @@
 """The boundary-matching network computes what its authors' does: maps, labels, losses and gradients."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from i2v.bmn import BMN, MASK, ground_truth, losses
+from i2v.bmn import BMN, MASK, ground_truth, losses, sampling_matrix
 from tests.references import tensors
 
 CASES = ("bmn-1", "bmn-2")
@@ -82,6 +84,23 @@ def test_the_sparse_matrix_is_the_authors_mask(name):
     dense = model.sampling.to_dense().view(d, t, n, t).permute(3, 2, 0, 1).reshape(t, n * d * t)
     assert torch.allclose(dense, found[f"weight/{MASK}"], rtol=0, atol=1e-6)
     assert "sampling" not in model.state_dict() and MASK not in model.state_dict()
+
+
+@pytest.mark.parametrize(
+    "steps, durations, samples, points, ratio", [(25, 7, 5, 2, 0.5), (9, 9, 6, 3, 0.0), (13, 4, 3, 1, 1.3)]
+)
+def test_the_sparse_matrix_is_what_the_paper_says_point_by_point(steps, durations, samples, points, ratio):
+    made = sampling_matrix(steps, durations, samples, points, ratio).to_dense().view(durations, steps, samples, steps)
+    for d in range(durations):
+        for t in range(steps):
+            wanted = np.zeros((samples, steps))
+            margin = ratio * (d + 1)
+            for i, place in enumerate(np.linspace(t - margin, t + d + margin, samples * points) if t + d < steps else []):
+                share, below = math.modf(place)  # towards 0, as the authors do
+                for step, weight in ((int(below), 1 - share), (math.ceil(place), share)):
+                    if place > -1 and 0 <= step < steps:
+                        wanted[i // points, step] += weight / points
+            assert np.allclose(made[d, t], wanted, atol=1e-6)
 
 
 def test_sampling_after_the_convolution_is_sampling_before_it():
