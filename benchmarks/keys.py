@@ -18,7 +18,9 @@ sys.path.insert(0, str(ROOT))  # run as a file: import from the repository
 
 from benchmarks.pages import write_or_check
 from i2v import methods
+from i2v.bmn import BMNOptions
 from i2v.config import DataConfig, ModelConfig, TrainConfig
+from i2v.localise_config import DetectOptions, FeatureData, LocaliseTraining
 from i2v.model import method_module
 from i2v.pipelines.augment import AugmentOptions
 from i2v.pipelines.graph import GraphOptions
@@ -41,6 +43,7 @@ SECTIONS = {
     "clips": (ClipOptions, GraphOptions, AugmentOptions),
     "train": (TrainConfig,),
 }
+LOCALISE = {"model": BMNOptions, "data": FeatureData, "train": LocaliseTraining, "detect": DetectOptions}
 DECIDED = {"clips": ("num_frames", "size", "dtype", "augment")}  # by the model, or a section of its own
 
 
@@ -113,6 +116,14 @@ def page() -> str:
         doc = inspect.getdoc(method_module(method).build)
         lines += [f"## model.options of {method}", "", doc, "", "| option | default | it must be |", "| --- | --- | --- |"]
         lines += [*table, ""]
+    for section, kind in LOCALISE.items():
+        lines += [
+            f"## {section} of i2v.localise",
+            "",
+            "| key | default | it must be | what it is |",
+            "| --- | --- | --- | --- |",
+        ]
+        lines += [*rows(kind, ()), ""]
     return "\n".join(lines)
 
 

@@ -20,6 +20,7 @@ COMMANDS = {  # what is typed: the program, and what it does
     "evaluate": ("i2v.evaluate", "score a checkpoint, every video once"),
     "predict": ("i2v.predict", "name what videos show"),
     "features": ("i2v.features", "one vector per video or window"),
+    "localise": ("i2v.localise", "what happens when in long videos, from their features"),
     "convert": ("i2v.convert", "released weights -> ours; fold adapters away"),
     "report": ("i2v.report", "one page about one or several runs"),
     "push": ("i2v.push", "a run's model to the Hugging Face hub, or to a folder of that layout"),

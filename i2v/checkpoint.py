@@ -56,7 +56,11 @@ class Meta:
 def save_checkpoint(path: Path, tensors: dict[str, torch.Tensor], meta: Meta) -> None:
     """Write tensors and meta (JSON) atomically. Raises OSError, one sentence, if there is no room or no way to write."""
     said = {name: value for name, value in asdict(meta).items() if value is not None}
-    header = {"format": FORMAT, "version": VERSION} | said
+    write_tensors(path, tensors, {"format": FORMAT, "version": VERSION} | said)
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict) -> None:
+    """A safetensors file with a JSON header, whole or not there. Raises OSError, one sentence."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         with replacing(path) as temporary:
@@ -94,6 +98,18 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], Meta]:
     """(tensors, meta) of a file that save_checkpoint wrote, or of a run's folder. Raises ValueError, one sentence, if it is
     not one."""
     path = of_folder(path)
+    tensors, header = read_tensors(path)
+    if header.get("format") != FORMAT or not {"model", "backbone", "classes"} <= header.keys():
+        raise ValueError(f"{path} was not written by i2v.train: give the best.safetensors or last.safetensors of a run.")
+    if (version := header.get("version", 1)) > VERSION:
+        raise ValueError(f"{path} is of version {version}, this program reads up to {VERSION}: install a newer i2v.")
+    said = {entry.name: header[entry.name] for entry in fields(Meta) if entry.name in header}
+    said |= {"backbone": Backbone(**header["backbone"]), "config": with_defaults(header.get("config", {}))}
+    return tensors, Meta(**said)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """(tensors, header) of a file that write_tensors wrote; of another the header is empty. Raises ValueError, one sentence."""
     try:
         if path.exists() and not path.is_file():
             raise ValueError("it is no file")
@@ -107,13 +123,7 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], Meta]:
         raise ValueError(f"{path} cannot be read ({error.strerror}): change its permissions, or give a copy.") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a checkpoint ({error}): copy it again, or give another.") from error
-    if header.get("format") != FORMAT or not {"model", "backbone", "classes"} <= header.keys():
-        raise ValueError(f"{path} was not written by i2v.train: give the best.safetensors or last.safetensors of a run.")
-    if (version := header.get("version", 1)) > VERSION:
-        raise ValueError(f"{path} is of version {version}, this program reads up to {VERSION}: install a newer i2v.")
-    said = {entry.name: header[entry.name] for entry in fields(Meta) if entry.name in header}
-    said |= {"backbone": Backbone(**header["backbone"]), "config": with_defaults(header.get("config", {}))}
-    return tensors, Meta(**said)
+    return tensors, header
 
 
 def save_state(path: Path, tensors: dict, meta: Meta, world: World) -> None:

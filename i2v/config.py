@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -126,8 +127,14 @@ def find_config(path: str | Path) -> Path:
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
-    """Read a YAML file, or an installed one by its name, apply `section.key=value` overrides (values are YAML), check
-    everything. Raises ConfigError."""
+    """The experiment in a YAML file, everything checked; see read_config. Raises ConfigError."""
+    return read_config(Config, path, overrides, check_values)
+
+
+def read_config(kind: type, path: str | Path, overrides: list[str] = (), check: Callable = lambda config, path: None):
+    """Read a YAML file, or an installed one by its name, apply `section.key=value` overrides (values are YAML), check what
+    every value must be; kind: a dataclass of sections, with `out`. check(config, path): what must go together. Raises
+    ConfigError."""
     path = find_config(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -141,15 +148,18 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
         raise ConfigError(f"{path} is no text in UTF-8 ({error}): save it as that.") from error
     values = _parse(text, str(path))
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold the sections {', '.join(_names(Config))}.")
+        raise ConfigError(f"{path} must hold the sections {', '.join(_names(kind))}.")
     for override in overrides:
-        _apply(values, override)
-    config = _build(Config, values, "", path)
-    if config.out is None:
-        config = dataclasses.replace(config, out=str(_default_out(path)))
-    check_values(config, path)
+        apply_override(values, override)
+    config = build_config(kind, values, path)
+    check(config, path)
     _refuse_infinite(values, "", path)
-    return config
+    return config if config.out else dataclasses.replace(config, out=str(_default_out(path)))
+
+
+def build_config(kind: type, values: dict, path: str | Path):
+    """The dataclass of sections that plain values say; path: where they stand, for people. Raises ConfigError."""
+    return _build(kind, values, "", path, kind)
 
 
 class _OnceEach(yaml.SafeLoader):
@@ -221,7 +231,7 @@ def _default_out(path: Path) -> Path:
     return Path("runs", *below)
 
 
-def _apply(values: dict, override: str) -> None:
+def apply_override(values: dict, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"{override!r} is not an override: write section.key=value, for example train.lr=1e-3.")
@@ -235,25 +245,30 @@ def _apply(values: dict, override: str) -> None:
     values[last] = _parse(text, repr(override))
 
 
-def _build(kind, values, where: str, path: str):
+def _build(kind, values, where: str, path: str, whole: type):
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: {where or 'the file'} must be a section of keys, not {values!r}.")
     hints = typing.get_type_hints(kind, include_extras=True)
+    hints = {name: hints[name] for name in _names(kind)}
     for key in values:
         if key not in hints:
-            raise ConfigError(f"{path}: unknown key {_join(where, key)}: {_hint(str(key), hints)}")
+            raise ConfigError(f"{path}: unknown key {_join(where, key)}: {_hint(str(key), hints, whole)}")
     for spec in dataclasses.fields(kind):
         required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
         if required and spec.name not in values:
             raise ConfigError(f"{path}: {_join(where, spec.name)} is missing: it has no default.")
-    return kind(**{key: _convert(hints[key], value, _join(where, key), path) for key, value in values.items()})
+    values = {key: _convert(hints[key], value, _join(where, key), path, whole) for key, value in values.items()}
+    try:
+        return kind(**values)
+    except ValueError as error:  # of values that do not go together
+        raise ConfigError(f"{path}: {_join(where, error)}") from error
 
 
-def _hint(key: str, known) -> str:
+def _hint(key: str, known, whole: type) -> str:
     """What to write instead of a key that is not among the known ones of its section."""
     if key in ("num_classes", "classes", "class_names", "nb_classes"):
         return "classes come from the data, their number and names from the shards of data.train: leave it out."
-    sections = typing.get_type_hints(Config)
+    sections = typing.get_type_hints(whole)
     other = next((name for name, kind in sections.items() if dataclasses.is_dataclass(kind) and key in _names(kind)), None)
     near = difflib.get_close_matches(key, known, n=1)
     if other:
@@ -261,9 +276,9 @@ def _hint(key: str, known) -> str:
     return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
 
 
-def _convert(hint, value, where: str, path: str):
+def _convert(hint, value, where: str, path: str, whole: type):
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where, path)
+        return _build(hint, value, where, path, whole)
     is_number = float in _types(hint)
     value = _number(value) if is_number else value  # YAML reads 1e-3 as text
     rule = broken(hint, value)

@@ -2,15 +2,18 @@
 
     python -m i2v.features --checkpoint runs/aim/k400_vit-b16_8f/best.safetensors --data /data/films --out features/films \\
         --window 1.0 --hop 0.5
+    python -m i2v.features ... --window 64f --hop 8f fps=60 crops=3 --crops-as beside --scores     # for i2v.localise
     torchrun --nproc-per-node 8 -m i2v.features --config configs/clip/k400_vit-b16_8f.yaml --data /data/k400/val --out ...
 
-With --window, windows of so many seconds slide over each video, --hop seconds apart, frames at equal distances in each;
-without, there is one row per clip of the run's evaluation, averaged over its crops. A row is what enters the classifier.
-Times are seconds of the source file as players show them. Interrupted, the same command goes on.
+With --window, windows of so many seconds slide over each video, --hop seconds apart, frames at equal distances in each, one
+crop of the centre if crops=3 does not say otherwise; 64f is a window of 64 frames of the video, or at the rate that fps=60
+says. Without, there is one row per clip of the run's evaluation. A row is what enters the classifier: of all crops the mean,
+or one crop beside the other. Times are seconds of the source file as players show them. Interrupted, the same command goes on.
 
 what comes out: features.csv (key, source, class, rows), features.json (how they were made) and, with --format npy,
 KEY.npy (rows, D) float32 and KEY.times.npy (rows, 2) float64: start and end; with --format shards the same as members of
-WebDataset tars, with KEY.json.
+WebDataset tars, with KEY.json. With --scores also KEY.scores.class.npy (rows, K) float32: logits, those of crops likewise
+beside each other or as one, whose softmax is the mean of theirs; with a head of factors KEY.scores.FACTOR.npy for each.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import tarfile
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +38,7 @@ from i2v.distributed import World, close_world, init_world, sum_over_ranks, wait
 from i2v.lock import held
 from i2v.metrics import VIEWS_AT_ONCE, videos_at_once
 from i2v.pipelines import ShardError, build_loader
+from i2v.pipelines.plan import Plan
 from i2v.pipelines.shards import ClipError
 from i2v.session import add_flags, command, open_session, parse
 from i2v.weights import fingerprint
@@ -64,16 +69,68 @@ def extract(args, world: World) -> tuple[int, list[str]]:
         "options": views["options"],
         "precision": session.precision,
     }
+    rows = Rows(session.model, loader.plan, args.crops_as == "beside", class_kinds(session) if args.scores else None)
+    how |= {"crops_as": args.crops_as} if rows.beside else {}  # no more than is used: older folders go on
+    how |= {"scores": {"classes": rows.kinds, "views": loader.plan.crops if rows.beside else 1}} if rows.kinds else {}
     with held(args.out, world):
-        return write_features(args, session.model, loader, how, world, session.autocast)
+        return write_features(args, rows, loader, how, world, session.autocast)
 
 
-def write_features(args, model, loader, how: dict, world: World, autocast) -> tuple[int, list[str]]:
+def class_kinds(session) -> dict[str, list[str]]:
+    """The kinds of labels that a head tells apart, in order, with their classes."""
+    factors = session.meta.model.get("head", {}).get("factors")
+    if factors:
+        return {kind: [str(number) for number in range(count)] for kind, count in factors.items()}
+    return {"class": session.meta.classes}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is written of a sample. beside: crops side by side, not their mean. kinds: of class scores, with their classes."""
+
+    model: torch.nn.Module
+    plan: Plan
+    beside: bool = False
+    kinds: dict[str, list[str]] | None = None
+
+    def of(self, batch) -> dict[str, np.ndarray]:
+        """ "" -> features (B, clips, D) float32; "scores.KIND" -> logits (B, clips, K)."""
+        crops = {"": [], **{f"scores.{kind}": [] for kind in self.kinds or {}}}
+        for clips in batch.views(VIEWS_AT_ONCE):  # (B, v, 3, T, H, W)
+            features = self.model.forward_features(clips.flatten(0, 1))
+            crops[""].append(features.float().view(*clips.shape[:2], -1))
+            if self.kinds:
+                for kind, logits in by_kind(self.model.head(features).float(), self.kinds).items():
+                    crops[f"scores.{kind}"].append(logits.view(*clips.shape[:2], -1))
+        return {name: self._joined(torch.cat(parts, dim=1), bool(name)) for name, parts in crops.items()}
+
+    def _joined(self, found: torch.Tensor, scores: bool) -> np.ndarray:
+        """(B, crops * clips, D) -> (B, clips, D), or side by side (B, clips, crops * D)."""
+        found = found.view(len(found), self.plan.crops, self.plan.clips, -1)
+        if self.beside:
+            found = found.transpose(1, 2).flatten(2)
+        elif scores and self.plan.crops > 1:
+            found = found.softmax(-1).mean(1).log()  # their probabilities are averaged, as in an evaluation
+        else:
+            found = found.mean(1)
+        return found.cpu().numpy()
+
+
+def by_kind(logits: torch.Tensor, kinds: dict[str, list[str]]) -> dict[str, torch.Tensor]:
+    """(N, all combinations) -> (N, K) of each kind: the logarithm of what its classes have together."""
+    if len(kinds) == 1:
+        return {next(iter(kinds)): logits}
+    together = logits.view(len(logits), *map(len, kinds.values()))
+    axes = range(1, together.ndim)
+    return {kind: together.logsumexp([axis for axis in axes if axis != mine]) for mine, kind in enumerate(kinds, 1)}
+
+
+def write_features(args, rows: Rows, loader, how: dict, world: World, autocast) -> tuple[int, list[str]]:
     """The missing parts, by all ranks, then the list of all."""
     claim(args.out, how, world)
     parts = range(-(-len(loader.shards) // PART))
     mine = own_parts(args.out, parts, world)
-    done = features_of_parts(model, loader, mine, autocast)
+    done = features_of_parts(rows, loader, mine, autocast)
     for part, found in tqdm(done, unit=f"{PART} videos", total=len(mine), disable=not (world.is_main and sys.stderr.isatty())):
         write_part(args, loader.shards, part, found)
     wait_for_all()
@@ -86,34 +143,35 @@ def own_parts(out: Path, parts: range, world: World) -> list[int]:
     return np.array_split(sum_over_ranks(missing).nonzero().flatten().numpy(), world.size)[world.rank].tolist()
 
 
-def features_of_parts(model, loader, parts: list[int], autocast) -> Iterator[tuple[int, dict[int, list]]]:
-    """Each part, as soon as it is complete, with [(features, spans), ...] of each of its videos that could be read.
+def features_of_parts(rows: Rows, loader, parts: list[int], autocast) -> Iterator[tuple[int, dict[int, list]]]:
+    """Each part, as soon as it is complete, with [(rows, spans), ...] of each of its videos that could be read.
 
     All parts are one pass of the loader: to begin one costs a pipeline, and what that reads and decodes ahead.
     """
     if not parts:
         return
-    rows, shards, found = first_rows(loader.plan), loader.shards, defaultdict(list)
-    positions = [np.arange(rows[videos.start], rows[videos.stop]) for videos in (videos_of(part, shards) for part in parts)]
+    first, shards, found = first_rows(loader.plan), loader.shards, defaultdict(list)
+    positions = [np.arange(first[videos.start], first[videos.stop]) for videos in (videos_of(part, shards) for part in parts)]
     loader.only = np.concatenate(positions)
     waiting = deque(zip(parts, np.cumsum(list(map(len, positions)))))
     with closing(iter(loader)) as batches:
         for batch in batches:
-            add_features(found, model, batch, loader, autocast)
+            add_features(found, rows, batch, loader, autocast)
             while waiting and waiting[0][1] <= batch.samples_seen:
                 part, _ = waiting.popleft()
                 pieces = {video: found.pop(video, []) for video in videos_of(part, shards)}
-                yield part, {video: its for video, its in pieces.items() if len(its) == rows[video + 1] - rows[video]}
+                yield part, {video: its for video, its in pieces.items() if len(its) == first[video + 1] - first[video]}
 
 
-def add_features(found: dict[int, list], model, batch, loader, autocast) -> None:
-    """Of each sample of a batch that could be read: (features, spans), to those of its video."""
+def add_features(found: dict[int, list], rows: Rows, batch, loader, autocast) -> None:
+    """Of each sample of a batch that could be read: (rows, spans), to those of its video."""
     with torch.no_grad(), autocast():
-        features = features_of(model, batch, loader.plan)
+        made = rows.of(batch)
     for i, (position, clip, weight) in enumerate(zip(batch.positions.tolist(), batch.ids.tolist(), batch.weights.tolist())):
         if weight:
             try:
-                found[clip].append((features[i], spans(loader.plan, loader.shards, clip, position, batch.frames[i].numpy())))
+                times = spans(loader.plan, loader.shards, clip, position, batch.frames[i].numpy())
+                found[clip].append(({name: values[i] for name, values in made.items()}, times))
             except ClipError:
                 pass  # without its times it is not complete
 
@@ -125,15 +183,6 @@ def videos_of(part: int, shards) -> range:
 def first_rows(plan) -> np.ndarray:
     """(n + 1,) position of each video's first sample."""
     return plan.first_windows if plan.split == "windows" else np.arange(len(plan) + 1)
-
-
-def features_of(model, batch, plan) -> np.ndarray:
-    """(B, clips, D) float32, averaged over the crops."""
-    parts = [
-        model.forward_features(clips.flatten(0, 1)).float().view(*clips.shape[:2], -1) for clips in batch.views(VIEWS_AT_ONCE)
-    ]
-    features = torch.cat(parts, dim=1)  # (B, crops * clips, D)
-    return features.view(len(features), plan.crops, plan.clips, -1).mean(1).cpu().numpy()
 
 
 def spans(plan, shards, clip: int, position: int, frames: np.ndarray) -> np.ndarray:
@@ -169,9 +218,10 @@ def write_part(args, shards, part: int, found: dict) -> None:
             lines.append([key, "", "", "unreadable"])
         else:
             facts = shards.metadata(clip)
-            features, times = (np.concatenate([np.atleast_2d(piece[i]) for piece in found[clip]]) for i in (0, 1))
-            lines.append([key, facts["source"], facts["class"] or "", len(features)])
-            members += [(f"{key}.npy", npy(features)), (f"{key}.times.npy", npy(times))]
+            pieces = [{"": made[""], "times": times} | made for made, times in found[clip]]
+            arrays = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+            lines.append([key, facts["source"], facts["class"] or "", len(arrays[""])])
+            members += [(".".join(filter(None, (key, name, "npy"))), npy(array)) for name, array in arrays.items()]
             if args.format == "shards":
                 members.append((f"{key}.json", json.dumps(facts).encode()))
     if args.format == "shards":
@@ -223,13 +273,18 @@ def main() -> None:
     what.add_argument("--config", help="an experiment whose backbone needs no training, such as CLIP's")
     parser.add_argument("--data", required=True, help="shards: a folder or URL that make_shards wrote to")
     parser.add_argument("--out", required=True, type=Path, help="folder to write, continued if it was left unfinished")
-    add_flags(parser, "--window", "--hop", window="seconds that a row covers, sliding over the video")
+    add_flags(parser, "--window", "--hop", window="seconds that a row covers, sliding over the video; or frames: 64f")
+    about = "crops in a row: their mean, or one beside the other"
+    parser.add_argument("--crops-as", default="mean", choices=("mean", "beside"), help=about)
+    parser.add_argument("--scores", action="store_true", help="what the classifier says of each row, as well")
     parser.add_argument("--format", default="npy", choices=("npy", "shards"))
     about = "windows, or videos, at once (default: what fits into 4 GB, at most 8)"
     add_flags(parser, "--weights", "--batch-size", "--device", "--decode", batch_size=about)
     about = "how clips are cut: clips, crops, fps"
     add_flags(parser, "--precision", "--cache", "--cache-size", "options", options=about)
     args = parse(parser)
+    if args.scores and not args.checkpoint:
+        sys.exit("i2v.features: --scores are those of a trained classifier: give --checkpoint.")
     world = None
     try:
         world = init_world(args.device)

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -45,7 +45,7 @@ class RunLog:
             return
         kept = [record for record in read_log(self.path) if record["step"] <= step]
         if validation_due:
-            kept = [record for record in kept if record["step"] < step or "counted" not in record]
+            kept = [record for record in kept if record["step"] < step or "loss" in record]
         with replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
         self._events = SummaryWriter(folder, purge_step=step + 1)
@@ -102,6 +102,14 @@ class RunLog:
                 f"step {step}  epoch {epoch:.2f}  {'average of the weights: ' if prefix else ''}"
                 f"{scores.words()}  counted {scores.counted} of {scores.expected} videos{missing}"
             )
+        self._validated(record, named)
+
+    def figures(self, step: int, epoch: float, found: dict[str, float], line: str) -> None:
+        """Report a validation of another kind: its figures by name, and in words."""
+        self.say(f"step {step}  epoch {epoch:.2f}  {line}")
+        self._validated({"step": step, "epoch": round(epoch, 4)} | found, found)
+
+    def _validated(self, record: dict, named: Iterable[str]) -> None:
         self._write(record, named, "val")
         if self.is_main:
             draw_curves(self.path, self.png)
@@ -112,7 +120,7 @@ class RunLog:
             self._events.close()
             self._bar.close()
 
-    def _write(self, record: dict, keys: Sequence[str], group: str) -> None:
+    def _write(self, record: dict, keys: Iterable[str], group: str) -> None:
         if not self.is_main:
             return
         with open(self.path, "a") as file:

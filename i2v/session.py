@@ -39,16 +39,18 @@ class Session:
         place(self.model, device, dtype)
         self.device, self.precision, self.autocast = device, str(dtype).removeprefix("torch."), autocast_for(device, dtype)
 
-    def views(self, overrides: Iterable[str] = (), window: float | None = None, hop: float | None = None) -> dict:
+    def views(self, overrides: Iterable[str] = (), window=None, hop=None) -> dict:
         """The arguments split, options and device of build_loader that show a video as the run's evaluation did.
 
-        overrides: name=value that the user wants otherwise. window, hop: seconds; windows that slide over the video instead.
+        overrides: name=value that the user wants otherwise. window, hop: seconds, or frames as "64f"; windows that slide
+        over the video instead, each seen from its centre if `overrides` do not say otherwise.
         """
         options = self.meta.clips | {"num_frames": self.model.num_frames} | self.model.spec.pictures
-        options |= dict(map(parse_option, overrides))
+        given = dict(map(parse_option, overrides))
+        options |= given
         split = "test"
         if window is not None:
-            split, options = "windows", options | {"window": window, "hop": hop}
+            split, options = "windows", options | {"window": window, "hop": hop, "crops": given.get("crops", 1)}
         return {"split": split, "options": options, "device": "gpu" if self.device.type == "cuda" else "cpu"}
 
 
@@ -166,12 +168,22 @@ def own_tensors(model: VideoClassifier, backbone: Backbone) -> dict[str, torch.T
 
 # ---- what commands share ---------------------------------------------------------------------------------------------
 
+
+def seconds_or_frames(text: str) -> float | str:
+    """ "1.5" -> 1.5; "64f" stays what it is: frames."""
+    return text if text[:-1].isdecimal() and text.endswith("f") else float(text)
+
+
 PLACES = ("auto", "cpu", "gpu")
 FLAGS = {
     "--checkpoint": {"type": Path, "help": "best.safetensors or last.safetensors of a run, or its folder"},
     "--weights": {"help": "the backbone's file or tag, if it is not where the run had it"},
-    "--window": {"type": float, "metavar": "S"},
-    "--hop": {"type": float, "metavar": "S", "help": "seconds from window to window (default: --window)"},
+    "--window": {"type": seconds_or_frames, "metavar": "S"},
+    "--hop": {
+        "type": seconds_or_frames,
+        "metavar": "S",
+        "help": "seconds from window to window, or frames: 8f (default: --window)",
+    },
     "--batch-size": {"type": int},
     "--device": {"default": "auto", "choices": PLACES},
     "--decode": {"default": "auto", "choices": PLACES},

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated
 
-from i2v.rules import Count, between, check, is_finite, is_whole, one_of
+from i2v.rules import Count, Rule, between, check, is_finite, is_whole, one_of
 
 VARIANTS = ("st_adapter", "aim", "zeroi2v", "tada")
 SENTENCE = "{name} is {value}: it must be {rule}."
 Share = Annotated[float, between(0, 1)]
 Seconds = Annotated[float, between(0.01, 86_400)]
+Frames = Annotated[str, Rule("a number of frames such as 64f", lambda text: re.fullmatch("[1-9][0-9]{0,6}f", text), alone=True)]
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,9 @@ class ClipOptions:
     test_short_side: Annotated[int, between(1, 4096)] | None = None
     shuffle_frames: bool = False  # a control: the frames of every clip in random order
     # Split "windows": all of a long video, piece by piece
-    window: Seconds = 2.0  # seconds that a clip covers, its frames at equal distances
-    hop: Seconds | None = None  # seconds from window to window; None: `window`
+    # seconds that a clip covers, its frames at equal distances; 64f: so many frames of the video, or at the rate `fps`
+    window: Seconds | Frames = 2.0
+    hop: Seconds | Frames | None = None  # seconds or frames from window to window; None: `window`
 
     def __post_init__(self):
         for name, least, most in (("area", 1e-6, 1), ("aspect", 0.01, 100), ("scale", 1, 100)):
@@ -72,6 +75,11 @@ class OrderOptions:
 
     def __post_init__(self):
         check(OrderOptions, vars(self), SENTENCE)
+
+
+def in_seconds(span: float | str, fps):
+    """A number of seconds, or of frames, as seconds; fps: of a video, or of several."""
+    return int(span[:-1]) / fps if isinstance(span, str) else span
 
 
 def require(condition: bool, name: str, options, rule: str) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from i2v.pipelines.augment import Augmentation, AugmentOptions, draw_augmentation, no_augmentation
 from i2v.pipelines.boxes import test_boxes, train_box
 from i2v.pipelines.frames import test_frames, timeline, train_frames, window_frames
-from i2v.pipelines.options import ClipOptions, OrderOptions
+from i2v.pipelines.options import ClipOptions, OrderOptions, in_seconds
 from i2v.pipelines.order import Mixture, Order
 from i2v.pipelines.philox import FLIP, FRAMES, SHUFFLE, uniforms
 
@@ -41,7 +41,7 @@ class Plan:
 
     frames, widths, heights, fps: (n,) what the videos are like. split: "train" (endless, random), "val" (in order, each
     once, one centre view), "test" (in order, each once, clips x crops views) or "windows" (in order, each as many windows
-    as cover it, one centre view each).
+    as cover it, `crops` views each).
     order: of "train"; None: shuffled as a whole. augment: of "train". times(sample): (frames,) seconds, when each frame is
     shown; None: at a constant rate. epoch_clips: what counts as an epoch of "train"; None: every video once.
     """
@@ -71,7 +71,8 @@ class Plan:
         self.augment = augment if split == "train" else AugmentOptions()
         self._augments = bool(self.augment.arrays)
         self.times = times or (lambda sample: np.arange(int(frames[sample])) / float(fps[sample]))
-        self.clips, self.crops = (options.clips, options.crops) if split == "test" else (1, 1)
+        self.clips = options.clips if split == "test" else 1
+        self.crops = options.crops if split in ("test", "windows") else 1
         if split == "windows":
             self.first_windows = _first_windows(frames, fps, options)
             self._length = int(self.first_windows[-1])
@@ -105,8 +106,9 @@ class Plan:
     def window(self, position: int) -> tuple[float, float]:
         """Start and end, in seconds from the beginning of the video, of the window at a position of "windows"."""
         _, sample, _ = self.locate(position)
-        start = (position % len(self) - int(self.first_windows[sample])) * (self.options.hop or self.options.window)
-        return start, start + self.options.window
+        window, hop = _window_and_hop(self.options, float(self.fps[sample]))
+        start = (position % len(self) - int(self.first_windows[sample])) * hop
+        return start, start + window
 
     def _train(self, position: int) -> ClipSpec:
         place, options = self.order[position], self.options
@@ -124,8 +126,8 @@ class Plan:
         _, sample, weight = self.locate(position)
         options = self.options
         if self.split == "windows":
-            start, _ = self.window(position)
-            frames, stored = window_frames(self.times(sample), start, options.window, options.num_frames), None
+            start, (window, _) = self.window(position)[0], _window_and_hop(options, float(self.fps[sample]))
+            frames, stored = window_frames(self.times(sample), start, window, options.num_frames), None
         else:
             count, fps, stored = self._timeline(sample)
             frames = test_frames(count, fps, options, self.clips)
@@ -154,11 +156,18 @@ def _draw(seed: int, epoch: int, sample: int, stream: int, numbers: int) -> np.n
     return uniforms(seed, stream, epoch, sample, numbers)
 
 
+def _window_and_hop(options: ClipOptions, fps):
+    """Both in seconds, of a video or of several: frames are its own, or come at the rate `fps`."""
+    window, hop = (in_seconds(span, options.fps or fps) for span in (options.window, options.hop or options.window))
+    return window, hop
+
+
 def _first_windows(frames, fps, options: ClipOptions) -> np.ndarray:
     """(n + 1,) the position of each video's first window."""
-    hop = options.hop or options.window
-    seconds = np.asarray(frames, dtype=np.float64) / np.asarray(fps, dtype=np.float64)
+    fps = np.asarray(fps, dtype=np.float64)
+    window, hop = _window_and_hop(options, fps)
+    seconds = np.asarray(frames, dtype=np.float64) / fps
     # A thousandth of a window more than a whole number of them is rounding, not film.
-    counts = np.ceil((seconds - options.window) / hop - 1e-3) + 1
+    counts = np.ceil((seconds - window) / hop - 1e-3) + 1
     counts = np.minimum(counts, np.ceil(seconds / hop - 1e-3))  # with gaps between windows: none begins after the end
     return np.concatenate([[0], np.cumsum(np.maximum(counts, 1).astype(np.int64))])

@@ -23,7 +23,7 @@ from i2v.train import open_loader
 from tests.videos import moving, write_video
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "bmn")  # i2v.localise has those
 BACKBONE = {"image_size": 16, "patch_size": 8, "width": 96, "layers": 2, "heads": 3, "embed_dim": 32}
 SMALL = {  # sizes of a method's own parts, and which layers they sit in
     "st_adapter": {"adapter_width": 8},
@@ -96,6 +96,8 @@ def test_every_config_goes_the_whole_way(path, data, monkeypatch):
         cache=None,
         cache_size=None,
         format="npy",
+        crops_as="mean",
+        scores=True,
         out=checkpoint.with_suffix(""),
     )
     assert extract(args, WORLD) == (2, [])

@@ -16,12 +16,13 @@ import yaml
 from safetensors.torch import save_file
 
 from i2v import features
+from i2v.checkpoint import Meta, save_checkpoint
 from i2v.config import load_config
 from i2v.distributed import World
 from i2v.pipelines import build_loader
 from i2v.pipelines.loader import Loader
 from i2v.pipelines.reader import Reader
-from i2v.session import build_model
+from i2v.session import build_model, describe_backbone, own_tensors
 from i2v.vit import VisionTransformer, ViTSpec
 from tests.processes import ENVIRONMENT, LIMIT, on_ranks
 
@@ -112,7 +113,7 @@ def test_a_pass_of_the_loader_reads_each_sample_once(config, shapes, monkeypatch
     rows, read, pipelines, original = features.first_rows(loader.plan), [], [], (Reader.read, Loader._pipeline)
     monkeypatch.setattr(Reader, "read", lambda self, position: read.append(position) or original[0](self, position))
     monkeypatch.setattr(Loader, "_pipeline", lambda *given: pipelines.append(1) or original[1](*given))
-    found = list(features.features_of_parts(model.eval(), loader, parts, nullcontext))
+    found = list(features.features_of_parts(features.Rows(model.eval(), loader.plan), loader, parts, nullcontext))
     assert [part for part, _ in found] == parts and len(pipelines) == passes
     for part, videos in found:
         assert list(videos) == list(range(3 * part, min(3 * part + 3, 16)))
@@ -148,7 +149,7 @@ def test_what_is_computed_in_bf16_is_of_the_same_weights(config, shapes, tmp_pat
             "hop": None,
         }
         given |= {"precision": precision, "data": shapes / "vp9-val", "batch_size": 8, "decode": "auto", "cache": None}
-        given |= {"cache_size": None, "format": "npy", "out": tmp_path / precision}
+        given |= {"cache_size": None, "format": "npy", "crops_as": "mean", "scores": False, "out": tmp_path / precision}
         features.extract(SimpleNamespace(**given), World(0, 1, torch.device("cpu")))
         found.append(json.loads((tmp_path / precision / "features.json").read_text()))
     assert found[0]["weights"] == found[1]["weights"] and [how["precision"] for how in found] == ["float32", "bfloat16"]
@@ -172,6 +173,80 @@ def test_unreadable_videos_are_named_and_left_out(config, shapes, tmp_path):
     assert done.returncode == 1 and shards.key(3) in done.stderr
     assert [row["rows"] for row in table(tmp_path / "out")].count("unreadable") == 1
     assert not (tmp_path / "out" / f"{shards.key(3)}.npy").exists()
+
+
+def trained_head(config, folder):
+    """A checkpoint whose head tells five classes apart."""
+    model, source = build_model(load_config(config).model, list("abcde"))
+    backbone = describe_backbone(model, load_config(config).model, source)
+    meta = Meta(model.config, backbone, list("abcde"), clips={"clips": 2, "crops": 3})
+    save_checkpoint(folder / "best.safetensors", own_tensors(model, backbone), meta)
+    return folder / "best.safetensors", model.eval()
+
+
+def in_process(data, out, checkpoint, *options, **given):
+    about = {"checkpoint": checkpoint, "config": None, "weights": None, "window": None, "hop": None, "precision": "float32"}
+    about |= {"batch_size": 5, "decode": "auto", "cache": None, "cache_size": None, "format": "npy", "crops_as": "mean"}
+    args = SimpleNamespace(**about | {"scores": False, "data": data, "out": out, "options": list(options)} | given)
+    assert features.extract(args, World(0, 1, torch.device("cpu")))[1] == []
+    return {path.name: np.load(path) for path in out.glob("*.npy")}
+
+
+def test_windows_in_frames_are_windows_in_seconds(config, shapes, tmp_path):
+    checkpoint, _ = trained_head(config, tmp_path)
+    rate = float(
+        build_loader(shapes / "vp9-val", "val", batch_size=1, num_frames=4, size=32, device="cpu").shards.clips["fps"][0]
+    )
+    seconds = in_process(shapes / "vp9-val", tmp_path / "s", checkpoint, window=8 / rate, hop=2 / rate)
+    frames = in_process(shapes / "vp9-val", tmp_path / "f", checkpoint, window="8f", hop="2f")
+    halved = in_process(shapes / "vp9-val", tmp_path / "h", checkpoint, f"fps={rate / 2}", window="4f", hop="1f")
+    assert frames.keys() == seconds.keys() == halved.keys() and len(frames) == 32
+    for name, array in frames.items():
+        assert len(array) == 7 and np.allclose(array, seconds[name], atol=1e-6) and np.allclose(array, halved[name], atol=1e-6)
+
+
+def test_crops_side_by_side_are_each_crops_and_their_mean_is_the_row(config, shapes, tmp_path):
+    checkpoint, model = trained_head(config, tmp_path)
+    given = {"window": 0.4, "hop": 0.2, "scores": True}
+    beside = in_process(shapes / "vp9-val", tmp_path / "b", checkpoint, "crops=3", crops_as="beside", **given)
+    mean = in_process(shapes / "vp9-val", tmp_path / "m", checkpoint, "crops=3", **given)
+    centre = in_process(shapes / "vp9-val", tmp_path / "c", checkpoint, **given)
+    for key in (name.removesuffix(".times.npy") for name in mean if name.endswith(".times.npy")):
+        crops = beside[f"{key}.npy"].reshape(len(mean[f"{key}.npy"]), 3, -1)
+        assert np.allclose(crops.mean(1), mean[f"{key}.npy"], atol=1e-6)
+        assert np.allclose(crops[:, 1], centre[f"{key}.npy"], atol=1e-6) and not np.allclose(
+            crops[:, 0], crops[:, 1], atol=1e-3
+        )
+        with torch.no_grad():
+            logits = model.head(torch.from_numpy(crops))
+        assert np.allclose(beside[f"{key}.scores.class.npy"], logits.flatten(1), atol=1e-5)
+        one = torch.from_numpy(mean[f"{key}.scores.class.npy"]).softmax(-1)
+        assert torch.allclose(one, logits.softmax(-1).mean(1), atol=1e-6)
+    said = json.loads((tmp_path / "b" / "features.json").read_text())
+    assert said["scores"] == {"classes": {"class": list("abcde")}, "views": 3} and said["crops_as"] == "beside"
+    with pytest.raises(ValueError, match="made otherwise"):
+        in_process(shapes / "vp9-val", tmp_path / "b", checkpoint, "crops=3", **given)
+
+
+def test_scores_of_pairs_become_scores_of_each_kind():
+    verb, noun = torch.randn(6, 3).log_softmax(-1), torch.randn(6, 4).log_softmax(-1)
+    pairs = (verb[:, :, None] + noun[:, None]).flatten(1)
+    found = features.by_kind(pairs, {"verb": list("abc"), "noun": list("wxyz")})
+    assert torch.allclose(found["verb"], verb, atol=1e-6) and torch.allclose(found["noun"], noun, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--config", "x", "--scores"], "--scores are those of a trained classifier: give --checkpoint"),
+        (["--config", "x", "--window", "64x"], "invalid seconds_or_frames value: '64x'"),
+    ],
+)
+def test_flags_that_mean_nothing_are_refused(arguments, sentence, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["i2v.features", "--data", "d", "--out", "o", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        features.main()
+    assert sentence in str(ended.value) + capsys.readouterr().err
 
 
 def test_a_model_that_must_be_trained_first_is_refused(config, shapes, tmp_path):

@@ -278,3 +278,17 @@ def test_windows_slide_to_the_end():
         len(plan_of(3, "windows", frames=90, fps=30.0, window=1.0)) == 9
         and len(plan_of(1, "windows", frames=3, window=9.0)) == 1
     )
+
+
+def test_windows_of_frames_are_each_videos_own_or_at_a_rate_of_their_own():
+    """And each is seen from as many places as `crops` says."""
+    given = dict(window="30f", hop="15f", num_frames=4)
+    slow, fast = plan_of(1, "windows", frames=90, fps=30.0, **given), plan_of(1, "windows", frames=90, fps=60.0, **given)
+    assert [slow.window(p) for p in (0, 1)] == [(0.0, 1.0), (0.5, 1.5)] and fast.window(1) == (0.25, 0.75)
+    assert len(slow) == len(fast) == 5 and slow[1].frames.tolist() == fast[1].frames.tolist()
+    same = plan_of(1, "windows", frames=90, fps=60.0, fps_of_clips=30.0, **given)
+    assert same.window(1) == (0.5, 1.5) and len(same) == 2
+    assert plan_of(1, "windows", frames=90, fps=30.0, crops=3)[0].boxes.shape == (3, 4)
+    for wrong in ("30", "0f", "f", "-3f", "3.5f"):
+        with pytest.raises(ValueError, match="a number of frames such as 64f"):
+            plan_of(1, "windows", window=wrong)
