@@ -154,11 +154,16 @@ def _draw(seed: int, epoch: int, sample: int, stream: int, numbers: int) -> np.n
     return uniforms(seed, stream, epoch, sample, numbers)
 
 
+def windows_in(seconds: np.ndarray, window: float, hop: float) -> np.ndarray:
+    """How many windows slide over videos that are so long: as many as cover them, at least one."""
+    # A thousandth of a window more than a whole number of them is rounding, not film.
+    counts = np.ceil((seconds - window) / hop - 1e-3) + 1
+    counts = np.minimum(counts, np.ceil(seconds / hop - 1e-3))  # with gaps between windows: none begins after the end
+    return np.maximum(counts, 1).astype(np.int64)
+
+
 def _first_windows(frames, fps, options: ClipOptions) -> np.ndarray:
     """(n + 1,) the position of each video's first window."""
-    hop = options.hop or options.window
     seconds = np.asarray(frames, dtype=np.float64) / np.asarray(fps, dtype=np.float64)
-    # A thousandth of a window more than a whole number of them is rounding, not film.
-    counts = np.ceil((seconds - options.window) / hop - 1e-3) + 1
-    counts = np.minimum(counts, np.ceil(seconds / hop - 1e-3))  # with gaps between windows: none begins after the end
-    return np.concatenate([[0], np.cumsum(np.maximum(counts, 1).astype(np.int64))])
+    counts = windows_in(seconds, options.window, options.hop or options.window)
+    return np.concatenate([[0], np.cumsum(counts)])
