@@ -46,17 +46,17 @@ def annotated(video: str, out: Path | None, answers: Iterable[Answer], lines: Ca
         stream = best_stream(source)
         upright = Upright(stream.sample_aspect_ratio or Fraction(1), even_size)
         with av.open(str(temporary), "w", format="mp4") as copy:
-            encoder, sound = None, Sound(beside, copy)
-            shown = following = None
+            encoder = shown = following = None
             for second, picture in chosen_frames(source, stream, 0.0, None, inf, None):
                 while shown is None or following is not None and nearer(second, shown, following):
                     shown = following or next(coming)
                     following = next(coming, None)
                     yield shown
                 frame = upright(picture)
-                encoder = encoder or h264(copy, frame, frame_rate(stream))
+                if encoder is None:
+                    encoder, sound = h264(copy, frame, frame_rate(stream)), Sound(beside, copy)
                 burn_in(frame, lines(shown))
-                frame.time_base, frame.pict_type = encoder.time_base, 0
+                frame.time_base, frame.pict_type = encoder.codec_context.time_base, 0
                 frame.pts = round(second / frame.time_base)
                 sound.copy_up_to(second)
                 copy.mux(encoder.encode(frame))
@@ -76,12 +76,12 @@ def even_size(width: Fraction, height: Fraction) -> tuple[int, int]:
 
 
 def h264(copy, frame: av.VideoFrame, rate: Fraction):
-    encoder = copy.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
-    encoder.width, encoder.height, encoder.pix_fmt = frame.width, frame.height, frame.format.name
-    context = encoder.codec_context
+    stream = copy.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
+    stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, frame.format.name
+    context = stream.codec_context
     context.time_base = Fraction(1, rate.numerator * ceil(TICKS / rate.numerator))
     context.colorspace, context.color_range = Colorspace.ITU601, ColorRange.MPEG
-    return context
+    return stream
 
 
 class Sound:
@@ -131,7 +131,7 @@ def drawn(lines: Lines, width: int, height: int) -> tuple[np.ndarray, np.ndarray
     draw = ImageDraw.Draw(sheet)
     for number, (name, probability) in enumerate(lines):
         top = number * row
-        draw.rectangle((0, top + 1, round(wide * probability) - 1, top + row - 2), fill=BAR)
+        sheet.paste(BAR, (0, top + 1, round(wide * probability), top + row - 1))
         draw.text((size // 3, top + size // 6), f"{100 * probability:3.0f} %  {name}", fill=TEXT, font=font)
     panel = np.asarray(sheet.convert("YCbCr"), np.float32) * np.float32([219, 224, 224]) / 255 + np.float32([16, 16, 16])
     cover = np.where((np.asarray(sheet) == GROUND).all(-1), 0.6, 0.9).astype(np.float32)

@@ -87,7 +87,8 @@ def _open_stream(place: str) -> Iterator[tuple[av.container.InputContainer, None
     options = {"max_pixels": str(LARGEST_PICTURE), "protocol_whitelist": PROTOCOLS}
     try:
         if place == STANDARD_INPUT:
-            container = av.open(_AsItComes(sys.stdin.buffer), options=options, metadata_errors="replace")
+            # Unbuffered: a read gives what has come, and none that still waits stands in the way when the program ends.
+            container = av.open(sys.stdin.buffer.raw, options=options, metadata_errors="replace")
         elif _is_camera(place):
             container = av.open(os.path.abspath(place), format="v4l2", metadata_errors="replace")
         else:
@@ -97,16 +98,6 @@ def _open_stream(place: str) -> Iterator[tuple[av.container.InputContainer, None
         raise RejectedVideo(f"it cannot be opened as a stream ({_why(error)}{hint})") from error
     with container:
         yield container, None
-
-
-class _AsItComes:
-    """A pipe of which a read waits for what is there, and not for as much as was asked for."""
-
-    def __init__(self, file):
-        self._file = file
-
-    def read(self, size: int) -> bytes:
-        return self._file.read1(size)
 
 
 def _video_of(container):
