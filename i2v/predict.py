@@ -6,8 +6,17 @@ Each video is stored as training stored its videos, cut and looked at from the v
 with the classes in the checkpoint: the prediction is the one that an evaluation of that video would count. Needs the
 checkpoint and the backbone's weights, nothing else.
 
-    python -m i2v.predict --checkpoint ... film.mp4 --window 2 --hop 1     # what happens when: a window slides over the film
     find films -name '*.mp4' | python -m i2v.predict --checkpoint ... --list s3://bucket/more
+
+What happens when, in films and live: a window slides over the video, and there is an answer every hop, as it comes.
+
+    python -m i2v.predict --checkpoint ... film.mp4 --window 2 --hop 1 --annotate named.mp4 # a copy with the answers in it
+    python -m i2v.predict --checkpoint ... rtsp://camera/1 --window 2 --hop 0.5 --jsonl -   # or /dev/video0
+    ffmpeg -i ... -f mpegts - | python -m i2v.predict --checkpoint ... - --window 2         # encoded video on standard input
+
+A camera or an address does not wait: windows that the model is too slow for are dropped, and the answer after them says
+how many. Standard input waits, unless --live says that it must not. An answer's latency is the time from when the last of
+its frames was decoded. Memory does not grow with the length of the video (but --json keeps all answers to the end).
 """
 
 from __future__ import annotations
@@ -17,6 +26,7 @@ import json
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from datetime import timedelta
@@ -24,6 +34,7 @@ from pathlib import Path
 
 import torch
 
+from i2v.annotate import annotated
 from i2v.distributed import init_world
 from i2v.hub import find_model
 from i2v.metrics import videos_at_once, view_probabilities
@@ -31,9 +42,12 @@ from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.memory import ClipsInMemory
 from i2v.session import Session, add_flags, command, open_session, parse
 from i2v.shard_tools.encode import EncodedClip, EncodeSettings
+from i2v.shard_tools.live import STANDARD_INPUT, is_live, is_stream
 from i2v.shard_tools.paths import exists, is_folder, join, videos_below
 from i2v.shard_tools.pool import encode_videos
+from i2v.shard_tools.source_video import RejectedVideo
 from i2v.shard_tools.sources import Video
+from i2v.watch import Answer, Answers
 
 TIMEOUT = 86_400.0  # seconds for a video: somebody is waiting and can see how far it is
 MEMORY = 4.0  # GB for clips
@@ -41,11 +55,13 @@ AT_ONCE, BYTES_AT_ONCE = 64, 1 << 30  # videos per round, as they are stored: re
 
 
 def find_videos(places: Iterable[str | Path]) -> list[str]:
-    """Files as given, folders searched for video files that are not hidden; both on this machine or fsspec URLs. Raises
-    ValueError if there is nothing."""
+    """Files and streams as given, folders searched for video files that are not hidden; files and folders on this machine or
+    fsspec URLs. Raises ValueError if there is nothing."""
     places, videos = list(map(str, places)), []
     for place in places:
-        if is_folder(place):
+        if is_stream(place):
+            videos.append(place)
+        elif is_folder(place):
             videos += [join(place, name) for name in videos_below(place)]
         elif exists(place):
             videos.append(place)
@@ -62,24 +78,13 @@ def listed(lines: Iterable[bytes]) -> list[str]:
 
 
 def predict(
-    session: Session,
-    videos: Iterable[str | Path],
-    workers: int = 0,
-    window=None,
-    hop=None,
-    tell: Callable[[str], None] | None = None,
-) -> Iterator[tuple[str, list | str]]:
-    """Every video, in order, with a list of (start, end, probabilities): seconds as players count them, and a (K,) tensor;
-    or with why it could not be read.
-
-    window, hop: seconds; None: the views of the run's evaluation, averaged, are one answer for the whole video.
-    tell: called very often, with how far it is, in words.
+    session: Session, videos: Iterable[str | Path], workers: int = 0, tell: Callable[[str], None] | None = None
+) -> Iterator[tuple[str, Answer | str]]:
+    """Every video, in order, with the answer for all of it: the views of the run's evaluation, averaged; or with why it could
+    not be read. tell: called very often, with how far it is, in words.
     """
     tell = tell or (lambda text: None)
-    stored = dict(session.meta.stored)
-    if window is not None:
-        stored["max_seconds"] = None
-    settings, chunk = EncodeSettings(**stored), {}
+    settings, chunk = EncodeSettings(**session.meta.stored), {}
     sources = (Video(str(video)) for video in videos)
 
     def read(video: Video, second: float) -> None:
@@ -90,34 +95,56 @@ def predict(
             chunk[str(video)] = outcome
             size = sum(len(clip.data) for clip in chunk.values() if isinstance(clip, EncodedClip))
             if len(chunk) == AT_ONCE or size >= BYTES_AT_ONCE:
-                yield from look_at(session, chunk, settings, window, hop, tell)
+                yield from look_at(session, chunk, settings, tell)
                 chunk = {}
-    yield from look_at(session, chunk, settings, window, hop, tell)
+    yield from look_at(session, chunk, settings, tell)
 
 
 @torch.no_grad()
 def look_at(
-    session: Session, outcomes: dict[str, object], settings: EncodeSettings, window, hop, tell: Callable[[str], None]
-) -> list[tuple[str, list | str]]:
+    session: Session, outcomes: dict[str, object], settings: EncodeSettings, tell: Callable[[str], None]
+) -> list[tuple[str, Answer | str]]:
     """The answers for some videos, each encoded or rejected."""
     clips = {video: clip for video, clip in outcomes.items() if isinstance(clip, EncodedClip)}
     names = list(clips)
-    found = {video: [] if video in clips else outcome.reason for video, outcome in outcomes.items()}
+    found = {video: None if video in clips else outcome.reason for video, outcome in outcomes.items()}
     if clips:
-        shards, views = ClipsInMemory(list(clips.values()), names, settings.codec, settings.gop), session.views((), window, hop)
+        shards, views = ClipsInMemory(list(clips.values()), names, settings.codec, settings.gop), session.views()
         loader = build_loader(shards, batch_size=min(videos_at_once(views["options"], MEMORY), len(clips)), **views)
         for batch in loader:
-            tell(f"looking at {min(batch.samples_seen, len(loader.plan))} of {len(loader.plan)} views")
+            tell(f"looking at {min(batch.samples_seen, len(loader.plan))} of {len(loader.plan)} videos")
             with session.autocast():
                 probabilities = view_probabilities(session.model, batch, several=session.meta.several).cpu()
             for i in batch.weights.nonzero().flatten().tolist():
                 clip = int(batch.ids[i])
                 length = float(shards.clips["frames"][clip] / shards.clips["fps"][clip])
                 begin = round(clips[names[clip]].begin, 6)  # as shards say it
-                start, end = loader.plan.window(int(batch.positions[i])) if window is not None else (0.0, length)
-                found[names[clip]].append((begin + start, begin + min(end, length), probabilities[i]))
+                found[names[clip]] = Answer(begin, begin + length, probabilities[i])
         found |= {names[clip]: reason for clip, reason in loader.bad.items()}
     return list(found.items())
+
+
+def watch(
+    session: Session, videos: Iterable[str], window: float, hop: float | None = None, ahead: int = 0, drop: bool = False
+) -> Iterator[tuple[str, Answers]]:
+    """Every video, in order, with its answers as they come (see i2v.watch); take them before the next video.
+
+    ahead: videos that are read while another one is looked at. drop: do not let standard input wait.
+    """
+    videos, opened = iter(videos), deque()
+    try:
+        while True:
+            while len(opened) <= ahead and (video := next(videos, None)) is not None:
+                at_once = 1 if is_stream(video) else videos_at_once(session.views((), window, hop)["options"], MEMORY)
+                drops = is_live(video) or drop and video == STANDARD_INPUT
+                opened.append(Answers(session, video, window, hop, drops, at_once))
+            if not opened:
+                return
+            yield opened[0].place, opened[0]
+            opened.popleft().close()
+    finally:
+        for answers in opened:
+            answers.close()
 
 
 class Patience:
@@ -147,16 +174,28 @@ class Predictor:
     def predict(self, video: str | Path, top: int = 5, window: float | None = None, hop: float | None = None) -> list[dict]:
         """[{"class", "probability"}, ...], the likeliest first; with window (seconds, one every `hop`) a list of {"start",
         "end", "top"} for the times of the video. Raises ValueError, one sentence, if the video cannot be read."""
+        if window is not None:
+            return list(self.watch(video, window, hop, top))
         (video,) = find_videos([video])
-        answer = dict(predict(self.session, [video], 0, window, hop))[video]
+        answer = dict(predict(self.session, [video]))[video]
         if isinstance(answer, str):
             raise ValueError(f"{video} cannot be read: {answer}")
-        found = []
-        for start, end, probabilities in answer:
-            best = probabilities.topk(min(top, len(self.classes)))
-            named = [{"class": self.classes[i], "probability": p} for p, i in zip(best.values.tolist(), best.indices.tolist())]
-            found.append({"start": start, "end": end, "top": named})
-        return found if window is not None else found[0]["top"]
+        return named(answer, self.classes, top)
+
+    def watch(
+        self, video: str | Path, window: float, hop: float | None = None, top: int = 5, drop: bool = False
+    ) -> Iterator[dict]:
+        """{"start", "end", "top"} of each window of a video, as they come; of a stream (a camera's device, an address such as
+        rtsp://..., or - for standard input) with "latency" in seconds and the number of windows that were "dropped" before
+        it. drop: do not let standard input wait. Raises ValueError as predict, after the answers up to there."""
+        (video,) = find_videos([video])
+        with closing(watch(self.session, [video], window, hop, drop=drop)) as watched:
+            for _, answers in watched:
+                try:
+                    for answer in answers:
+                        yield said(answer, self.classes, top, is_stream(video))
+                except RejectedVideo as rejected:
+                    raise ValueError(f"{video} cannot be read: {rejected.reason}") from rejected
 
 
 def load(source: str | Path, *, device: str = "auto", precision: str = "auto", weights: str | None = None) -> Predictor:
@@ -170,58 +209,185 @@ def load(source: str | Path, *, device: str = "auto", precision: str = "auto", w
     return Predictor(session)
 
 
+def named(answer: Answer, classes: list[str], top: int) -> list[dict]:
+    """The likeliest classes and their probabilities."""
+    best = answer.probabilities.topk(min(top, len(classes)))
+    return [{"class": classes[i], "probability": p} for p, i in zip(best.values.tolist(), best.indices.tolist())]
+
+
+def said(answer: Answer, classes: list[str], top: int, live: bool) -> dict:
+    """A window's answer as JSON has it."""
+    found = {"start": answer.start, "end": answer.end, "top": named(answer, classes, top)}
+    return found | ({"latency": round(answer.latency, 6), "dropped": answer.dropped} if live else {})
+
+
 def main() -> None:
     parser = command("i2v.predict", __doc__)
     about = "best.safetensors or last.safetensors of a run, or its folder"
     parser.add_argument("--checkpoint", required=True, type=Path, help=about)
-    parser.add_argument("videos", nargs="*", metavar="VIDEO", help="files, folders that are searched for them, or URLs of both")
+    about = "files, folders that are searched for them, or URLs of both; or one stream: - , /dev/video0, rtsp://..."
+    parser.add_argument("videos", nargs="*", metavar="VIDEO", help=about)
     parser.add_argument("--list", action="store_true", help="read more of them from standard input, one a line")
     parser.add_argument("--top", type=int, default=5, help="how many classes to name")
     add_flags(parser, "--window", "--hop", window="an answer for every so many seconds of a video")
+    parser.add_argument("--live", action="store_true", help="drop what the model is too slow for, also of standard input")
     add_flags(parser, "--weights", "--device", "--precision")
-    parser.add_argument("--workers", type=int, default=0, help="processes that prepare videos (default: this one)")
-    add_flags(parser, "--json", json="write all of it here as well")
+    about = "processes that prepare videos, or with --window threads that read the next ones (default: none besides this)"
+    parser.add_argument("--workers", type=int, default=0, help=about)
+    add_flags(parser, "--json", json="write all of it here as well, at the end")
+    about = "write it here as it comes, a JSON object a line; - is standard output, which then has nothing else"
+    parser.add_argument("--jsonl", metavar="FILE", help=about)
+    parser.add_argument(
+        "--annotate", metavar="FILE", type=Path, help="write a copy of the one video (.mp4) with the answers in it"
+    )
     args = parse(parser)
     try:
-        if args.top < 1:
-            raise ValueError(f"--top is {args.top}: it must be at least 1.")
-        if args.workers < 0:
-            raise ValueError(f"--workers is {args.workers}: it must be at least 0.")
-        if not args.videos and not args.list:
-            raise ValueError(
-                "there is nothing to look at: give videos, folders or URLs, or --list and their names on standard input."
-            )
+        check(args)
         videos = find_videos(args.videos + (listed(sys.stdin.buffer) if args.list else []))
+        check_videos(args, videos)
         session = open_session(args)
         session.place(init_world(args.device).device, args.precision)
-        classes, results = session.meta.classes, []
-        for video, answer in predict(session, videos, args.workers, args.window, args.hop, Patience()):
-            results.append(show(video, answer, classes, args.top, args.window is not None))
+        with closing(Told(args, session.meta.classes)) as told:
+            (tell_windows if args.window is not None else tell_videos)(args, session, videos, told)
     except (ValueError, TypeError, OSError, ShardError) as error:
         sys.exit(f"i2v.predict: {error}")
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1))
-    unread = sum("error" in result for result in results)
-    if unread:
-        sys.exit(f"i2v.predict: {unread} of {len(results)} videos could not be read.")
+    if told.unread:
+        sys.exit(f"i2v.predict: {told.unread} of {len(videos)} videos could not be read.")
 
 
-def show(video: str, answer, classes: list[str], top: int, windowed: bool) -> dict:
-    """Print one video's result, and return it."""
-    print(video)
-    if isinstance(answer, str):
-        print(f"    cannot be read: {answer}")
-        return {"video": video, "error": answer}
-    windows = []
-    for start, end, probabilities in answer:
-        best = probabilities.topk(min(top, len(classes)))
-        named = [(classes[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist())]
-        if windowed:
-            print(f"  {start:.2f} to {end:.2f} s")
-        for name, probability in named:
-            print(f"    {100 * probability:5.1f} %  {name}")
-        windows.append({"start": start, "end": end, "top": [{"class": name, "probability": p} for name, p in named]})
-    return {"video": video, "windows": windows} if windowed else {"video": video, "top": windows[0]["top"]}
+def check(args) -> None:
+    """Raises ValueError, one sentence, for flags that cannot be meant."""
+    if args.top < 1:
+        raise ValueError(f"--top is {args.top}: it must be at least 1.")
+    if args.workers < 0:
+        raise ValueError(f"--workers is {args.workers}: it must be at least 0.")
+    if not args.videos and not args.list:
+        raise ValueError(
+            "there is nothing to look at: give videos, folders or URLs, or --list and their names on standard input."
+        )
+    if args.list and STANDARD_INPUT in args.videos:
+        raise ValueError("standard input cannot be both a video (-) and a list of them (--list).")
+    if args.live and STANDARD_INPUT not in args.videos:
+        raise ValueError("--live is for standard input (-): cameras and addresses are live, and files wait.")
+    if args.annotate is not None and (args.annotate.suffix != ".mp4" or not args.annotate.parent.is_dir()):
+        raise ValueError(f"--annotate {args.annotate}: give a name that ends in .mp4, in a folder that exists.")
+
+
+def check_videos(args, videos: list[str]) -> None:
+    stream = next(filter(is_stream, videos), None)
+    if stream is not None and len(videos) > 1:
+        raise ValueError(f"{stream} is a stream and may have no end: give it alone.")
+    if stream is not None and args.window is None:
+        raise ValueError(f"{stream} is a stream: say with --window how many seconds an answer is about.")
+    if args.annotate is not None and (stream is not None or len(videos) > 1):
+        raise ValueError(f"--annotate copies one video file: there {'is a stream' if stream else f'are {len(videos)}'}.")
+
+
+def tell_videos(args, session: Session, videos: list[str], told: Told) -> None:
+    for video, answer in predict(session, videos, args.workers, Patience()):
+        try:
+            if isinstance(answer, str):
+                raise RejectedVideo(answer)
+            for _ in annotated(video, args.annotate, [answer], told.lines):
+                told.whole(video, answer)
+        except RejectedVideo as rejected:
+            told.cannot_be_read(video, rejected.reason)
+
+
+def tell_windows(args, session: Session, videos: list[str], told: Told) -> None:
+    with closing(watch(session, videos, args.window, args.hop, args.workers, args.live)) as watched:
+        for video, answers in watched:
+            told.begins(video)
+            try:
+                for answer in annotated(video, args.annotate, answers, told.lines):
+                    told.window(answer)
+            except RejectedVideo as rejected:
+                told.cannot_be_read(video, rejected.reason)
+            finally:
+                told.ends(answers)
+
+
+class Told:
+    """Prints results as they come, and writes them where they are wanted: --jsonl as they come too, --json at the end."""
+
+    def __init__(self, args, classes: list[str]):
+        self.unread, self._classes, self._top, self._json, self._all = 0, classes, args.top, args.json, []
+        self._prints = args.jsonl != "-"
+        self._jsonl = open(args.jsonl, "w") if args.jsonl and self._prints else sys.stdout if args.jsonl else None
+        self._video, self._windows, self._latency, self._longest, self._dropped = "", 0, 0.0, 0.0, 0
+
+    def lines(self, answer: Answer) -> tuple[tuple[str, float], ...]:
+        """What a picture can say of an answer: classes and their probabilities."""
+        return tuple((one["class"], one["probability"]) for one in named(answer, self._classes, self._top))
+
+    def whole(self, video: str, answer: Answer) -> None:
+        self._print(video)
+        self._print_lines(answer)
+        self._write({"video": video, "top": named(answer, self._classes, self._top)})
+
+    def begins(self, video: str) -> None:
+        self._video, self._windows, self._latency, self._longest, self._dropped = video, 0, 0.0, 0.0, 0
+        self._print(video)
+
+    def window(self, answer: Answer) -> None:
+        live = is_stream(self._video)
+        self._windows, self._dropped = self._windows + 1, self._dropped + answer.dropped
+        self._latency, self._longest = self._latency + answer.latency, max(self._longest, answer.latency)
+        late = f", {1000 * answer.latency:.0f} ms later" if live else ""
+        late += f", after {answer.dropped} dropped" if answer.dropped else ""
+        self._print(f"  {answer.start:.2f} to {answer.end:.2f} s{late}")
+        self._print_lines(answer)
+        self._write({"video": self._video} | said(answer, self._classes, self._top, live))
+
+    def ends(self, answers: Answers) -> None:
+        """What came of a stream, on standard error."""
+        if not is_stream(self._video):
+            return
+        mean = self._latency / max(self._windows, 1)
+        text = f"{self._video}: {self._windows} answers, {mean:.3f} s late on average and {self._longest:.3f} s at most"
+        if self._dropped:
+            text += f"; {self._dropped} windows were dropped, because the model needs longer than a hop"
+        if answers.damaged:
+            text += f"; {answers.damaged} damaged pictures were left out"
+        print(text, file=sys.stderr)
+
+    def cannot_be_read(self, video: str, reason: str) -> None:
+        self.unread += 1
+        if video != self._video:
+            self._print(video)
+        self._print(f"    cannot be read: {reason}")
+        self._write({"video": video, "error": reason})
+
+    def close(self) -> None:
+        if self._json:
+            self._json.write_text(json.dumps(list(self._by_video()), indent=1))
+        if self._jsonl and self._prints:
+            self._jsonl.close()
+
+    def _by_video(self) -> Iterator[dict]:
+        """Each video once, its windows in a list."""
+        found: dict[str, dict] = {}
+        for result in self._all:
+            video = found.setdefault(result["video"], {"video": result["video"]})
+            if "start" in result:
+                video.setdefault("windows", []).append({key: value for key, value in result.items() if key != "video"})
+            else:
+                video |= result
+        yield from found.values()
+
+    def _print(self, text: str) -> None:
+        if self._prints:
+            print(text, flush=True)
+
+    def _print_lines(self, answer: Answer) -> None:
+        for name, probability in self.lines(answer):
+            self._print(f"    {100 * probability:5.1f} %  {name}")
+
+    def _write(self, result: dict) -> None:
+        if self._json:
+            self._all.append(result)
+        if self._jsonl:
+            print(json.dumps(result), file=self._jsonl, flush=True)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def decode_clip(data: np.ndarray, frames: np.ndarray, part: tuple[slice, slice] 
         header, sizes = fragment_sizes(bytes(data))
         decoder = _decoder(bytes(data[:header]))
         pictures = _pictures(decoder, data, header, sizes, set(frames.tolist()))
-        return _rgb([pictures[frame] for frame in frames.tolist()], part)
+        return _packed([pictures[frame] for frame in frames.tolist()], part)
     except (av.FFmpegError, ValueError) as error:
         raise DecodeError(str(error)) from error
 
@@ -59,7 +59,7 @@ def _pictures(decoder, data: np.ndarray, at: int, sizes: list[int], wanted: set[
             if frame.is_corrupt:
                 raise DecodeError(f"picture {number} comes out damaged")
             if number in wanted:
-                pictures[number] = _converter().reformat(frame, format="gbrp", interpolation=AS_DALI, threads=1)
+                pictures[number] = _planar(frame)
         return len(frames)
 
     for size in sizes:
@@ -72,13 +72,18 @@ def _pictures(decoder, data: np.ndarray, at: int, sizes: list[int], wanted: set[
     return pictures
 
 
-def _converter() -> VideoReformatter:
+def rgb(frame: av.VideoFrame) -> np.ndarray:
+    """A decoded frame -> (H, W, 3) uint8, as decode_clip makes it of a frame that is stored."""
+    return _packed([_planar(frame)], WHOLE)[0]
+
+
+def _planar(frame: av.VideoFrame) -> av.VideoFrame:
     if not hasattr(_mine, "converter"):
         _mine.converter = VideoReformatter()
-    return _mine.converter
+    return _mine.converter.reformat(frame, format="gbrp", interpolation=AS_DALI, threads=1)
 
 
-def _rgb(pictures: list[av.VideoFrame], part: tuple[slice, slice]) -> np.ndarray:
+def _packed(pictures: list[av.VideoFrame], part: tuple[slice, slice]) -> np.ndarray:
     """Planar pictures -> (N, H, W, 3) uint8"""
     shape = np.empty((pictures[0].height, pictures[0].width), bool)[part].shape
     video = np.empty((len(pictures), *shape, 3), np.uint8)

@@ -68,7 +68,12 @@ def test_frames(count: int, fps: float, options: ClipOptions, clips: int) -> np.
 
 def window_frames(times: np.ndarray, start: float, window: float, t: int) -> np.ndarray:
     """(1, T) frames at equal distances in the `window` seconds from `start` on; times: (n,) seconds, when each is shown."""
-    return nearest(times, start + (np.arange(t) + 0.5) * window / t)[None]
+    return nearest(times, window_times(start, window, t))[None]
+
+
+def window_times(start: float, window: float, t: int) -> np.ndarray:
+    """(T,) seconds at equal distances in the `window` seconds from `start` on."""
+    return start + (np.arange(t) + 0.5) * window / t
 
 
 def timeline(times: np.ndarray, duration: float, fps: float) -> np.ndarray:

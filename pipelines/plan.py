@@ -162,12 +162,16 @@ def _window_and_hop(options: ClipOptions, fps):
     return window, hop
 
 
-def _first_windows(frames, fps, options: ClipOptions) -> np.ndarray:
-    """(n + 1,) the position of each video's first window."""
-    fps = np.asarray(fps, dtype=np.float64)
-    window, hop = _window_and_hop(options, fps)
-    seconds = np.asarray(frames, dtype=np.float64) / fps
+def windows_in(seconds: np.ndarray, window: float, hop: float) -> np.ndarray:
+    """How many windows slide over videos that are so long: as many as cover them, at least one."""
     # A thousandth of a window more than a whole number of them is rounding, not film.
     counts = np.ceil((seconds - window) / hop - 1e-3) + 1
     counts = np.minimum(counts, np.ceil(seconds / hop - 1e-3))  # with gaps between windows: none begins after the end
-    return np.concatenate([[0], np.cumsum(np.maximum(counts, 1).astype(np.int64))])
+    return np.maximum(counts, 1).astype(np.int64)
+
+
+def _first_windows(frames, fps, options: ClipOptions) -> np.ndarray:
+    """(n + 1,) the position of each video's first window."""
+    fps = np.asarray(fps, dtype=np.float64)
+    counts = windows_in(np.asarray(frames, dtype=np.float64) / fps, *_window_and_hop(options, fps))
+    return np.concatenate([[0], np.cumsum(counts)])

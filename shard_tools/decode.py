@@ -9,7 +9,7 @@ taken to be shown 1/rate after that one; a first frame more than an hour from th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import chain
 from typing import NamedTuple
@@ -95,6 +95,12 @@ def frame_rate(stream) -> Fraction:
     return min(max(rate.limit_denominator(1001), Fraction(1, 100)), Fraction(1000))
 
 
+def kept_rate(stream, fps: float | None) -> Fraction:
+    """Of a source of which at most `fps` frames per second are kept; None: all."""
+    rate = frame_rate(stream)
+    return min(rate, Fraction(fps).limit_denominator(1001)) if fps else rate
+
+
 def chosen_frames(
     container, stream, start: float, end: float | None, max_seconds: float | None, fps: float | None
 ) -> Iterator[TimedPicture]:
@@ -104,7 +110,7 @@ def chosen_frames(
     Decoding begins at a keyframe before `start` where that is exact, and ends at `end`.
     Raises RejectedVideo for damage, for a segment without frames, and for what cannot be meant to be one clip.
     """
-    _check_picture(stream.codec_context.width, stream.codec_context.height)
+    check_picture(stream.codec_context.width, stream.codec_context.height)
     duration = _declared_seconds(container, stream)
     expected = duration * fps if fps else max(stream.frames, duration * SLOWEST)
     if end is None and max_seconds is None and expected > MOST_FRAMES:
@@ -169,7 +175,7 @@ def frames_from(container, stream, start: float) -> Iterator[TimedPicture]:
     if second is None and container.streams.audio:
         raise RejectedVideo("it is sound with one picture, not a video")
     begin = _first_time(container, stream, first)
-    origin, step = (_timestamp(first, container) or 0.0) - begin, float(1 / frame_rate(stream))
+    origin, step = (timestamp_of(first, container) or 0.0) - begin, float(1 / frame_rate(stream))
     turns = orientation(first) or Orientation()
     pending = [first] if second is None else [first, second]
     if start - begin > 2 * SEEK_MARGIN and first.time is not None and SEEKABLE & _formats(container):
@@ -179,9 +185,20 @@ def frames_from(container, stream, start: float) -> Iterator[TimedPicture]:
             if first is None:
                 raise RejectedVideo(f"it cannot be searched for second {start:g}")
         pending = [first]
+    yield from timed(chain(pending, frames), container, origin, begin, step, turns)
+
+
+def timed(
+    frames: Iterable[av.VideoFrame], container, origin: float, begin: float, step: float, turns: Orientation
+) -> Iterator[TimedPicture]:
+    """Frames with the times at which they are shown.
+
+    origin: what the source's clock says at 0; begin: when a first frame without a timestamp is shown; step: seconds from a
+    frame to the next where the timestamps say nothing; turns: of frames before the first that says it.
+    """
     before = None
-    for frame in chain(pending, frames):
-        timestamp = _timestamp(frame, container)
+    for frame in frames:
+        timestamp = timestamp_of(frame, container)
         time = before if timestamp is None else timestamp - origin
         if before is None:
             time = begin if time is None else time
@@ -203,7 +220,7 @@ def _first_time(container, stream, first: av.VideoFrame) -> float:
     return begin if SAME_TIME < begin <= LONGEST_PAUSE else 0.0
 
 
-def _timestamp(frame: av.VideoFrame, container) -> float | None:
+def timestamp_of(frame: av.VideoFrame, container) -> float | None:
     """When the frame is shown, in seconds of the source's clock."""
     if "avi" in _formats(container):
         return None if frame.dts is None else float(frame.dts * frame.time_base)
@@ -237,7 +254,7 @@ def _decoded(container, stream, seeked: bool = False) -> Iterator[av.VideoFrame]
                 continue
             stop = packet.pos + packet.size if packet.size and packet.pos is not None else stop
             for frame in tally.decoded(packet):
-                _check_picture(frame.width, frame.height)
+                check_picture(frame.width, frame.height)
                 yield frame
     except av.FFmpegError as error:
         raise RejectedVideo(f"decoding stopped after {tally.frames} frames ({describe(error)})") from error
@@ -288,6 +305,6 @@ def _formats(container) -> set[str]:
     return set(container.format.name.split(","))
 
 
-def _check_picture(width: int, height: int) -> None:
+def check_picture(width: int, height: int) -> None:
     if max(width, height) > LARGEST_SIDE or width * height > LARGEST_PICTURE:
         raise RejectedVideo(f"its pictures of {width}x{height} pixels are too large")

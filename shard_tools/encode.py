@@ -11,9 +11,10 @@ import io
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 
 import av
 import numpy as np
@@ -22,7 +23,7 @@ from av.filter import Graph
 from av.video.reformatter import ColorRange, Colorspace
 
 from i2v.pipelines.index import FRAGMENT, LARGEST_SIDE, fragment_sizes
-from i2v.shard_tools.decode import CUT_IT, MOST_FRAMES, TimedPicture, best_stream, chosen_frames, frame_rate
+from i2v.shard_tools.decode import CUT_IT, MOST_FRAMES, Picture, best_stream, chosen_frames, kept_rate
 from i2v.shard_tools.orientation import TURNS, Orientation
 from i2v.shard_tools.source_video import RejectedVideo, open_video
 from i2v.shard_tools.sources import Video
@@ -152,11 +153,10 @@ def encode_video(
     video = video if isinstance(video, Video) else Video(os.fspath(video))
     with open_video(video) as (container, source_bytes):
         stream = best_stream(container)
-        rate = frame_rate(stream)
-        rate = min(rate, Fraction(settings.fps).limit_denominator(1001)) if settings.fps else rate
+        rate = kept_rate(stream, settings.fps)
         frames = chosen_frames(container, stream, video.start, video.end, settings.max_seconds, settings.fps)
-        pixel_shape = stream.sample_aspect_ratio or Fraction(1)
-        upright = _upright_frames(frames, pixel_shape, settings)
+        stored = as_stored(stream.sample_aspect_ratio or Fraction(1), settings)
+        upright = ((time, stored(picture)) for time, picture in frames)
         data, width, height, times = _encode(upright if on_frame is None else _told(upright, on_frame), rate, settings)
     return _validated(data, width, height, times, float(rate), settings.gop, source_bytes)
 
@@ -178,31 +178,51 @@ def stored_size(width: Fraction, height: Fraction, short_side: int) -> tuple[int
     return (long_side, short_side) if width >= height else (short_side, long_side)
 
 
-def _true_rate(times: np.ndarray, declared: float) -> float:
-    """Frames per second: frames over time, or what is declared where the two agree but for rounding."""
-    if len(times) == 1 or abs((len(times) - 1) / declared - times[-1]) < ROUNDED_TIME:
+def true_rate(frames: int, last: float, declared: float) -> float:
+    """Frames per second: frames over time, or what is declared where the two agree but for rounding.
+
+    last: when the last of them is shown, in seconds from the first.
+    """
+    if frames == 1 or abs((frames - 1) / declared - last) < ROUNDED_TIME:
         return declared
-    return float(np.clip((len(times) - 1) / times[-1], 1e-4, 1e3))
+    return float(np.clip((frames - 1) / last, 1e-4, 1e3))
 
 
-def _upright_frames(
-    pictures: Iterator[TimedPicture], pixel_shape: Fraction, settings: EncodeSettings
-) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Every frame as it will be stored: upright, scaled, cropped, converted."""
-    graph = size = made_for = None
-    for time, (frame, turns) in pictures:
-        # A stream may change its size or colours on the way: the stored clip keeps the first frame's size.
+class Upright:
+    """Makes frames of a source what is stored of them: upright, with square pixels, scaled, cropped, converted.
+
+    pixel_shape: width / height of the source's pixels. size_of: the size to be made, width and height, of an upright
+    source's. full: whether levels are those of JPEG. final: filters that come last.
+    """
+
+    def __init__(self, pixel_shape: Fraction, size_of: Callable[[Fraction, Fraction], tuple[int, int]], full=False, final=()):
+        self._pixel_shape, self._size_of, self._full, self._final = pixel_shape, size_of, full, final
+        self._graph = self._size = self._made_for = None
+
+    def __call__(self, picture: Picture) -> av.VideoFrame:
+        frame, turns = picture
+        # A stream may change its size or colours on the way: what is made keeps the first frame's size.
         looks = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, turns)
-        if looks != made_for:
-            width, height = frame.width * pixel_shape, Fraction(frame.height)
+        if looks != self._made_for:
+            width, height = frame.width * self._pixel_shape, Fraction(frame.height)
             width, height = (height, width) if turns.transposed else (width, height)
-            size = size or stored_size(width, height, settings.short_side)
-            graph, made_for = _conversion(frame, turns, (width, height), size, settings.codec == "mjpeg"), looks
-        graph.push(frame)
-        yield time, graph.pull()
+            self._size = self._size or self._size_of(width, height)
+            self._graph = _conversion(frame, turns, (width, height), self._size, self._full, self._final)
+            self._made_for = looks
+        self._graph.push(frame)
+        return self._graph.pull()
 
 
-def _conversion(frame, turns: Orientation, upright: tuple[Fraction, Fraction], size: tuple[int, int], full: bool) -> Graph:
+def as_stored(pixel_shape: Fraction, settings: EncodeSettings, decoded: bool = False) -> Upright:
+    """What makes of a source's frames those that are encoded; decoded: those that would come out of a decoder again."""
+    # These two decoders say where chroma lies, which decides how it is interpolated; filters and the other two say nothing.
+    final = [("setparams", "chroma_location=left")] if decoded and settings.codec in ("h264", "hevc") else []
+    return Upright(pixel_shape, partial(stored_size, short_side=settings.short_side), settings.codec == "mjpeg", final)
+
+
+def _conversion(
+    frame, turns: Orientation, upright: tuple[Fraction, Fraction], size: tuple[int, int], full: bool, final: Sequence
+) -> Graph:
     """The filters that turn, scale (bicubic), crop and recolour frames that look like this one.
 
     DALI 2.4 turns YUV into RGB with the BT.601 matrix whatever the tag says, so that is how clips are stored.
@@ -230,7 +250,7 @@ def _conversion(frame, turns: Orientation, upright: tuple[Fraction, Fraction], s
     last = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 1000)
     )
-    for name, arguments in [*steps, ("buffersink", None)]:
+    for name, arguments in [*steps, *final, ("buffersink", None)]:
         step = graph.add(name, arguments)
         last.link_to(step)
         last = step
@@ -303,7 +323,7 @@ def _validated(data: bytes, width, height, times: np.ndarray, rate: float, gop: 
         fragments,
         width,
         height,
-        _true_rate(times, rate),
+        true_rate(len(times), times[-1], rate),
         float(begin),
         source_bytes,
     )

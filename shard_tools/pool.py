@@ -21,6 +21,7 @@ from i2v.shard_tools.sources import Video
 
 WINDOW = 4  # videos in flight or waiting for their turn, per worker
 START_SECONDS = 120  # a process may take this long to import what it needs
+TELL_SECONDS = 1.0  # between two messages of how far a video is
 WAITING_BYTES = 1 << 30  # of finished clips that wait for a slow one before them
 STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}  # that ask the run to end, and say nothing about a video
 
@@ -35,15 +36,15 @@ def encode_videos(
     """The outcome of every video (or path of one), in order. Raises StoreError if their place cannot be read.
 
     workers: processes; a video that kills its process or takes longer than `timeout` seconds is rejected, the others
-    go on. 0: in this process, without that protection; only then on_frame is called, with the video and the second of
-    every frame. What is in flight is bounded, however long the list.
+    go on. 0: in this process, without that protection. on_frame: called with a video and the second of its frame, of every
+    frame in this process, and of one in a second or so in others. What is in flight is bounded, however long the list.
     A video in a store may take the time in which a store is given up in addition: that it stalls is not the video's fault.
     """
     if workers == 0:
         yield from (_outcome(video, settings, on_frame and partial(on_frame, video)) for video in videos)
         return
     videos, started, finished, yielded = enumerate(videos), 0, {}, 0
-    pool = [_Worker(settings) for _ in range(workers)]
+    pool = [_Worker(settings, on_frame) for _ in range(workers)]
     try:
         while True:
             waiting = sum(len(clip.data) for clip in finished.values() if isinstance(clip, EncodedClip))
@@ -53,7 +54,7 @@ def encode_videos(
                 if (task := next(videos, None)) is None:
                     break
                 if not worker.process.is_alive():
-                    pool[index] = worker = _Worker(settings)
+                    pool[index] = worker = _Worker(settings, on_frame)
                 worker.start(*task, timeout)
                 started += 1
             busy = [worker for worker in pool if worker.busy]
@@ -76,11 +77,12 @@ def encode_videos(
 class _Worker:
     """A process that encodes one video after the other, and the pipe to it."""
 
-    def __init__(self, settings: EncodeSettings):
+    def __init__(self, settings: EncodeSettings, on_frame: Callable[[Video | str, float], None] | None):
+        self.on_frame, self.video = on_frame, None
         self.task, self.busy, self.ready, self.patience, self.deadline = -1, False, False, 0.0, 0.0
         spawn = multiprocessing.get_context("spawn")
         self.connection, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=_work, args=(theirs, settings), daemon=True)
+        self.process = spawn.Process(target=_work, args=(theirs, settings, on_frame is not None), daemon=True)
         # The child inherits the mask: Ctrl-C or a scheduler's signal reaches this process only, which then ends the
         # children. Starting multiprocessing's own helper would lift the mask, so that comes first.
         resource_tracker.ensure_running()
@@ -93,7 +95,7 @@ class _Worker:
         weakref.finalize(self, self.process.kill)  # at exit multiprocessing would send SIGTERM, and wait for ever
 
     def start(self, task: int, video: Video | str, timeout: float) -> None:
-        self.task, self.busy = task, True
+        self.task, self.busy, self.video = task, True, video
         self.patience = timeout + (RETRY.patience if is_url(getattr(video, "path", str(video))) else 0)
         self.deadline = time.monotonic() + self.patience + (0 if self.ready else START_SECONDS)
         try:
@@ -106,12 +108,15 @@ class _Worker:
         try:
             while self.connection.poll():
                 message = self.connection.recv()
-                if message is not None:
+                if isinstance(message, float):
+                    self.on_frame(self.video, message)
+                elif message is not None:
                     self.busy = False
                     if isinstance(message, StoreError):
                         raise message
                     return message
-                self.ready, self.deadline = True, time.monotonic() + self.patience
+                else:
+                    self.ready, self.deadline = True, time.monotonic() + self.patience
         except (EOFError, OSError):
             self.process.join()
             if -self.process.exitcode in STOPS:
@@ -134,17 +139,29 @@ class _Worker:
         return RejectedVideo(reason)
 
 
-def _work(connection, settings: EncodeSettings) -> None:
+def _work(connection, settings: EncodeSettings, tells: bool) -> None:
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     try:
         connection.send(None)  # ready
         while True:
             try:
-                connection.send(_outcome(connection.recv(), settings))
+                connection.send(_outcome(connection.recv(), settings, _Seconds(connection) if tells else None))
             except StoreError as error:
                 connection.send(StoreError(str(error)))  # without what caused it, which may not survive the way
     except (EOFError, OSError):
         pass  # the parent is gone
+
+
+class _Seconds:
+    """Tells the parent how far a video is, once in TELL_SECONDS and with the first frame."""
+
+    def __init__(self, connection):
+        self.connection, self.due = connection, 0.0
+
+    def __call__(self, second: float) -> None:
+        if time.monotonic() >= self.due:
+            self.due = time.monotonic() + TELL_SECONDS
+            self.connection.send(float(second))
 
 
 def _end_with_parent() -> None:

@@ -80,9 +80,9 @@ def test_every_config_goes_the_whole_way(path, data, monkeypatch):
     checkpoint = data / f"{path.parent.name}-{path.stem}.safetensors"
     save_checkpoint(checkpoint, own_tensors(model, backbone), meta)
     video, session = data / "0.mp4", open_session(SimpleNamespace(checkpoint=checkpoint, weights=None))
-    ((_, [(start, end, probabilities)]),) = predict(session, [video])
-    assert (start, end) == (0, 1) and probabilities.shape == (len(CLASSES),)
-    assert probabilities.sum().item() == pytest.approx(1, abs=1e-4)
+    ((_, answer),) = predict(session, [video])
+    assert (answer.start, answer.end) == (0, 1) and answer.probabilities.shape == (len(CLASSES),)
+    assert answer.probabilities.sum().item() == pytest.approx(1, abs=1e-4)
     args = SimpleNamespace(
         checkpoint=checkpoint,
         weights=None,

@@ -1,5 +1,7 @@
 """Times that we give are those that a player shows: of a video that begins later than its sound, too."""
 
+from contextlib import closing
+
 import pytest
 import torch
 
@@ -66,10 +68,11 @@ def session():
 
 def test_predictions_say_what_happens_when_a_player_shows_it(late, session):
     """To the end of the video, although training saw less of it."""
-    videos = [late / "late.mkv", late / "video.mp4"]
-    found = dict(predict.predict(session, videos, window=1.0))
-    for video, begin in zip(videos, (LATER, 0.0)):
-        times = [(start, end) for start, end, _ in found[str(video)]]
+    for video, begin in ((late / "late.mkv", LATER), (late / "video.mp4", 0.0)):
+        ((_, whole),) = predict.predict(session, [video])
+        assert (whole.start, whole.end) == pytest.approx((begin, begin + 0.5), abs=0.05)  # as much as training saw
+        with closing(predict.watch(session, [str(video)], window=1.0)) as watched:
+            times = [(answer.start, answer.end) for _, answers in watched for answer in answers]
         assert times == [pytest.approx((begin, begin + 1), abs=1e-6), pytest.approx((begin + 1, begin + 2), abs=1e-6)]
 
 
@@ -83,6 +86,7 @@ def test_rounds_are_of_a_few_videos_and_change_nothing(late, session, tmp_path, 
     found = list(predict.predict(session, videos))
     assert [name for name, _ in found] == [name for name, _ in whole] == list(map(str, videos))
     assert found[1][1] == whole[1][1] and "cannot be opened as a video" in found[1][1]
-    for (_, ((start, end, one),)), (_, ((_, _, other),)) in zip(found[::2], whole[::2]):
-        assert torch.allclose(one, other, atol=1e-6) and (start, end) == pytest.approx((start, start + 0.5), abs=0.05)
+    for (_, one), (_, other) in zip(found[::2], whole[::2]):
+        assert torch.allclose(one.probabilities, other.probabilities, atol=1e-6)
+        assert one.end - one.start == other.end - other.start == pytest.approx(0.5, abs=0.05)
     assert [size for size in made if size] == rounds
