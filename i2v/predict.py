@@ -7,6 +7,7 @@ with the classes in the checkpoint: the prediction is the one that an evaluation
 checkpoint and the backbone's weights, nothing else.
 
     python -m i2v.predict --checkpoint ... film.mp4 --window 2 --hop 1     # what happens when: a window slides over the film
+    python -m i2v.predict --checkpoint ... film.mp4 --segments runs/bmn    # the same, by a network that i2v.localise trained
     find films -name '*.mp4' | python -m i2v.predict --checkpoint ... --list s3://bucket/more
 """
 
@@ -25,6 +26,7 @@ from pathlib import Path
 import torch
 
 from i2v.distributed import init_world
+from i2v.finder import Finder
 from i2v.hub import find_model
 from i2v.metrics import videos_at_once, view_probabilities
 from i2v.pipelines import ShardError, build_loader
@@ -68,16 +70,18 @@ def predict(
     window=None,
     hop=None,
     tell: Callable[[str], None] | None = None,
+    finder: Finder | None = None,
 ) -> Iterator[tuple[str, list | str]]:
     """Every video, in order, with a list of (start, end, probabilities): seconds as players count them, and a (K,) tensor;
     or with why it could not be read.
 
     window, hop: seconds; None: the views of the run's evaluation, averaged, are one answer for the whole video.
+    finder: then the list is what it finds.
     tell: called very often, with how far it is, in words.
     """
     tell = tell or (lambda text: None)
     stored = dict(session.meta.stored)
-    if window is not None:
+    if window is not None or finder is not None:
         stored["max_seconds"] = None
     settings, chunk = EncodeSettings(**stored), {}
     sources = (Video(str(video)) for video in videos)
@@ -90,14 +94,20 @@ def predict(
             chunk[str(video)] = outcome
             size = sum(len(clip.data) for clip in chunk.values() if isinstance(clip, EncodedClip))
             if len(chunk) == AT_ONCE or size >= BYTES_AT_ONCE:
-                yield from look_at(session, chunk, settings, window, hop, tell)
+                yield from look_at(session, chunk, settings, window, hop, tell, finder)
                 chunk = {}
-    yield from look_at(session, chunk, settings, window, hop, tell)
+    yield from look_at(session, chunk, settings, window, hop, tell, finder)
 
 
 @torch.no_grad()
 def look_at(
-    session: Session, outcomes: dict[str, object], settings: EncodeSettings, window, hop, tell: Callable[[str], None]
+    session: Session,
+    outcomes: dict[str, object],
+    settings: EncodeSettings,
+    window,
+    hop,
+    tell: Callable[[str], None],
+    finder: Finder | None = None,
 ) -> list[tuple[str, list | str]]:
     """The answers for some videos, each encoded or rejected."""
     clips = {video: clip for video, clip in outcomes.items() if isinstance(clip, EncodedClip)}
@@ -105,17 +115,24 @@ def look_at(
     found = {video: [] if video in clips else outcome.reason for video, outcome in outcomes.items()}
     if clips:
         shards, views = ClipsInMemory(list(clips.values()), names, settings.codec, settings.gop), session.views((), window, hop)
+        if finder is not None:
+            views |= {"split": "windows", "options": finder.options}
         loader = build_loader(shards, batch_size=min(videos_at_once(views["options"], MEMORY), len(clips)), **views)
+        rows = finder.rows(session.model, loader.plan) if finder else None
         for batch in loader:
             tell(f"looking at {min(batch.samples_seen, len(loader.plan))} of {len(loader.plan)} views")
             with session.autocast():
-                probabilities = view_probabilities(session.model, batch).cpu()
+                made = rows.of(batch) if rows else view_probabilities(session.model, batch).cpu()
             for i in batch.weights.nonzero().flatten().tolist():
                 clip = int(batch.ids[i])
                 length = float(shards.clips["frames"][clip] / shards.clips["fps"][clip])
                 begin = round(clips[names[clip]].begin, 6)  # as shards say it
-                start, end = loader.plan.window(int(batch.positions[i])) if window is not None else (0.0, length)
-                found[names[clip]].append((begin + start, begin + min(end, length), probabilities[i]))
+                windowed = views["split"] == "windows"
+                start, end = loader.plan.window(int(batch.positions[i])) if windowed else (0.0, length)
+                answer = {name: values[i] for name, values in made.items()} if rows else made[i]
+                found[names[clip]].append((begin + start, begin + min(end, length), answer))
+        if finder is not None:
+            found |= {video: finder.find(video, found[video]) for video in names if found[video]}
         found |= {names[clip]: reason for clip, reason in loader.bad.items()}
     return list(found.items())
 
@@ -178,6 +195,8 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="read more of them from standard input, one a line")
     parser.add_argument("--top", type=int, default=5, help="how many classes to name")
     add_flags(parser, "--window", "--hop", window="an answer for every so many seconds of a video")
+    about = "name segments, by the network in this run or checkpoint of i2v.localise; --top is then how many"
+    parser.add_argument("--segments", type=Path, metavar="RUN", help=about)
     add_flags(parser, "--weights", "--device", "--precision")
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare videos (default: this one)")
     add_flags(parser, "--json", json="write all of it here as well")
@@ -192,11 +211,19 @@ def main() -> None:
                 "there is nothing to look at: give videos, folders or URLs, or --list and their names on standard input."
             )
         videos = find_videos(args.videos + (listed(sys.stdin.buffer) if args.list else []))
+        if args.segments and args.window is not None:
+            raise ValueError("--segments looks at the windows that its features were made of: leave out --window.")
         session = open_session(args)
+        finder = Finder(args.segments, session) if args.segments else None
         session.place(init_world(args.device).device, args.precision)
+        if finder is not None:
+            finder.place(session.device)
         classes, results = session.meta.classes, []
-        for video, answer in predict(session, videos, args.workers, args.window, args.hop, Patience()):
-            results.append(show(video, answer, classes, args.top, args.window is not None))
+        for video, answer in predict(session, videos, args.workers, args.window, args.hop, Patience(), finder):
+            if finder is not None and not isinstance(answer, str):
+                results.append(show_segments(video, answer, args.top))
+            else:
+                results.append(show(video, answer, classes, args.top, args.window is not None))
     except (ValueError, TypeError, OSError, ShardError) as error:
         sys.exit(f"i2v.predict: {error}")
     if args.json:
@@ -222,6 +249,14 @@ def show(video: str, answer, classes: list[str], top: int, windowed: bool) -> di
             print(f"    {100 * probability:5.1f} %  {name}")
         windows.append({"start": start, "end": end, "top": [{"class": name, "probability": p} for name, p in named]})
     return {"video": video, "windows": windows} if windowed else {"video": video, "top": windows[0]["top"]}
+
+
+def show_segments(video: str, segments: list[dict], top: int) -> dict:
+    """Print the best of a video's segments, in the order of time; return all of them, the best first."""
+    print(video)
+    for found in sorted(segments[:top], key=lambda found: found["start"]):
+        print(f"  {found['start']:.2f} to {found['end']:.2f} s  {100 * found['score']:5.1f} %  {found['class']}")
+    return {"video": video, "segments": segments}
 
 
 if __name__ == "__main__":
