@@ -26,7 +26,6 @@ import tarfile
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +35,11 @@ from tqdm import tqdm
 from i2v.atomic import replacing
 from i2v.distributed import World, close_world, init_world, sum_over_ranks, wait_for_all
 from i2v.lock import held
-from i2v.metrics import VIEWS_AT_ONCE, videos_at_once
+from i2v.metrics import videos_at_once
 from i2v.pipelines import ShardError, build_loader
-from i2v.pipelines.plan import Plan
 from i2v.pipelines.shards import ClipError
+from i2v.rows import Rows, class_kinds
 from i2v.session import add_flags, command, open_session, parse
-from i2v.weights import fingerprint
 
 PART = 16  # videos that are written together, and that an interruption costs at most
 MEMORY = 4.0  # GB for clips
@@ -51,8 +49,7 @@ FILE_NAMES = ("utf-8", "surrogateescape")  # in tables, as in clips.csv: what is
 def extract(args, world: World) -> tuple[int, list[str]]:
     """Write the features. Returns how many videos there are, and the keys of those that could not be read."""
     session = open_session(args)
-    own = {name: tensor for name, tensor in session.model.state_dict().items() if not name.startswith("head.")}
-    weights = fingerprint(own)  # before anything is cast
+    weights = session.fingerprint()  # before anything is cast
     session.place(world.device, args.precision)
     views = session.views(args.options, args.window, args.hop)
     batch_size = args.batch_size or videos_at_once(views["options"], MEMORY)
@@ -74,55 +71,6 @@ def extract(args, world: World) -> tuple[int, list[str]]:
     how |= {"scores": {"classes": rows.kinds, "views": loader.plan.crops if rows.beside else 1}} if rows.kinds else {}
     with held(args.out, world):
         return write_features(args, rows, loader, how, world, session.autocast)
-
-
-def class_kinds(session) -> dict[str, list[str]]:
-    """The kinds of labels that a head tells apart, in order, with their classes."""
-    factors = session.meta.model.get("head", {}).get("factors")
-    if factors:
-        return {kind: [str(number) for number in range(count)] for kind, count in factors.items()}
-    return {"class": session.meta.classes}
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What is written of a sample. beside: crops side by side, not their mean. kinds: of class scores, with their classes."""
-
-    model: torch.nn.Module
-    plan: Plan
-    beside: bool = False
-    kinds: dict[str, list[str]] | None = None
-
-    def of(self, batch) -> dict[str, np.ndarray]:
-        """ "" -> features (B, clips, D) float32; "scores.KIND" -> logits (B, clips, K)."""
-        crops = {"": [], **{f"scores.{kind}": [] for kind in self.kinds or {}}}
-        for clips in batch.views(VIEWS_AT_ONCE):  # (B, v, 3, T, H, W)
-            features = self.model.forward_features(clips.flatten(0, 1))
-            crops[""].append(features.float().view(*clips.shape[:2], -1))
-            if self.kinds:
-                for kind, logits in by_kind(self.model.head(features).float(), self.kinds).items():
-                    crops[f"scores.{kind}"].append(logits.view(*clips.shape[:2], -1))
-        return {name: self._joined(torch.cat(parts, dim=1), bool(name)) for name, parts in crops.items()}
-
-    def _joined(self, found: torch.Tensor, scores: bool) -> np.ndarray:
-        """(B, crops * clips, D) -> (B, clips, D), or side by side (B, clips, crops * D)."""
-        found = found.view(len(found), self.plan.crops, self.plan.clips, -1)
-        if self.beside:
-            found = found.transpose(1, 2).flatten(2)
-        elif scores and self.plan.crops > 1:
-            found = found.softmax(-1).mean(1).log()  # their probabilities are averaged, as in an evaluation
-        else:
-            found = found.mean(1)
-        return found.cpu().numpy()
-
-
-def by_kind(logits: torch.Tensor, kinds: dict[str, list[str]]) -> dict[str, torch.Tensor]:
-    """(N, all combinations) -> (N, K) of each kind: the logarithm of what its classes have together."""
-    if len(kinds) == 1:
-        return {next(iter(kinds)): logits}
-    together = logits.view(len(logits), *map(len, kinds.values()))
-    axes = range(1, together.ndim)
-    return {kind: together.logsumexp([axis for axis in axes if axis != mine]) for mine, kind in enumerate(kinds, 1)}
 
 
 def write_features(args, rows: Rows, loader, how: dict, world: World, autocast) -> tuple[int, list[str]]:

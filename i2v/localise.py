@@ -87,7 +87,7 @@ def train_in(out: Path, config: LocaliseConfig, world: World, stop: StopSignal) 
     # ---- model -------------------------------------------------------------------------------------------------------
     its = make_localiser(config, videos.channels, videos.row_seconds, classes, world.device)
     windows = TrainingWindows(videos, its.cut, its.labels)
-    its = replace(its, stream=windows.fingerprint())
+    its = replace(its, stream=windows.fingerprint(), features=folders[0].about or None if len(folders) == 1 else None)
     if header:
         check_same_run(its, header, last)
         load_into(its.model, weights_of(tensors), str(last))

@@ -43,10 +43,11 @@ class Localiser:
     config: LocaliseConfig
     device: torch.device
     stream: str | None = None  # which windows it trains on
+    features: dict | None = None  # how its features were made, as features.json has it; None: of several folders, or not known
 
     def header(self, progress: Progress, **more) -> dict:
         about = {"channels": self.channels, "row_seconds": self.cut.row_seconds, "classes": self.labels.classes}
-        about["stream"] = self.stream
+        about |= {"stream": self.stream, "features": self.features}
         return {"format": FORMAT, "version": 1} | about | {"config": asdict(self.config), "progress": progress.as_dict()} | more
 
 
@@ -153,12 +154,12 @@ def find_segments(its: Localiser, videos: LongVideos) -> dict[str, Detections]:
     looks = ClassScores(its.cut.steps, its.cut.durations)
     its.model.eval()
     progress = tqdm(videos.videos, unit="video", disable=not sys.stderr.isatty(), leave=False)
-    found = {video.name: of_video(its, video, looks) for video in progress}
+    found = {video.name: segments_of(its, video, looks) for video in progress}
     its.model.train()
     return found
 
 
-def of_video(its: Localiser, video: LongVideo, looks: ClassScores) -> Detections:
+def segments_of(its: Localiser, video: LongVideo, looks: ClassScores) -> Detections:
     """The segments of a video: the maps of its windows joined, proposals of these, the best of them with their classes."""
     cut, options = its.cut, its.config.detect
     firsts = [first for first in cut.firsts(video.seconds) if first < video.rows]

@@ -63,16 +63,19 @@ def open_video(
     if len({len(array) for array in arrays}) > 1:
         counts = ", ".join(f"{len(array)} in {folder.path}" for array, folder in zip(arrays, folders))
         raise ValueError(f"{name} has another number of rows in one folder than in another ({counts}): make them alike.")
-    count, times = len(arrays[0]), folders[0].times(name)
-    if times is None:
-        if row_seconds is None:
-            raise ValueError(f"{folders[0].path} has no {name}.times.npy: set data.row_seconds, which a row stands for.")
-        apart, lead, end = row_seconds, 0, count * row_seconds
-    else:
-        apart, lead, end = timing(name, times, count)
+    times = folders[0].times(name)
+    if times is None and row_seconds is None:
+        raise ValueError(f"{folders[0].path} has no {name}.times.npy: set data.row_seconds, which a row stands for.")
+    return long_video(name, arrays, scores.kinds(name), times, actions, row_seconds)
+
+
+def long_video(name: str, arrays: tuple, scores: dict, times, actions: Annotated, row_seconds) -> LongVideo:
+    """times: (rows, 2) start and end of each row; None: row_seconds apart, from the beginning on."""
+    count = len(arrays[0])
+    apart, lead, end = (row_seconds, 0, count * row_seconds) if times is None else timing(name, times, count)
     seconds = actions.seconds or end
     rows = count if times is None else max(lead + count, int(seconds / apart + ROUNDING))
-    return LongVideo(name, arrays, scores.kinds(name), lead, rows, apart, seconds, actions)
+    return LongVideo(name, arrays, scores, lead, rows, apart, seconds, actions)
 
 
 def timing(name: str, times: np.ndarray, count: int) -> tuple[float, int, float]:

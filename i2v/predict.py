@@ -6,6 +6,7 @@ Each video is stored as training stored its videos, cut and looked at from the v
 with the classes in the checkpoint: the prediction is the one that an evaluation of that video would count. Needs the
 checkpoint and the backbone's weights, nothing else.
 
+    python -m i2v.predict --checkpoint ... film.mp4 --segments runs/bmn    # what happens when, by what i2v.localise trained
     find films -name '*.mp4' | python -m i2v.predict --checkpoint ... --list s3://bucket/more
 
 What happens when, in films and live: a window slides over the video, and there is an answer every hop, as it comes.
@@ -36,6 +37,7 @@ import torch
 
 from i2v.annotate import annotated
 from i2v.distributed import init_world
+from i2v.finder import Finder
 from i2v.hub import find_model
 from i2v.metrics import videos_at_once, view_probabilities
 from i2v.pipelines import ShardError, build_loader

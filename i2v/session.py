@@ -39,6 +39,10 @@ class Session:
         place(self.model, device, dtype)
         self.device, self.precision, self.autocast = device, str(dtype).removeprefix("torch."), autocast_for(device, dtype)
 
+    def fingerprint(self) -> str:
+        """Of all that makes features, which is everything but the head. Call it before the model is placed."""
+        return fingerprint({name: value for name, value in self.model.state_dict().items() if not name.startswith("head.")})
+
     def views(self, overrides: Iterable[str] = (), window=None, hop=None) -> dict:
         """The arguments split, options and device of build_loader that show a video as the run's evaluation did.
 

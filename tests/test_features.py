@@ -22,6 +22,7 @@ from i2v.distributed import World
 from i2v.pipelines import build_loader
 from i2v.pipelines.loader import Loader
 from i2v.pipelines.reader import Reader
+from i2v.rows import Rows, by_kind
 from i2v.session import build_model, describe_backbone, own_tensors
 from i2v.vit import VisionTransformer, ViTSpec
 from tests.processes import ENVIRONMENT, LIMIT, on_ranks
@@ -113,7 +114,7 @@ def test_a_pass_of_the_loader_reads_each_sample_once(config, shapes, monkeypatch
     rows, read, pipelines, original = features.first_rows(loader.plan), [], [], (Reader.read, Loader._pipeline)
     monkeypatch.setattr(Reader, "read", lambda self, position: read.append(position) or original[0](self, position))
     monkeypatch.setattr(Loader, "_pipeline", lambda *given: pipelines.append(1) or original[1](*given))
-    found = list(features.features_of_parts(features.Rows(model.eval(), loader.plan), loader, parts, nullcontext))
+    found = list(features.features_of_parts(Rows(model.eval(), loader.plan), loader, parts, nullcontext))
     assert [part for part, _ in found] == parts and len(pipelines) == passes
     for part, videos in found:
         assert list(videos) == list(range(3 * part, min(3 * part + 3, 16)))
@@ -231,7 +232,7 @@ def test_crops_side_by_side_are_each_crops_and_their_mean_is_the_row(config, sha
 def test_scores_of_pairs_become_scores_of_each_kind():
     verb, noun = torch.randn(6, 3).log_softmax(-1), torch.randn(6, 4).log_softmax(-1)
     pairs = (verb[:, :, None] + noun[:, None]).flatten(1)
-    found = features.by_kind(pairs, {"verb": list("abc"), "noun": list("wxyz")})
+    found = by_kind(pairs, {"verb": list("abc"), "noun": list("wxyz")})
     assert torch.allclose(found["verb"], verb, atol=1e-6) and torch.allclose(found["noun"], noun, atol=1e-6)
 
 

@@ -21,13 +21,15 @@ from i2v.config import ConfigError, load_config, read_config
 from i2v.distributed import World
 from i2v.feature_folder import FeatureFolder
 from i2v.features import extract
+from i2v.finder import Finder
 from i2v.localise import run, score_checkpoint
 from i2v.localise_config import LocaliseConfig
 from i2v.long_videos import open_video, timing
 from i2v.model import create_model
 from i2v.optim import learning_rate, parameter_groups
+from i2v.predict import predict
 from i2v.segments import Annotated, read_segments
-from i2v.session import own_tensors
+from i2v.session import open_session, own_tensors
 from i2v.stop import StopSignal
 from i2v.windows import Cut
 from tests.processes import ENVIRONMENT, LIMIT, ROOT
@@ -284,7 +286,9 @@ def test_from_our_own_features_to_a_table(shapes, tmp_path):
     geometry = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "heads": 2, "embed_dim": 16}
     model, classes = create_model("clip", geometry, 2, 2), ["left", "right"]
     backbone = Backbone(geometry, "included", None)
-    save_checkpoint(tmp_path / "best.safetensors", own_tensors(model, backbone), Meta(model.config, backbone, classes))
+    stored = {"codec": "vp9", "gop": 8, "short_side": 48}  # as the shards are
+    meta = Meta(model.config, backbone, classes, stored=stored)
+    save_checkpoint(tmp_path / "best.safetensors", own_tensors(model, backbone), meta)
     about = {"checkpoint": tmp_path / "best.safetensors", "weights": None, "options": [], "precision": "float32"}
     about |= {"window": "4f", "hop": "1f", "batch_size": 8, "decode": "auto", "cache": None, "cache_size": None}
     about |= {"format": "shards", "crops_as": "mean", "scores": True, "data": shapes / "vp9-val", "out": tmp_path / "features"}
@@ -312,6 +316,21 @@ def test_from_our_own_features_to_a_table(shapes, tmp_path):
     assert row["labels"] == "class" and float(row["mAP@0.1"]) > 0
     found = json.loads((out / "detections.json").read_text())["results"]
     assert found.keys() == set(sources) and {its["label"] for its in found[sources[0]]} == set(classes)
+
+    # The same segments without files between, from the video itself
+    session = open_session(SimpleNamespace(checkpoint=tmp_path / "best.safetensors", weights=None))
+    finder = Finder(out, session)
+    finder.place(session.device)
+    source = shapes / "val" / sources[0]
+    ((_, named),) = predict(session, [source], finder=finder)
+    ours = {(round(its["start"], 4), round(its["end"], 4), its["class"]): its["score"] for its in named}
+    theirs = {(*(round(at, 4) for at in its["segment"]), its["label"]): its["score"] for its in found[sources[0]]}
+    assert ours == pytest.approx(theirs, abs=1e-5) and len(ours) > 10
+    assert named == sorted(named, key=lambda its: -its["score"])
+    with torch.no_grad():
+        session.model.trunk.conv1.weight.add_(1)
+    with pytest.raises(ValueError, match="features of another model"):
+        Finder(out, session)
 
 
 # ---- what is wrong is one sentence -----------------------------------------------------------------------------------
