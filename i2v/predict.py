@@ -31,6 +31,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -80,13 +81,18 @@ def listed(lines: Iterable[bytes]) -> list[str]:
 
 
 def predict(
-    session: Session, videos: Iterable[str | Path], workers: int = 0, tell: Callable[[str], None] | None = None
-) -> Iterator[tuple[str, Answer | str]]:
+    session: Session,
+    videos: Iterable[str | Path],
+    workers: int = 0,
+    tell: Callable[[str], None] | None = None,
+    finder: Finder | None = None,
+) -> Iterator[tuple[str, Answer | list | str]]:
     """Every video, in order, with the answer for all of it: the views of the run's evaluation, averaged; or with why it could
-    not be read. tell: called very often, with how far it is, in words.
+    not be read. tell: called very often, with how far it is, in words. finder: then the answer is the list that it finds.
     """
     tell = tell or (lambda text: None)
-    settings, chunk = EncodeSettings(**session.meta.stored), {}
+    look = partial(segments_in, finder) if finder else look_at
+    settings, chunk = EncodeSettings(**session.meta.stored | ({"max_seconds": None} if finder else {})), {}
     sources = (Video(str(video)) for video in videos)
 
     def read(video: Video, second: float) -> None:
@@ -97,9 +103,9 @@ def predict(
             chunk[str(video)] = outcome
             size = sum(len(clip.data) for clip in chunk.values() if isinstance(clip, EncodedClip))
             if len(chunk) == AT_ONCE or size >= BYTES_AT_ONCE:
-                yield from look_at(session, chunk, settings, tell)
+                yield from look(session, chunk, settings, tell)
                 chunk = {}
-    yield from look_at(session, chunk, settings, tell)
+    yield from look(session, chunk, settings, tell)
 
 
 @torch.no_grad()
@@ -122,6 +128,34 @@ def look_at(
                 length = float(shards.clips["frames"][clip] / shards.clips["fps"][clip])
                 begin = round(clips[names[clip]].begin, 6)  # as shards say it
                 found[names[clip]] = Answer(begin, begin + length, probabilities[i])
+        found |= {names[clip]: reason for clip, reason in loader.bad.items()}
+    return list(found.items())
+
+
+@torch.no_grad()
+def segments_in(
+    finder: Finder, session: Session, outcomes: dict[str, object], settings: EncodeSettings, tell: Callable[[str], None]
+) -> list[tuple[str, list | str]]:
+    """What a finder finds in some videos, each encoded or rejected."""
+    clips = {video: clip for video, clip in outcomes.items() if isinstance(clip, EncodedClip)}
+    names, windows = list(clips), {video: [] for video in clips}
+    found = {video: None if video in clips else outcome.reason for video, outcome in outcomes.items()}
+    if clips:
+        shards = ClipsInMemory(list(clips.values()), names, settings.codec, settings.gop)
+        views = session.views() | {"split": "windows", "options": finder.options}
+        loader = build_loader(shards, batch_size=videos_at_once(finder.options, MEMORY), **views)
+        rows = finder.rows(session.model, loader.plan)
+        for batch in loader:
+            tell(f"looking at {min(batch.samples_seen, len(loader.plan))} of {len(loader.plan)} windows")
+            with session.autocast():
+                made = rows.of(batch)
+            for i in batch.weights.nonzero().flatten().tolist():
+                clip = int(batch.ids[i])
+                start, end = loader.plan.window(int(batch.positions[i]))
+                end = min(end, float(shards.clips["frames"][clip] / shards.clips["fps"][clip]))
+                begin = round(clips[names[clip]].begin, 6)  # as shards say it
+                windows[names[clip]].append((begin + start, begin + end, {name: value[i] for name, value in made.items()}))
+        found |= {video: finder.find(video, windows[video]) for video in names if windows[video]}
         found |= {names[clip]: reason for clip, reason in loader.bad.items()}
     return list(found.items())
 
@@ -232,6 +266,8 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="read more of them from standard input, one a line")
     parser.add_argument("--top", type=int, default=5, help="how many classes to name")
     add_flags(parser, "--window", "--hop", window="an answer for every so many seconds of a video")
+    about = "name segments, by the network in this run or checkpoint of i2v.localise; --top is then how many"
+    parser.add_argument("--segments", type=Path, metavar="RUN", help=about)
     parser.add_argument("--live", action="store_true", help="drop what the model is too slow for, also of standard input")
     add_flags(parser, "--weights", "--device", "--precision")
     about = "processes that prepare videos, or with --window threads that read the next ones (default: none besides this)"
@@ -248,9 +284,14 @@ def main() -> None:
         videos = find_videos(args.videos + (listed(sys.stdin.buffer) if args.list else []))
         check_videos(args, videos)
         session = open_session(args)
+        finder = Finder(args.segments, session) if args.segments else None
         session.place(init_world(args.device).device, args.precision)
         with closing(Told(args, session.meta.classes)) as told:
-            (tell_windows if args.window is not None else tell_videos)(args, session, videos, told)
+            if finder is not None:
+                finder.place(session.device)
+                tell_segments(args, session, videos, told, finder)
+            else:
+                (tell_windows if args.window is not None else tell_videos)(args, session, videos, told)
     except (ValueError, TypeError, OSError, ShardError) as error:
         sys.exit(f"i2v.predict: {error}")
     if told.unread:
@@ -267,6 +308,10 @@ def check(args) -> None:
         raise ValueError(
             "there is nothing to look at: give videos, folders or URLs, or --list and their names on standard input."
         )
+    if args.segments and args.window is not None:
+        raise ValueError("--segments looks at the windows that its features were made of: leave out --window.")
+    if args.segments and args.annotate is not None:
+        raise ValueError("--annotate writes the answers of --window, or of whole videos: leave out --segments.")
     if args.list and STANDARD_INPUT in args.videos:
         raise ValueError("standard input cannot be both a video (-) and a list of them (--list).")
     if args.live and STANDARD_INPUT not in args.videos:
@@ -294,6 +339,14 @@ def tell_videos(args, session: Session, videos: list[str], told: Told) -> None:
                 told.whole(video, answer)
         except RejectedVideo as rejected:
             told.cannot_be_read(video, rejected.reason)
+
+
+def tell_segments(args, session: Session, videos: list[str], told: Told, finder: Finder) -> None:
+    for video, answer in predict(session, videos, args.workers, Patience(), finder):
+        if isinstance(answer, str):
+            told.cannot_be_read(video, answer)
+        else:
+            told.segments(video, answer)
 
 
 def tell_windows(args, session: Session, videos: list[str], told: Told) -> None:
@@ -326,6 +379,13 @@ class Told:
         self._print(video)
         self._print_lines(answer)
         self._write({"video": video, "top": named(answer, self._classes, self._top)})
+
+    def segments(self, video: str, segments: list[dict]) -> None:
+        """The best of them are printed, in the order of time; all are written, the best first."""
+        self._print(video)
+        for found in sorted(segments[: self._top], key=lambda found: found["start"]):
+            self._print(f"  {found['start']:.2f} to {found['end']:.2f} s  {100 * found['score']:5.1f} %  {found['class']}")
+        self._write({"video": video, "segments": segments})
 
     def begins(self, video: str) -> None:
         self._video, self._windows, self._latency, self._longest, self._dropped = video, 0, 0.0, 0.0, 0

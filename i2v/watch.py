@@ -68,7 +68,8 @@ class Answers:
             shown = np.stack([np.stack(window.pictures) for window, *_ in found])  # (B, T, H, W, 3)
             pixels = torch.from_numpy(shown).to(self._session.device).permute(0, 4, 1, 2, 3)
             with torch.no_grad(), self._session.autocast():
-                probabilities = self._session.model(normalised(pixels)).float().softmax(-1).cpu()
+                logits = self._session.model(normalised(pixels, *self._graph.grey)).float()
+                probabilities = (logits.sigmoid() if self._session.meta.several else logits.softmax(-1)).cpu()
             now = time.monotonic()
             for row, (window, begin, arrived, dropped) in zip(probabilities, found):
                 yield Answer(begin + window.start, begin + window.end, row, now - arrived, dropped)
