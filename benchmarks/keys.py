@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))  # run as a file: import from the repository
 
 from benchmarks.pages import write_or_check
 from i2v import methods
-from i2v.config import DataConfig, ModelConfig, TrainConfig
+from i2v.config import DataConfig, ModelConfig, ProbeConfig, TrainConfig
 from i2v.model import method_module
 from i2v.pipelines.augment import AugmentOptions
 from i2v.pipelines.graph import GraphOptions
@@ -40,6 +40,7 @@ SECTIONS = {
     "data.order": (OrderOptions,),
     "clips": (ClipOptions, GraphOptions, AugmentOptions),
     "train": (TrainConfig,),
+    "probe": (ProbeConfig,),
 }
 DECIDED = {"clips": ("num_frames", "size", "dtype", "augment")}  # by the model, or a section of its own
 
