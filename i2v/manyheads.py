@@ -64,7 +64,7 @@ def train_heads(
             logits = forward(stacked, features[chosen])
             each = F.cross_entropy(logits.flatten(0, 1), labels[chosen].repeat(count), reduction="none").view(count, -1)
             for name, gradient in zip(stacked, torch.autograd.grad(each.mean(1).sum(), list(stacked.values()))):
-                for parameter, its in zip(alone[name], gradient):
+                for parameter, its in zip(alone[name], gradient.contiguous()):  # fused, it goes by their place in memory
                     parameter.grad = its
             optimizer.step()
             sums += each.detach().sum(1)

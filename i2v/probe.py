@@ -49,7 +49,8 @@ from i2v.session import Session, command, describe_backbone, own_tensors, parse,
 
 MEMORY = 4.0  # GB for clips
 DROPOUT = 0.0  # of the heads
-COLUMNS = ("lr", "weight_decay", "loss", "top1", "top5", "class_mean", "cross_entropy")
+FIGURES = ("top1", "top5", "class_mean", "cross_entropy")
+COLUMNS = ("lr", "weight_decay", "loss", *FIGURES)
 
 
 def probe(config: Config, name: str, features: Path, world: World) -> list[str]:
