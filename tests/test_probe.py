@@ -132,17 +132,8 @@ def test_the_best_is_a_checkpoint_whose_evaluation_is_its_row(made, capsys):
     ]
     assert max(rows, key=lambda row: (float(row["top1"]), -float(row["cross_entropy"]))) == rows[about["chosen"]]
     assert [line.split()[-1] == "best" for line in said.splitlines()[1:5]] == [k == about["chosen"] for k in range(4)]
-    given = {
-        "checkpoint": out,
-        "config": None,
-        "weights": None,
-        "data": None,
-        "cache": None,
-        "cache_size": None,
-        "memory": 1.0,
-        "scores": None,
-    }
-    given |= {"precision": "float32", "options": [], "batch_size": 3, "decode": "auto", "quarantine": None}
+    given = {"checkpoint": out, "config": None, "weights": None, "data": None, "scores": None, "options": [], "memory": 1.0}
+    given |= {"precision": "float32", "batch_size": 3, "decode": "auto", "quarantine": None, "cache": None, "cache_size": None}
     scores, _ = i2v.evaluate.score(Namespace(**given), CPU)
     assert {name: float(rows[about["chosen"]][name]) for name in probe.FIGURES} == pytest.approx(
         {name: scores.summary()[name] for name in probe.FIGURES}, abs=1e-5
