@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))  # run as a file: import from the repository
 from benchmarks.pages import write_or_check
 from i2v import methods
 from i2v.bmn import BMNOptions
-from i2v.config import DataConfig, ModelConfig, TrainConfig
+from i2v.config import DataConfig, ModelConfig, ProbeConfig, TrainConfig
 from i2v.localise_config import DetectOptions, FeatureData, LocaliseTraining
 from i2v.model import method_module
 from i2v.pipelines.augment import AugmentOptions
@@ -42,6 +42,7 @@ SECTIONS = {
     "data.order": (OrderOptions,),
     "clips": (ClipOptions, GraphOptions, AugmentOptions),
     "train": (TrainConfig,),
+    "probe": (ProbeConfig,),
 }
 LOCALISE = {"model": BMNOptions, "data": FeatureData, "train": LocaliseTraining, "detect": DetectOptions}
 DECIDED = {"clips": ("num_frames", "size", "dtype", "augment")}  # by the model, or a section of its own

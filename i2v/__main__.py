@@ -17,6 +17,7 @@ COMMANDS = {  # what is typed: the program, and what it does
     "shards preview": ("i2v.pipelines.preview", "clips as the model will see them, as a picture"),
     "train": ("i2v.train", "teach an adapter on a frozen CLIP"),
     "sweep": ("i2v.sweep", "trainings over lists of values: one table, one sheet of curves"),
+    "probe": ("i2v.probe", "linear heads on a frozen CLIP's features, many at once, in minutes"),
     "evaluate": ("i2v.evaluate", "score a checkpoint, every video once"),
     "predict": ("i2v.predict", "name what videos show"),
     "features": ("i2v.features", "one vector per video or window"),

@@ -20,7 +20,7 @@ import yaml
 import i2v
 from i2v.metrics import METRICS, OF_ONE, OF_SEVERAL
 from i2v.optim import SCHEDULES
-from i2v.rules import Count, at_least, between, broken, is_finite, more_than, one_of
+from i2v.rules import Count, at_least, between, broken, different, is_finite, more_than, one_of
 
 
 class ConfigError(ValueError):
@@ -30,6 +30,8 @@ class ConfigError(ValueError):
 Place = Annotated[str, one_of("auto", "cpu", "gpu")]
 Positive = Annotated[float, more_than(0)]
 NotNegative = Annotated[float, at_least(0)]
+Numbers = Annotated[list[float], different("a list of different numbers more than 0", lambda value: value > 0)]
+NumbersOrZero = Annotated[list[float], different("a list of different numbers, at least 0", lambda value: value >= 0)]
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,22 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class ProbeConfig:
+    """Linear heads that i2v.probe trains at once on the features of a frozen trunk, with AdamW and a cosine down to 0. The
+    defaults are those of V-JEPA 2's probes (arXiv 2506.09985)."""
+
+    lr: Numbers = field(default_factory=lambda: [5e-3, 3e-3, 1e-3, 3e-4, 1e-4])  # each with each weight_decay is a head
+    weight_decay: NumbersOrZero = field(default_factory=lambda: [0.01, 0.1, 0.4, 0.8])
+    epochs: Count = 20
+    batch_size: Count = 256  # clips per step
+
+
+@dataclass(frozen=True)
 class Config:
     model: ModelConfig
     data: DataConfig
     train: TrainConfig
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     clips: dict = field(default_factory=dict)
     out: str | None = None  # the run's folder; None: runs/<the config's place under configs/>
 
@@ -281,6 +295,8 @@ def _convert(hint, value, where: str, path: str, whole: type):
         return _build(hint, value, where, path, whole)
     is_number = float in _types(hint)
     value = _number(value) if is_number else value  # YAML reads 1e-3 as text
+    if list[float] in _types(hint) and isinstance(value, list):
+        value = [_number(part) for part in value]
     rule = broken(hint, value)
     if rule is not None:
         raise ConfigError(f"{path}: {where} is {value!r}: it must be {rule}.")

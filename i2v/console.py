@@ -33,3 +33,9 @@ def version() -> str:
         return metadata.version("i2v")
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def aligned(lines: list[list[str]]) -> list[str]:
+    """A table's lines, its cells set to the right of their columns."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines]

@@ -76,6 +76,7 @@ def settings(meta: Meta) -> dict:
     if config["train"]["steps"]:
         config["train"]["epochs"] = None  # they follow from the steps
     config["data"]["order"] = asdict(OrderOptions()) | config["data"]["order"]
+    del config["probe"]  # of i2v.probe, not of a run
     del config["clips"]["augment"]  # the graph's name for the fields of AugmentOptions
     return json.loads(json.dumps(config))  # tuples are lists in a file
 

@@ -46,6 +46,15 @@ def one_of(*values) -> Rule:
     return Rule(words, lambda value: value in values, alone=True)
 
 
+def different(words: str, holds: Callable[[float], bool]) -> Rule:
+    """Of a list: one or more numbers, no two alike, and each as it should be; words: all there is to say."""
+
+    def fine(values: list) -> bool:
+        return all(is_finite(value) and holds(value) for value in values) and 0 < len(values) == len(set(values))
+
+    return Rule(words, fine, alone=True)
+
+
 Count = typing.Annotated[int, at_least(1)]
 ODD = Rule("odd", lambda value: value % 2 == 1)
 

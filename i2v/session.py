@@ -67,6 +67,11 @@ def open_session(args, classes_of: Callable[[Config], list[str]] | None = None) 
         tensors, meta = load_checkpoint(args.checkpoint)
         return Session(restore_model(tensors, meta, args.weights).eval(), meta)
     config = load_config(args.config, [f"model.weights={args.weights}"] if args.weights else [])
+    return session_of(config, args.config, "give its run's --checkpoint", classes_of)
+
+
+def session_of(config: Config, name: str, instead: str, classes_of: Callable[[Config], list[str]] | None = None) -> Session:
+    """The model of an experiment that needs no training; see open_session. instead: what to do about one that does."""
     classes, described = ["none"], replace(config.model, head={"type": "linear"})
     if classes_of:
         classes, described = classes_of(config), config.model
@@ -74,7 +79,7 @@ def open_session(args, classes_of: Callable[[Config], list[str]] | None = None) 
     trained = [name for name in model.trainable_parameters() if classes_of or not name.startswith("head.")]
     if trained:
         which = "" if classes_of else f" ({trained[0]})"
-        raise ValueError(f"{args.config} is a model that must be trained first{which}: give its run's --checkpoint.")
+        raise ValueError(f"{name} is a model that must be trained first{which}: {instead}.")
     backbone = Backbone(config.model.backbone, source, None)
     return Session(model.eval(), Meta(model.config, backbone, classes, clips=config.clips, config=to_dict(config)))
 

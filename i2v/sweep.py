@@ -28,6 +28,7 @@ from pathlib import Path
 from i2v.atomic import replacing
 from i2v.checkpoint import load_checkpoint
 from i2v.config import Config, ConfigError, load_config, to_dict
+from i2v.console import aligned
 from i2v.curves import draw_sheet, read_log
 from i2v.model import complete_config
 from i2v.runs import Run
@@ -254,8 +255,7 @@ def as_lines(rows: list[dict]) -> list[str]:
     shares = {f"{which} {name}": lambda x: f"{100 * x:.2f} %" for which in ("best", "last") for name in SHOWN.values()}
     shown = shares | {"hours": "{:.2f}".format}
     cells = [["" if row[name] is None else shown.get(name, str)(row[name]) for name in heads] for row in rows]
-    widths = [max(map(len, column)) for column in zip(heads, *cells)]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in [heads, *cells]]
+    return aligned([heads, *cells])
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from i2v.checkpoint import Meta, save_checkpoint
 from i2v.complexity import cost
 from i2v.config import load_config, to_dict
 from i2v.distributed import World
-from i2v.features import extract
+from i2v.features import write
 from i2v.predict import predict
 from i2v.session import describe_backbone, open_session, own_tensors
 from i2v.shard_tools.dataset import make_shards
@@ -100,6 +100,6 @@ def test_every_config_goes_the_whole_way(path, data, monkeypatch):
         scores=True,
         out=checkpoint.with_suffix(""),
     )
-    assert extract(args, WORLD) == (2, [])
+    assert write(args, WORLD) == (2, [])
     with open(args.out / "features.csv", newline="") as file:
         assert [row["rows"] for row in csv.DictReader(file)] == ["2", "2"]

@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from i2v import features
+from i2v import extraction, featurefiles, features
 from i2v.checkpoint import Meta, save_checkpoint
 from i2v.config import load_config
 from i2v.distributed import World
@@ -107,14 +107,14 @@ def test_any_number_of_ranks_writes_the_same_shards(config, shapes, tmp_path):
 @pytest.mark.parametrize("parts, passes", [([0, 1, 2, 3, 4, 5], 1), ([1, 2, 4], 1), ([5], 1), ([], 0)])
 def test_a_pass_of_the_loader_reads_each_sample_once(config, shapes, monkeypatch, split, batch_size, parts, passes):
     """One pass for all parts, wherever they are, which reads and decodes no more than it takes to fill its last batch."""
-    monkeypatch.setattr(features, "PART", 3)
+    monkeypatch.setattr(featurefiles, "PART", 3)
     model, _ = build_model(load_config(config).model, ["x"])
     options = {"window": 0.3, "hop": 0.2} if split == "windows" else {"clips": 2}
     loader = build_loader(shapes / "vp9-val", split, options, batch_size, "cpu", num_frames=4, size=32)
-    rows, read, pipelines, original = features.first_rows(loader.plan), [], [], (Reader.read, Loader._pipeline)
+    rows, read, pipelines, original = extraction.first_rows(loader.plan), [], [], (Reader.read, Loader._pipeline)
     monkeypatch.setattr(Reader, "read", lambda self, position: read.append(position) or original[0](self, position))
     monkeypatch.setattr(Loader, "_pipeline", lambda *given: pipelines.append(1) or original[1](*given))
-    found = list(features.features_of_parts(Rows(model.eval(), loader.plan), loader, parts, nullcontext))
+    found = list(extraction.features_of_parts(Rows(model.eval(), loader.plan), loader, parts, nullcontext))
     assert [part for part, _ in found] == parts and len(pipelines) == passes
     for part, videos in found:
         assert list(videos) == list(range(3 * part, min(3 * part + 3, 16)))
@@ -127,11 +127,11 @@ def test_a_pass_of_the_loader_reads_each_sample_once(config, shapes, monkeypatch
 def test_ranks_share_the_parts_that_are_missing(tmp_path, monkeypatch, ranks):
     """As rank 0 sees them: others may see a folder as it was, or as it is when somebody has begun."""
     for part in (0, 3, 4):
-        (tmp_path / features.part_name(part)).touch()
+        (tmp_path / featurefiles.part_name(part)).touch()
     sums = []
-    monkeypatch.setattr(features, "sum_over_ranks", lambda mine: sums.append(mine) or sum(sums))
+    monkeypatch.setattr(extraction, "sum_over_ranks", lambda mine: sums.append(mine) or sum(sums))
     shares = [
-        features.own_parts(tmp_path if rank == 0 else tmp_path / "stale", range(9), World(rank, ranks, torch.device("cpu")))
+        extraction.own_parts(tmp_path if rank == 0 else tmp_path / "stale", range(9), World(rank, ranks, torch.device("cpu")))
         for rank in range(ranks)
     ]
     assert [part for share in shares for part in share] == [1, 2, 5, 6, 7, 8]
@@ -151,7 +151,7 @@ def test_what_is_computed_in_bf16_is_of_the_same_weights(config, shapes, tmp_pat
         }
         given |= {"precision": precision, "data": shapes / "vp9-val", "batch_size": 8, "decode": "auto", "cache": None}
         given |= {"cache_size": None, "format": "npy", "crops_as": "mean", "scores": False, "out": tmp_path / precision}
-        features.extract(SimpleNamespace(**given), World(0, 1, torch.device("cpu")))
+        features.write(SimpleNamespace(**given), World(0, 1, torch.device("cpu")))
         found.append(json.loads((tmp_path / precision / "features.json").read_text()))
     assert found[0]["weights"] == found[1]["weights"] and [how["precision"] for how in found] == ["float32", "bfloat16"]
 

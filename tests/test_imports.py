@@ -13,6 +13,7 @@ GROUND = ("i2v.atomic", "i2v.console", "i2v.rules")  # what every room may stand
 ENTRY_POINTS = {
     "i2v.train",
     "i2v.sweep",
+    "i2v.probe",
     "i2v.evaluate",
     "i2v.predict",
     "i2v.features",
@@ -109,7 +110,7 @@ def test_only_the_store_knows_fsspec_and_only_when_there_is_a_url():
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parts[0] == "i2v"], ids=str)
 def test_inside_i2v_only_entry_points_import_the_data_side(path):
-    feeders = {"annotate", "continuation", "feed", "mirror", "segments", "watch"}
+    feeders = {"annotate", "continuation", "extraction", "feed", "mirror", "segments", "watch"}
     if module(path) not in {*ENTRY_POINTS, *(f"i2v.{name}" for name in feeders)}:
         assert not {name for name in ours(imports(path)) if name.startswith(("i2v.pipelines", "i2v.shard_tools"))}
 

@@ -7,10 +7,8 @@ import threading
 import fsspec
 import pytest
 import torch
-import yaml
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
-from safetensors.torch import save_file
 
 import i2v.train as program
 from i2v import sweep
@@ -21,10 +19,9 @@ from i2v.mirror import Mirror
 from i2v.pipelines import ShardError, store
 from i2v.pipelines.store import Retry
 from i2v.train import run
-from i2v.vit import VisionTransformer, ViTSpec
+from tests.experiments import ST_ADAPTER, write_experiment
 from tests.processes import LIMIT
 
-GEOMETRY = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "heads": 2, "embed_dim": 16}
 CPU = World(0, 1, torch.device("cpu"))
 
 
@@ -60,15 +57,8 @@ def stores(monkeypatch):
 @pytest.fixture(scope="module")
 def config(shapes, tmp_path_factory):
     """A YAML file of a small run with everything that has a state: 24 videos, batches of 8, 9 steps."""
-    folder = tmp_path_factory.mktemp("mirror")
-    torch.manual_seed(0)
-    save_file(VisionTransformer(ViTSpec(**GEOMETRY)).state_dict(), folder / "clip.safetensors")
-    model = {"method": "st_adapter", "backbone": GEOMETRY, "weights": str(folder / "clip.safetensors"), "num_frames": 2}
-    train = {"epochs": 3, "batch_size": 8, "lr": 1e-2, "compile": False, "log_every": 2, "save_every": 2, "ema": 0.9}
-    data = {"train": str(shapes / "vp9"), "val": str(shapes / "vp9-val"), "device": "cpu", "threads": 1}
-    path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump({"model": model | {"options": {"adapter_width": 8}}, "data": data, "train": train}))
-    return path
+    train = {"epochs": 3, "lr": 1e-2, "save_every": 2, "ema": 0.9}
+    return write_experiment(tmp_path_factory.mktemp("mirror"), shapes, ST_ADAPTER, train)
 
 
 def train(config, out, *overrides):

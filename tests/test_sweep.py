@@ -10,35 +10,22 @@ import sys
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
 
 from i2v import sweep
 from i2v.checkpoint import load_checkpoint
 from i2v.config import load_config
 from i2v.distributed import World
 from i2v.train import run
-from i2v.vit import VisionTransformer, ViTSpec
+from tests.experiments import ST_ADAPTER, write_experiment
 from tests.processes import ENVIRONMENT, LIMIT, ROOT, wait_for
 
-GEOMETRY = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "heads": 2, "embed_dim": 16}
 CPU = World(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
 def config(shapes, tmp_path_factory):
     """A YAML file of a small run: 24 videos, batches of 8, 6 steps."""
-    folder = tmp_path_factory.mktemp("sweep")
-    torch.manual_seed(0)
-    save_file(VisionTransformer(ViTSpec(**GEOMETRY)).state_dict(), folder / "clip.safetensors")
-    model = {"method": "st_adapter", "backbone": GEOMETRY, "weights": str(folder / "clip.safetensors"), "num_frames": 2}
-    values = {
-        "model": model | {"options": {"adapter_width": 8}},
-        "data": {"train": str(shapes / "vp9"), "val": str(shapes / "vp9-val"), "device": "cpu", "threads": 1},
-        "train": {"epochs": 2, "batch_size": 8, "lr": 1e-3, "compile": False, "log_every": 2},
-    }
-    path = folder / "base.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+    return write_experiment(tmp_path_factory.mktemp("sweep"), shapes, ST_ADAPTER, {"epochs": 2, "lr": 1e-3})
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 
 from i2v import predict
 from i2v.checkpoint import Backbone, Meta
-from i2v.features import spans
+from i2v.extraction import spans
 from i2v.model import create_model
 from i2v.pipelines import build_loader
 from i2v.pipelines.shards import ShardSet
