@@ -31,7 +31,6 @@ from i2v.atomic import replacing
 from i2v.console import version
 from i2v.model import merge_adapters
 from i2v.pipelines import ShardError, build_loader
-from i2v.pipelines.graph import MEAN, STD
 from i2v.session import Session, add_flags, command, open_session, parse
 
 TOLERANCE = 1e-4  # of the logits; of the largest, where that is more than 1
@@ -44,18 +43,25 @@ class Frames(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1, 1))
-        self.register_buffer("scale", 1 / torch.tensor(STD).view(3, 1, 1, 1))
+        mean, scale = mean_and_scale(model.spec)
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         clips = frames.permute(0, 4, 1, 2, 3).float()  # (B, 3, T, H, W)
         return self.model((clips - self.mean) * self.scale)
 
 
+def mean_and_scale(spec) -> tuple[torch.Tensor, torch.Tensor]:
+    """In grey levels, each (3, 1, 1, 1)."""
+    mean, std = (255 * torch.tensor(values, dtype=torch.float64).view(3, 1, 1, 1) for values in (spec.mean, spec.std))
+    return mean.float(), 1 / std.float()
+
+
 def inputs_for(session: Session, data: str | None, preprocess: bool) -> tuple[list[torch.Tensor], int]:
     """Batches to compare on, random ones of several sizes and then real ones, and how many clips are real."""
     model, views = session.model, session.views(["dtype=uint8"])
-    size, generator = model.spec.image_size, torch.Generator().manual_seed(0)
+    size, generator = session.size, torch.Generator().manual_seed(0)
     batches = [torch.randint(0, 256, (n, 3, model.num_frames, size, size), generator=generator) for n in (2, 1, 3)]
     batches = [batch.to(torch.uint8) for batch in batches]
     if data is not None:
@@ -63,7 +69,7 @@ def inputs_for(session: Session, data: str | None, preprocess: bool) -> tuple[li
         batches += [batch.pixels.clone() for batch, _ in zip(loader, range(2))]
     real = sum(map(len, batches[3:]))
     if not preprocess:
-        mean, scale = torch.tensor(MEAN).view(3, 1, 1, 1), 1 / torch.tensor(STD).view(3, 1, 1, 1)
+        mean, scale = mean_and_scale(model.spec)
         return [(batch.float() - mean) * scale for batch in batches], real
     return [batch.permute(0, 2, 3, 4, 1).contiguous() for batch in batches], real
 
@@ -137,8 +143,8 @@ def export(args) -> str:
         "classes": meta.classes,
         "input": ["batch", *batches[0].shape[1:]],
         "preprocess": args.preprocess,
-        "mean": MEAN,
-        "std": STD,
+        "mean": [255 * value for value in model.spec.mean],
+        "std": [255 * value for value in model.spec.std],
     }
     try:
         found, megabytes = write_if_equal(args, leaving, staying, batches, about)

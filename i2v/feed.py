@@ -12,7 +12,7 @@ import torch
 
 from i2v.config import Config
 from i2v.distributed import World, any_of
-from i2v.model import backbone_spec
+from i2v.model import spec_of
 from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.options import OrderOptions
 from i2v.stall import Watch
@@ -31,6 +31,10 @@ def open_loader(config: Config, world: World, split: str, manifest: str | list, 
         raise ValueError(
             f"clips.{misplaced} says in which order videos come, not how clips are cut: write data.order.{misplaced}."
         )
+    spec, test_size = spec_of(config.model.method, config.model.backbone), config.clips.get("test_size")
+    if test_size is not None and test_size % getattr(spec, "step", test_size + 1):
+        takes = f"multiples of {spec.step}" if hasattr(spec, "step") else f"{spec.image_size} and no other"
+        raise ValueError(f"clips.test_size is {test_size!r}, but the backbone takes pictures of a size of {takes}.")
     ordered = data.order | {"sample_weights": data.sample_weights} if split == "train" else {}
     return build_loader(
         manifest,
@@ -49,7 +53,7 @@ def open_loader(config: Config, world: World, split: str, manifest: str | list, 
         prefetch_bytes=data.prefetch_bytes,
         quarantine=Path(config.out) / f"quarantine-{split}.csv",
         num_frames=config.model.num_frames,
-        size=backbone_spec(config.model.backbone).image_size,
+        **spec.pictures,
         **ordered,
     )
 

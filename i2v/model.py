@@ -5,7 +5,7 @@ import importlib
 import inspect
 import numbers
 import pkgutil
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 
 import torch
 from torch import nn
@@ -46,9 +46,9 @@ class VideoClassifier(nn.Module):
         return self.head(self.forward_features(clips))
 
     @property
-    def trunk(self) -> VisionTransformer:
-        """CLIP's image tower: the backbone itself, or what it owns."""
-        return next(module for module in self.backbone.modules() if isinstance(module, VisionTransformer))
+    def trunk(self) -> nn.Module:
+        """The image model, a VisionTransformer or the method's own: the backbone itself, or what it owns."""
+        return next((module for module in self.backbone.modules() if isinstance(module, VisionTransformer)), self.backbone)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """name -> Parameter that the recipe trains."""
@@ -70,17 +70,20 @@ def create_model(
     """Build a VideoClassifier with fresh weights; requires_grad is set as the method's recipe says.
 
     method: the name of a file in i2v/methods. backbone: an open_clip name (geometry only, with OpenAI's quick_gelu)
-    or a dict with the fields of ViTSpec. head: {"type": "linear", "dropout": 0.5, "init_std": 0.02}, or {"type":
-    "text", "class_names": [...], "templates": [...], "text_features": (num_classes, embed_dim)}, each optional: what is
-    not given must be loaded or set before the forward pass (TextHead). options: keyword arguments of the method's
+    or a dict with the fields of ViTSpec; a method with a trunk of its own has its own names and Spec.
+    head: {"type": "linear", "dropout": 0.5, "init_std": 0.02}, or {"type": "text", "class_names": [...], "templates":
+    [...], "text_features": (num_classes, embed_dim)}, each optional: what is not given must be loaded or set before the
+    forward pass (TextHead). options: keyword arguments of the method's
     build(). Raises ValueError on a wrong value, TypeError on an unknown option.
     """
     config = complete_config(method, backbone, num_frames, num_classes, head, **options)
-    spec, options = ViTSpec(**config["backbone"]), {name: config[name] for name in config if name not in OWN}
+    spec, options = spec_of(method, config["backbone"]), {name: config[name] for name in config if name not in OWN}
     trunk = method_module(method).build(spec, num_frames, **options)
     head = dict(config["head"])
     if head.pop("type") == "linear":
         classifier = LinearHead(trunk.feature_dim, num_classes, **head)
+    elif not hasattr(spec, "embed_dim"):
+        raise ValueError(f"a text head needs the features of a CLIP, and those of {method!r} are none: use a linear head")
     else:
         project = isinstance(trunk, VisionTransformer) and trunk.proj is None  # the others end in CLIP's joint space
         classifier = TextHead(trunk.feature_dim, spec.embed_dim, project, num_classes, **head)
@@ -99,7 +102,7 @@ def complete_config(
     kind, head_options = _head_options(head, method)
     return {
         "method": method,
-        "backbone": asdict(backbone_spec(backbone)),
+        "backbone": {name: _plain(value) for name, value in asdict(spec_of(method, backbone)).items()},
         "num_frames": num_frames,
         "num_classes": num_classes,
         "head": {"type": kind, **head_options},
@@ -144,19 +147,38 @@ def method_module(method: str):
     return importlib.import_module(f"i2v.methods.{method}")
 
 
+def spec_of(method: str, backbone: str | dict):
+    """What `backbone` means to a method: a ViTSpec, or the Spec of its own file, of a name, a dict with the fields of Spec,
+    or both: {"name": "tiny", "image_size": 160}. Raises ValueError."""
+    module = method_module(method)
+    if not hasattr(module, "Spec"):
+        return backbone_spec(backbone)
+    if not isinstance(backbone, (str, dict)):
+        raise ValueError(f"backbone must be a name or a dict, got {type(backbone).__name__}")
+    given = {"name": backbone} if isinstance(backbone, str) else dict(backbone)
+    if "name" in given:
+        given = asdict(module.named(given.pop("name"))) | given
+    return module.Spec(**_checked(given, module.Spec))
+
+
 def backbone_spec(backbone: str | dict) -> ViTSpec:
     """ViTSpec of a dict with its fields, or of an open_clip name such as "ViT-B-16" or "ViT-L-14-336-quickgelu"."""
     if isinstance(backbone, str):
         return _open_clip_spec(backbone)
     if not isinstance(backbone, dict):
         raise ValueError(f"backbone must be an open_clip name or a dict, got {type(backbone).__name__}")
-    accepted = [field.name for field in fields(ViTSpec)]
+    return ViTSpec(**_checked(backbone, ViTSpec))
+
+
+def _checked(backbone, kind):
+    """The dict, if its keys are fields of the spec and none is missing."""
+    accepted = {field.name: field.default for field in fields(kind)}
     unknown = sorted(map(str, set(backbone) - set(accepted)))
-    missing = [name for name in accepted if name not in backbone and name != "activation"]
+    missing = [name for name, default in accepted.items() if name not in backbone and default is MISSING]
     if unknown or missing:
         wrong = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
         raise ValueError(f"the backbone dict {' and '.join(wrong)}: its keys are {', '.join(accepted)}")
-    return ViTSpec(**backbone)
+    return backbone
 
 
 def _open_clip_spec(name):

@@ -17,7 +17,7 @@ from i2v.console import begin_command
 from i2v.model import VideoClassifier, create_model
 from i2v.placement import autocast_for, choose_precision, place
 from i2v.text import text_features
-from i2v.weights import COUNTER, backbone_file, fingerprint, load_weights
+from i2v.weights import COUNTER, backbone_file, fingerprint, image_layout, load_weights
 
 INCLUDED = "included"  # where a backbone is that no other file holds: in the checkpoint
 
@@ -38,12 +38,17 @@ class Session:
         place(self.model, device, dtype)
         self.device, self.precision, self.autocast = device, str(dtype).removeprefix("torch."), autocast_for(device, dtype)
 
+    @property
+    def size(self) -> int:
+        """Pixels along a side of the pictures that it evaluates."""
+        return self.meta.clips.get("test_size") or self.model.spec.image_size
+
     def views(self, overrides: Iterable[str] = (), window: float | None = None, hop: float | None = None) -> dict:
         """The arguments split, options and device of build_loader that show a video as the run's evaluation did.
 
         overrides: name=value that the user wants otherwise. window, hop: seconds; windows that slide over the video instead.
         """
-        options = self.meta.clips | {"num_frames": self.model.num_frames, "size": self.model.spec.image_size}
+        options = self.meta.clips | {"num_frames": self.model.num_frames} | self.model.spec.pictures
         options |= dict(map(parse_option, overrides))
         split = "test"
         if window is not None:
@@ -115,10 +120,10 @@ def load_backbone(model: VideoClassifier, name: str | dict, weights: str) -> str
     if is_path(weights):
         path = weights
     elif isinstance(name, str):
-        path = backbone_file(name, weights)
+        path = backbone_file(name, weights, getattr(model.spec, "activation", "quick_gelu"))
     else:
         raise ValueError(f"weights is {weights!r}, which is no file, and tags need the name of a backbone: give a file.")
-    load_weights(model, path, layout="clip")
+    load_weights(model, path, image_layout(model))
     return str(path)
 
 

@@ -6,7 +6,7 @@ A video method subclasses Block, writes its own short forward, and hands it to V
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,8 @@ class ViTSpec:
     heads: Count
     embed_dim: Count
     activation: Annotated[str, one_of("quick_gelu", "gelu")] = "quick_gelu"
+    mean: ClassVar[tuple] = (0.48145466, 0.4578275, 0.40821073)
+    std: ClassVar[tuple] = (0.26862954, 0.26130258, 0.27577711)
 
     def __post_init__(self):
         check(ViTSpec, vars(self), "backbone {name} must be {rule}, got {value}")
@@ -41,6 +43,11 @@ class ViTSpec:
     def grid(self):
         """Patches along one side of a frame."""
         return self.image_size // self.patch_size
+
+    @property
+    def pictures(self):
+        """What a loader must know of the trunk, as options of build_loader."""
+        return {"size": self.image_size, "mean": self.mean, "std": self.std}
 
 
 class QuickGELU(nn.Module):

@@ -35,11 +35,11 @@ from i2v.pipelines.augment import (
 )
 from i2v.pipelines.options import SENTENCE
 from i2v.pipelines.resize import crop_and_resize
-from i2v.rules import check, one_of
+from i2v.rules import Rule, check, is_finite, one_of
 
-# OpenAI CLIP's, in units of 0..255
-MEAN = [255 * m for m in (0.48145466, 0.4578275, 0.40821073)]
-STD = [255 * s for s in (0.26862954, 0.26130258, 0.27577711)]
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+MEAN, STD = ([255 * value for value in values] for values in (CLIP_MEAN, CLIP_STD))  # in grey levels
+COLOURS = Rule("three numbers", lambda value: len(value) == 3 and all(map(is_finite, value)))
 
 NVDEC_LEAST = {"vp9": 128, "hevc": 144, "h264": 48}  # pixels, both sides of a picture; it takes no mjpeg
 DTYPES = ("float32", "float16", "uint8")
@@ -54,10 +54,17 @@ class GraphOptions:
     interpolation: Annotated[str, one_of("cubic", "linear")] = "cubic"
     antialias: bool = True  # filter when shrinking; the original recipes resize without
     dtype: Annotated[str, one_of(*DTYPES)] = "float32"  # of the clips; uint8: not normalised
+    mean: Annotated[tuple, COLOURS] = CLIP_MEAN  # of red, green and blue from 0 to 1: a model's backbone decides
+    std: Annotated[tuple, COLOURS] = CLIP_STD
     augment: AugmentOptions = AugmentOptions()
 
     def __post_init__(self):
         check(GraphOptions, vars(self), SENTENCE)
+
+    @property
+    def grey(self) -> tuple[list[float], list[float]]:
+        """Mean and std in grey levels."""
+        return [255 * m for m in self.mean], [255 * s for s in self.std]
 
 
 def choose_decoder(codec: str, device: str, decode: str, least_side: int) -> str:
@@ -188,7 +195,7 @@ def _normalise(video, mirror, drawn: dict, options: GraphOptions):
 
     if options.dtype == "uint8" and "noise" not in drawn:
         return fn.flip(video, horizontal=fn.squeeze(mirror, axes=[0]))
-    mean, std = ([0.0] * 3, [1.0] * 3) if options.dtype == "uint8" else (MEAN, STD)
+    mean, std = ([0.0] * 3, [1.0] * 3) if options.dtype == "uint8" else options.grey
     if "noise" in drawn:
         mean = types.Constant(np.float32(mean)) - drawn["noise"]
     return fn.crop_mirror_normalize(
@@ -204,14 +211,14 @@ def _normalise(video, mirror, drawn: dict, options: GraphOptions):
 def _erase(video, box, options: GraphOptions):
     from nvidia.dali import fn
 
-    fill = _colour(options.augment.erasing_fill)
+    fill = _colour(options.augment.erasing_fill, options)
     if options.dtype != "uint8":
-        fill = [(value - mean) / std for value, mean, std in zip(fill, MEAN, STD)]
+        fill = [(value - mean) / std for value, mean, std in zip(fill, *options.grey)]
     return fn.erase(video, anchor=box[0:2], shape=box[2:4], axis_names="HW", fill_value=fill)
 
 
-def _colour(fill: int | str) -> list[float]:
-    return MEAN if fill == "mean" else [float(fill)] * 3
+def _colour(fill: int | str, options: GraphOptions) -> list[float]:
+    return options.grey[0] if fill == "mean" else [float(fill)] * 3
 
 
 # ---- pixels: (F, H, W, 3) uint8 in and out -----------------------------------------------------------------------------

@@ -18,7 +18,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from i2v.console import begin_command
 from i2v.pipelines import ShardError
-from i2v.pipelines.graph import MEAN, STD
 
 MARGIN, TITLE, FONT = 4, 18, 12  # pixels: around every frame, above every row, height of letters
 SMALLEST, LARGEST = 96, 224  # pixels: smaller frames are enlarged, larger ones are shrunk
@@ -67,7 +66,7 @@ def read_options(config: Path | None, overrides: list[str]) -> dict:
 def read_rows(loader, clips: int, columns: int) -> list[tuple[str, np.ndarray]]:
     """Title and frames (at most `columns`, H, W, 3) uint8 of every row: of clips, or of all views of so many videos."""
     rows, plan = [], loader.plan
-    mean, std = np.float32(MEAN), np.float32(STD)
+    mean, std = np.float32(loader.graph.grey)
     for position, batch in zip(range(loader.start, loader.start + clips), loader):
         spec, label = plan[position], int(batch.labels[0])
         if not spec.weight:  # after the last video

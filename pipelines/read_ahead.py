@@ -215,7 +215,7 @@ class Loader:
         pixels = pixels.view(len(specs), views, -1, *pixels.shape[3:]).permute(0, 1, 5, 2, 3, 4)  # (B, V, 3, T, H, W)
         pixels = pixels[:, 0] if views == 1 else pixels
         if self._torch_normalises:
-            pixels = normalised(pixels, self._buffers.lend)
+            pixels = normalised(pixels, *self.graph.grey, self._buffers.lend)
         labels = [(self._mirrored if spec.flip else self._labels)[spec.id] for spec in specs]
         return Batch(
             pixels=pixels,
@@ -225,6 +225,7 @@ class Loader:
             samples_seen=prepared.samples_seen,
             frames=torch.from_numpy(np.stack([spec.frames for spec in specs])).long(),
             positions=torch.tensor(prepared.positions),
+            grey=self.graph.grey,
         )
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:

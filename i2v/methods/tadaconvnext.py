@@ -14,46 +14,95 @@ The authors use QuickGELU although the ImageNet weights come from a ConvNeXt wit
 other backbone that does not say activation: gelu. CLIP's ConvNeXts of open_clip, which their paper does not use, keep GELU.
 """
 
-from dataclasses import dataclass
-from typing import Annotated
+import re
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from i2v.rules import ODD, Count, at_least, between, check, one_of
+from i2v.rules import COLOURS, ODD, Count, at_least, between, check, counts, more_than, multiple_of, one_of
 from i2v.tadaconv import RouteFuncwTransformer, TAdaConv2dV2, mean_of_three_frames
 from i2v.vit import DropPath, LayerNorm, residual_stream
 
 SHRINKS = 32  # of height and width, from the pixels to the last stage
 ADDED = ("dwconv_rf", "norm_avgpool")  # what the image model does not have
+SIZES = {
+    "tiny": ((3, 3, 9, 3), (96, 192, 384, 768)),
+    "small": ((3, 3, 27, 3), (96, 192, 384, 768)),
+    "base": ((3, 3, 27, 3), (128, 256, 512, 1024)),
+    "large": ((3, 3, 27, 3), (192, 384, 768, 1536)),
+    "xlarge": ((3, 3, 27, 3), (256, 512, 1024, 2048)),
+    "xxlarge": ((3, 4, 30, 3), (384, 768, 1536, 3072)),
+}
+CLIP_SIZES = {  # open_clip's names -> pixels
+    "convnext_tiny": 224,
+    "convnext_small": 224,
+    "convnext_base": 224,
+    "convnext_base_w": 256,
+    "convnext_base_w_320": 320,
+    "convnext_large": 224,
+    "convnext_large_d": 256,
+    "convnext_large_d_320": 320,
+    "convnext_xlarge": 256,
+    "convnext_xxlarge": 256,
+    "convnext_xxlarge_320": 320,
+}
+CLIP_COLOURS = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A ConvNeXt: blocks and channels of its four stages, the activation; the size and normalisation of its pictures."""
+    """A ConvNeXt: blocks and channels of its four stages, its activation; the size and the colours of its pictures."""
 
-    depths: tuple[int, ...]
-    dims: tuple[int, ...]
-    image_size: Count = 224
+    depths: Annotated[tuple, counts(4)]
+    dims: Annotated[tuple, counts(4)]
+    image_size: Annotated[int, multiple_of(SHRINKS)] = 224
     activation: Annotated[str, one_of("quick_gelu", "gelu")] = "quick_gelu"
-    mean: tuple[float, ...] = (0.45, 0.45, 0.45)
-    std: tuple[float, ...] = (0.225, 0.225, 0.225)
+    norm_eps: Annotated[float, more_than(0)] = 1e-6
+    mean: Annotated[tuple, COLOURS] = (0.45, 0.45, 0.45)  # of red, green and blue from 0 to 1
+    std: Annotated[tuple, COLOURS] = (0.225, 0.225, 0.225)
+    step: ClassVar[int] = SHRINKS  # pictures may have any size that is a multiple of this
+
+    def __post_init__(self):
+        check(Spec, vars(self), "backbone {name} must be {rule}, got {value}")
+        for name in ("depths", "dims", "mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    @property
+    def pictures(self):
+        """What a loader must know of the trunk, as options of build_loader."""
+        return {"size": self.image_size, "mean": self.mean, "std": self.std}
+
+
+def named(name):
+    """Spec of "tiny", "small", "base", ..., as the authors use them, or of one of open_clip's, such as "convnext_base_w"."""
+    if name in SIZES:
+        depths, dims = SIZES[name]
+        return Spec(depths, dims, norm_eps=1e-5 if name == "xxlarge" else 1e-6)
+    if name in CLIP_SIZES:
+        return replace(named(name.split("_")[1]), image_size=CLIP_SIZES[name], activation="gelu", **CLIP_COLOURS)
+    raise ValueError(
+        f"backbone {name!r} is not a ConvNeXt: use one of {', '.join(SIZES)}, a name of open_clip's such as convnext_base_w, "
+        "or a dict with depths and dims"
+    )
 
 
 class TAdaConvNeXtBlock(nn.Module):
     """(B, T, H, W, C) -> the same. drop_path: this block's probability, None for none."""
 
-    def __init__(self, dim, activation, route, drop_path):
+    def __init__(self, dim, spec, route, drop_path):
         super().__init__()
-        self.activation = activation
+        self.activation = spec.activation
         self.dwconv = TAdaConv2dV2(
             dim, dim, 7, padding=3, groups=dim, cal_dim="cout", internal_rf_func=False, internal_temp_aggr=False
         )
         self.dwconv_rf = RouteFuncwTransformer(dim, with_bias_cal=True, **route)
-        self.norm = LayerNorm(dim, eps=1e-6)
-        self.norm_avgpool = LayerNorm(dim, eps=1e-6)
+        self.norm = LayerNorm(dim, spec.norm_eps)
+        self.norm_avgpool = LayerNorm(dim, spec.norm_eps)
         nn.init.zeros_(self.norm_avgpool.weight)
         self.pwconv1 = nn.Linear(dim, 4 * dim)
         self.pwconv2 = nn.Linear(4 * dim, dim)
@@ -83,16 +132,17 @@ class TAdaConvNeXt(nn.Module):
         super().__init__()
         self.spec, dims = spec, spec.dims
         stem = nn.Conv3d(3, dims[0], (tubelet_size, 4, 4), (tubelet_stride, 4, 4), (tubelet_size // 2, 0, 0))
-        self.downsample_layers = nn.ModuleList([nn.Sequential(stem, LayerNorm(dims[0], eps=1e-6))])
-        for before, after in zip(dims, dims[1:]):
+        self.downsample_layers = nn.ModuleList([nn.Sequential(stem, LayerNorm(dims[0], spec.norm_eps))])
+        for before, after in pairwise(dims):
             halve = nn.Conv3d(before, after, (1, 2, 2), stride=(1, 2, 2))
-            self.downsample_layers.append(nn.Sequential(LayerNorm(before, eps=1e-6), halve))
-        rates = iter([None] * sum(spec.depths) if not drop_path else torch.linspace(0, drop_path, sum(spec.depths)).tolist())
+            self.downsample_layers.append(nn.Sequential(LayerNorm(before, spec.norm_eps), halve))
+        last = max(sum(spec.depths) - 1, 1)
+        rates = (drop_path * i / last if drop_path else None for i in range(sum(spec.depths)))
         self.stages = nn.ModuleList(
-            nn.ModuleList(TAdaConvNeXtBlock(dim, spec.activation, route, next(rates)) for _ in range(depth))
+            nn.ModuleList(TAdaConvNeXtBlock(dim, spec, route, next(rates)) for _ in range(depth))
             for depth, dim in zip(spec.depths, dims)
         )
-        self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
+        self.norm = nn.LayerNorm(dims[-1], spec.norm_eps)
         for module in self.modules():
             if isinstance(module, (nn.Conv3d, nn.Linear)) and not hasattr(module, "skip_init"):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -102,6 +152,11 @@ class TAdaConvNeXt(nn.Module):
     @property
     def feature_dim(self):
         return self.spec.dims[-1]
+
+    @property
+    def blocks(self):
+        """All blocks in order, each of which keeps much for the gradient and is compiled by itself."""
+        return [block for stage in self.stages for block in stage]
 
     def embed(self, clips):
         """(B, 3, T, H, W) -> (B, T', H/4, W/4, C): what enters the first stage."""
@@ -129,3 +184,67 @@ class TAdaConvNeXt(nn.Module):
             for block in stage:
                 x = block(x)
         return self.norm(x.mean((1, 2, 3), dtype=self.norm.weight.dtype))
+
+
+def build(
+    spec,
+    num_frames,
+    *,
+    route_ratio: Count = 2,
+    route_kernels=(3, 3),
+    route_head_dim: Count | None = None,
+    tubelet_size: Annotated[int, at_least(1), ODD] = 3,
+    tubelet_stride: Count = 2,
+    drop_path: Annotated[float, between(0, 1, below=True)] = 0.0,
+    train: Annotated[str, one_of("all", "adapters")] = "all",
+):
+    """The backbone; everything trains, or with train="adapters" what the image model does not have, the rest being frozen.
+
+    route_ratio: a stage's channels over those inside its routing, which are a multiple of route_head_dim (None: those of
+    the first stage, which so has one head). route_kernels: frames that the routing's convolutions see, odd. tubelet_size,
+    odd, and tubelet_stride: of the stem, in frames; a stem that is frozen as the image model's reads only every
+    tubelet_stride-th frame. drop_path: the last block's probability of dropping a clip, rising linearly from 0 in the
+    first. The number of frames is taken from each clip, so `num_frames` is not used. Raises ValueError on a value outside
+    these.
+    """
+    head_dim = route_head_dim or max(spec.dims[0] // route_ratio, 1)
+    route = dict(ratio=route_ratio, kernels=route_kernels, head_dim=head_dim)
+    model = TAdaConvNeXt(spec, tubelet_size, tubelet_stride, route, drop_path).requires_grad_(train == "all")
+    for block in model.blocks:
+        block.dwconv_rf.requires_grad_(True)
+        block.norm_avgpool.requires_grad_(True)
+    return model
+
+
+def from_authors(name):
+    """The name in our model of a parameter in the authors' checkpoints."""
+    return name.replace("head.out.", "head.fc.", 1)
+
+
+TIMM = {"conv_dw": "dwconv", "mlp.fc1": "pwconv1", "mlp.fc2": "pwconv2"}
+
+
+def from_image(name):
+    """The name in our model of a parameter of the image model, in FAIR's or timm's files; None for its classifier."""
+    name = re.sub(r"^stem\.", "downsample_layers.0.", name)
+    name = re.sub(r"^stages\.(\d+)\.downsample\.", r"downsample_layers.\1.", name)
+    name = re.sub(r"^stages\.(\d+)\.blocks\.", r"stages.\1.", name)
+    name = re.sub(r"\.(conv_dw|mlp\.fc1|mlp\.fc2)\.", lambda found: f".{TIMM[found[1]]}.", name)
+    name = re.sub(r"^head\.norm\.", "norm.", name)
+    return None if name.startswith("head.") else f"backbone.{name}"
+
+
+def inflated(values, model):
+    """The image model's tensors, under our names, in the shapes of ours: a kernel over space is one over a single frame, the
+    stem's is the middle frame of tubelets."""
+    before = model.backbone.downsample_layers[0][0].kernel_size[0] // 2
+
+    def fit(name, value):
+        if ".dwconv." in name:
+            return value[None, None]
+        if value.ndim == 4:
+            value = value[:, :, None]
+            return F.pad(value, (0, 0, 0, 0, before, before)) if name.startswith("backbone.downsample_layers.0.") else value
+        return value
+
+    return {name: fit(name, value) if isinstance(value, torch.Tensor) else value for name, value in values.items()}
