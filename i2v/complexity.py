@@ -91,7 +91,7 @@ def cost(name: str, config: Config, classes: int, **options) -> dict:
         built = create_model(model.method, model.backbone, model.num_frames, classes, model.head, **model.options | options)
     params = sum(p.numel() for p in built.parameters())
     trained = sum(p.numel() for p in built.trainable_parameters().values())
-    by_operator = count_macs(built)
+    by_operator = count_macs(built, config.clips.get("test_size"))
     return {
         "config": name,
         "params": params,
@@ -103,9 +103,10 @@ def cost(name: str, config: Config, classes: int, **options) -> dict:
     }
 
 
-def count_macs(model: VideoClassifier) -> dict[str, int]:
-    """operator -> MACs of one clip. The model is on the meta device; it is frozen, as the counter follows gradients."""
-    aten, size = torch.ops.aten, model.spec.image_size
+def count_macs(model: VideoClassifier, size: int | None = None) -> dict[str, int]:
+    """operator -> MACs of one clip, of pictures of `size` pixels if that is not the one it trains on. The model is on the
+    meta device; it is frozen, as the counter follows gradients."""
+    aten, size = torch.ops.aten, size or model.spec.image_size
     formulas = {  # torch's counter knows the products; like it, these return two operations for a MAC
         aten.native_layer_norm: lambda x, *rest, **more: 2 * 5 * math.prod(x),
         aten._native_batch_norm_legit_no_training: lambda x, *rest, **more: 2 * 2 * math.prod(x),

@@ -66,12 +66,14 @@ class TrainConfig:
     batch_size: Count  # clips per step, all devices together
     lr: Positive
     micro_batch: Count | None = None  # clips per device and forward pass; smaller means gradient accumulation
+    optimizer: Annotated[str, one_of("adamw", "sgd")] = "adamw"
+    momentum: Annotated[float, between(0, 1, below=True)] = 0.9  # Nesterov's, of sgd
     weight_decay: NotNegative = 0.0
     no_decay: list = field(default_factory=lambda: ["bias"])  # parts of names, or "1-d" (i2v/optim.py)
     lr_multipliers: dict = field(default_factory=dict)  # part of a name: factor on lr
     # factor on lr from each layer of the backbone to the one below
     layer_decay: Annotated[float, more_than(0), between(0, 1)] = 1.0
-    betas: list = field(default_factory=lambda: [0.9, 0.999])
+    betas: list = field(default_factory=lambda: [0.9, 0.999])  # of adamw
     schedule: Annotated[str, one_of(*SCHEDULES)] = "after_warmup"  # i2v/optim.py
     warmup_epochs: NotNegative = 0.0
     warmup_lr: NotNegative = 0.0  # where the warm-up begins

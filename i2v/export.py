@@ -62,7 +62,7 @@ def mean_and_scale(spec: ViTSpec) -> tuple[torch.Tensor, torch.Tensor]:
 def inputs_for(session: Session, data: str | None, preprocess: bool) -> tuple[list[torch.Tensor], int]:
     """Batches to compare on, random ones of several sizes and then real ones, and how many clips are real."""
     model, views = session.model, session.views(["dtype=uint8"])
-    size, generator = model.spec.image_size, torch.Generator().manual_seed(0)
+    size, generator = session.size, torch.Generator().manual_seed(0)
     batches = [torch.randint(0, 256, (n, 3, model.num_frames, size, size), generator=generator) for n in (2, 1, 3)]
     batches = [batch.to(torch.uint8) for batch in batches]
     if data is not None:

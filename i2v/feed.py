@@ -12,14 +12,13 @@ import torch
 
 from i2v.config import Config
 from i2v.distributed import World, any_of
-from i2v.model import head_kind
+from i2v.model import head_kind, spec_of
 from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.index import class_counts, sizes
 from i2v.pipelines.options import OrderOptions
 from i2v.stall import Watch
 from i2v.stop import Stopped, StopSignal
 from i2v.tally import Labels
-from i2v.trunks import backbone_spec
 
 
 def open_loader(config: Config, world: World, split: str, manifest: str | list, batch_size: int, start: int = 0):
@@ -34,6 +33,10 @@ def open_loader(config: Config, world: World, split: str, manifest: str | list, 
         raise ValueError(
             f"clips.{misplaced} says in which order videos come, not how clips are cut: write data.order.{misplaced}."
         )
+    spec, test_size = spec_of(config.model.method, config.model.backbone, config.model.weights), config.clips.get("test_size")
+    if test_size is not None and test_size % getattr(spec, "step", test_size + 1):
+        takes = f"multiples of {spec.step}" if hasattr(spec, "step") else f"{spec.image_size} and no other"
+        raise ValueError(f"clips.test_size is {test_size!r}, but the backbone takes pictures of a size of {takes}.")
     ordered = data.order | {"sample_weights": data.sample_weights} if split == "train" else {}
     return build_loader(
         manifest,
@@ -52,7 +55,7 @@ def open_loader(config: Config, world: World, split: str, manifest: str | list, 
         prefetch_bytes=data.prefetch_bytes,
         quarantine=Path(config.out) / f"quarantine-{split}.csv",
         num_frames=config.model.num_frames,
-        **backbone_spec(config.model.backbone, config.model.weights).pictures,
+        **spec.pictures,
         **ordered,
     )
 

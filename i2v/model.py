@@ -6,6 +6,7 @@ import inspect
 import math
 import numbers
 import pkgutil
+from dataclasses import asdict
 
 import torch
 from torch import nn
@@ -13,8 +14,8 @@ from torch import nn
 from i2v import methods
 from i2v.heads import TEMPLATES, FactorsHead, LinearHead, TextHead, check_factors
 from i2v.rules import Count, check
-from i2v.trunks import backbone_spec, plain
-from i2v.vit import VisionTransformer, ViTSpec
+from i2v.trunks import backbone_spec, checked, plain
+from i2v.vit import VisionTransformer
 
 HEADS = {"linear": LinearHead, "factors": FactorsHead, "text": TextHead}
 OWN = ("method", "backbone", "num_frames", "num_classes", "head")  # create_model's own arguments; the rest is the method's
@@ -48,9 +49,9 @@ class VideoClassifier(nn.Module):
         return self.head(self.forward_features(clips))
 
     @property
-    def trunk(self) -> VisionTransformer:
-        """The image transformer: the backbone itself, or what it owns."""
-        return next(module for module in self.backbone.modules() if isinstance(module, VisionTransformer))
+    def trunk(self) -> nn.Module:
+        """The image model, a VisionTransformer or the method's own: the backbone itself, or what it owns."""
+        return next((module for module in self.backbone.modules() if isinstance(module, VisionTransformer)), self.backbone)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """name -> Parameter that the recipe trains."""
@@ -72,18 +73,21 @@ def create_model(
     """Build a VideoClassifier with fresh weights; requires_grad is set as the method's recipe says.
 
     method: the name of a file in i2v/methods. backbone: a name of open_clip's (geometry only, with OpenAI's quick_gelu) or
-    timm's, or a dict with the fields of ViTSpec (i2v/trunks.py). num_classes: None: 400, or of factors all combinations.
-    head: {"type": "linear", "dropout": 0.5, "init_std": 0.02}; {"type": "factors", "factors": {"verb": 97, "noun": 300}},
-    with the same options (FactorsHead); or {"type": "text", "class_names": [...], "templates": [...], "text_features":
-    (num_classes, embed_dim)}, each optional: what is not given must be loaded or set before the forward pass (TextHead).
-    options: keyword arguments of the method's build(). Raises ValueError on a wrong value, TypeError on an unknown option.
+    timm's, or a dict with the fields of ViTSpec (i2v/trunks.py); a method with a trunk of its own has its own names and Spec.
+    num_classes: None: 400, or of factors all combinations. head: {"type": "linear", "dropout": 0.5, "init_std": 0.02};
+    {"type": "factors", "factors": {"verb": 97, "noun": 300}}, with the same options (FactorsHead); or {"type": "text",
+    "class_names": [...], "templates": [...], "text_features": (num_classes, embed_dim)}, each optional: what is not given must
+    be loaded or set before the forward pass (TextHead). options: keyword arguments of the method's build(). Raises ValueError
+    on a wrong value, TypeError on an unknown option.
     """
     config = complete_config(method, backbone, num_frames, num_classes, head, **options)
-    spec, options = ViTSpec(**config["backbone"]), {name: config[name] for name in config if name not in OWN}
+    spec, options = spec_of(method, config["backbone"]), {name: config[name] for name in config if name not in OWN}
     trunk = method_module(method).build(spec, num_frames, **options)
     head, num_classes = dict(config["head"]), config["num_classes"]
     kind = head.pop("type")
     if kind == "text":
+        if not hasattr(spec, "embed_dim"):
+            raise ValueError(f"a text head needs the features of a CLIP, and those of {method!r} are none: use a linear head")
         ends_there = not isinstance(trunk, VisionTransformer) or trunk.proj is not None  # in the joint space
         projection = "none" if ends_there else spec.projection
         classifier = TextHead(trunk.feature_dim, spec.embed_dim, projection, num_classes, **head)
@@ -109,7 +113,7 @@ def complete_config(
     num_classes = num_classes or of_factors or 400
     return {
         "method": method,
-        "backbone": plain(backbone_spec(backbone)),
+        "backbone": plain(spec_of(method, backbone)),
         "num_frames": num_frames,
         "num_classes": num_classes,
         "head": {"type": kind, **head_options},
@@ -158,6 +162,20 @@ def method_module(method: str):
     if method not in names:
         raise ValueError(f"method {method!r} is unknown{_nearest(method, names)}: use one of {', '.join(names)}")
     return importlib.import_module(f"i2v.methods.{method}")
+
+
+def spec_of(method: str, backbone: str | dict, weights: str | None = None):
+    """What `backbone` means to a method: a ViTSpec, or the Spec of its own file, of a name, a dict with the fields of Spec,
+    or both: {"name": "tiny", "image_size": 160}. weights: as for backbone_spec. Raises ValueError."""
+    module = method_module(method)
+    if not hasattr(module, "Spec"):
+        return backbone_spec(backbone, weights)
+    if not isinstance(backbone, (str, dict)):
+        raise ValueError(f"backbone must be a name or a dict, got {type(backbone).__name__}")
+    given = {"name": backbone} if isinstance(backbone, str) else dict(backbone)
+    if "name" in given:
+        given = asdict(module.named(given.pop("name"))) | given
+    return module.Spec(**checked(given, module.Spec))
 
 
 def _with_defaults(function, options, owner):

@@ -39,26 +39,30 @@ def _cosine(epoch: float, begin: float, config) -> float:
 def parameter_groups(
     parameters: dict[str, torch.nn.Parameter], config, layer_of: Callable[[str], int] | None = None
 ) -> list[dict]:
-    """AdamW's groups, each with weight_decay and lr_scale (of the schedule's learning rate); config: TrainConfig.
+    """The optimizer's groups, each with weight_decay and lr_scale (of the schedule's learning rate); config: TrainConfig.
 
     Entries of no_decay and lr_multipliers are parts of names, between dots: "bias" means head.fc.bias, "ln_post" both
-    backbone.ln_post.weight and backbone.ln_post.bias; "1-d" means every one-dimensional parameter.
+    backbone.ln_post.weight and backbone.ln_post.bias; "dwconv_rf.bias" what has both parts, in this order, whatever is
+    between them; "1-d" every one-dimensional parameter. "-dwconv_rf.norm" takes what it means out of no_decay again. The
+    factors of all entries of lr_multipliers that mean a parameter are multiplied.
     layer_of: the layer of a parameter's name, 0 for the stem to layers + 1 for the head; for layer_decay.
     Raises ValueError for an entry that fits nothing, and for layer_decay without layer_of.
     """
-    traits = {name: set(name.split(".")) | ({"1-d"} if p.ndim == 1 else set()) for name, p in parameters.items()}
     for key, entries in (("no_decay", config.no_decay), ("lr_multipliers", config.lr_multipliers)):
         for entry in entries:
-            if not any(entry in trait for trait in traits.values()):
+            if not any(means(entry.removeprefix("-"), name, p) for name, p in parameters.items()):
                 raise ValueError(f"train.{key} has {entry!r}, which is part of no trained parameter's name.")
+    without = [entry for entry in config.no_decay if not entry.startswith("-")]
+    after_all = [entry[1:] for entry in config.no_decay if entry.startswith("-")]
     if config.layer_decay != 1 and layer_of is None:
         raise ValueError("train.layer_decay is set, but this method trains no layers of the backbone: remove it.")
     layers = {name: layer_of(name) for name in parameters} if config.layer_decay != 1 else {}
     top = max(layers.values(), default=0)
     groups: dict[tuple[float, float], dict] = {}
     for name, parameter in parameters.items():
-        decay = 0.0 if traits[name] & set(config.no_decay) else config.weight_decay
-        scale = math.prod(factor for entry, factor in config.lr_multipliers.items() if entry in traits[name])
+        exempt, taken_back = (any(means(entry, name, parameter) for entry in entries) for entries in (without, after_all))
+        decay = 0.0 if exempt and not taken_back else config.weight_decay
+        scale = math.prod(factor for entry, factor in config.lr_multipliers.items() if means(entry, name, parameter))
         scale *= config.layer_decay ** (top - layers.get(name, top))
         new = {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale}
         group = groups.setdefault((decay, scale), new)
@@ -67,10 +71,24 @@ def parameter_groups(
     return list(groups.values())
 
 
-def build_optimizer(parameters: dict[str, torch.nn.Parameter], config, layer_of=None) -> torch.optim.AdamW:
-    """AdamW over exactly the given parameters, with the groups of the recipe; see parameter_groups."""
+def means(entry: str, name: str, parameter: torch.nn.Parameter) -> bool:
+    """Whether an entry of no_decay or lr_multipliers means this parameter; see parameter_groups."""
+    if entry == "1-d":
+        return parameter.ndim == 1
+    parts = iter(name.split("."))
+    return all(part in parts for part in entry.split("."))  # each is looked for behind the one before
+
+
+def build_optimizer(parameters: dict[str, torch.nn.Parameter], config, layer_of=None) -> torch.optim.Optimizer:
+    """The optimizer over exactly the given parameters, with the groups of the recipe; see parameter_groups."""
     groups = parameter_groups(parameters, config, layer_of)
     # Fused on the CPU as well: it is the one that leaves a step out on the device's word (found_inf).
+    if config.optimizer == "sgd":
+        sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+        for parameter in parameters.values() if config.momentum else ():
+            # As after a first step, whose buffer would be what the memory held if that step is left out.
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     return torch.optim.AdamW(groups, lr=config.lr, betas=tuple(config.betas), eps=1e-8, fused=True)
 
 

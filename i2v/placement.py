@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from i2v.model import VideoClassifier
-from i2v.vit import Attention
+from i2v.vit import Attention, VisionTransformer
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -34,8 +34,9 @@ def place(model: VideoClassifier, device: torch.device, dtype: torch.dtype) -> N
             for parameter in module.parameters(recurse=False):
                 if not parameter.requires_grad:
                     parameter.data = parameter.data.to(dtype)
-    patches = model.trunk.conv1
-    patches.to(memory_format=torch.channels_last if patches.weight.ndim == 4 else torch.channels_last_3d)
+    if isinstance(model.trunk, VisionTransformer):
+        patches = model.trunk.conv1
+        patches.to(memory_format=torch.channels_last if patches.weight.ndim == 4 else torch.channels_last_3d)
 
 
 def autocast_for(device: torch.device, dtype: torch.dtype):
@@ -69,7 +70,7 @@ def compile_blocks(model: VideoClassifier, **options) -> None:
     for seen in (torch.empty(1), nn.Parameter(torch.empty(1))):
         rearrange(seen, "n -> n")  # einops remembers types; one more, and what is compiled would be compiled again
     model.trunk.embed = torch.compile(model.trunk.embed, dynamic=False, **options)
-    for block in model.trunk.transformer.resblocks:
+    for block in blocks_of(model.trunk):
         block.forward = torch.compile(block.forward, dynamic=False, **options)
     if model.trunk is not model.backbone:
         for part in model.backbone.children():
@@ -91,10 +92,15 @@ def recompute_blocks(model: VideoClassifier, which: str) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, **once)
 
 
+def blocks_of(trunk: nn.Module) -> list[nn.Module]:
+    """The layers of an image model, in order."""
+    return list(trunk.transformer.resblocks if isinstance(trunk, VisionTransformer) else trunk.blocks)
+
+
 def layers_that_keep(model: VideoClassifier) -> list[nn.Module]:
     """The modules, in order, that keep most of what the gradient needs."""
     if model.trunk is model.backbone:
-        return list(model.trunk.transformer.resblocks)
+        return blocks_of(model.trunk)
     side = model.backbone.dist_net
     return [net for pair in zip(side.temporal_nets, side.integration_nets) for net in pair]
 

@@ -40,6 +40,10 @@ def between(least: float, most: float, below: bool = False) -> Rule:
     return Rule(f"from {least} to {most}", lambda value: least <= value <= most)
 
 
+def multiple_of(step: int) -> Rule:
+    return Rule(f"a multiple of {step}", lambda value: value > 0 and value % step == 0)
+
+
 def one_of(*values) -> Rule:
     names = [str(value) for value in values]
     words = " or ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
@@ -59,6 +63,12 @@ Count = typing.Annotated[int, at_least(1)]
 ODD = Rule("odd", lambda value: value % 2 == 1)
 
 
+def counts(number: int) -> Rule:
+    """So many whole numbers, each at least 1."""
+    fine = lambda value: len(value) == number and all(is_whole(each) and each >= 1 for each in value)  # noqa: E731
+    return Rule(f"{number} whole numbers, each at least 1", fine)
+
+
 def is_whole(value) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
@@ -70,6 +80,8 @@ def is_finite(value) -> bool:
     except OverflowError:
         return False
 
+
+COLOURS = Rule("three numbers", lambda value: len(value) == 3 and all(map(is_finite, value)))
 
 TYPES: dict[object, tuple[str, Callable]] = {
     int: ("a whole number", is_whole),

@@ -14,11 +14,11 @@ import torch
 from i2v.checkpoint import Backbone, Meta, load_checkpoint, weights_of
 from i2v.config import Config, ModelConfig, load_config, parse_option, to_dict
 from i2v.console import begin_command
-from i2v.model import VideoClassifier, create_model
+from i2v.model import VideoClassifier, create_model, spec_of
 from i2v.placement import autocast_for, choose_precision, place
 from i2v.text import text_features
-from i2v.trunks import backbone_file, backbone_spec, plain
-from i2v.weights import COUNTER, fingerprint, load_weights
+from i2v.trunks import backbone_file, plain
+from i2v.weights import COUNTER, fingerprint, image_layout, load_weights
 
 INCLUDED = "included"  # where a backbone is that no other file holds: in the checkpoint
 
@@ -42,6 +42,11 @@ class Session:
     def fingerprint(self) -> str:
         """Of all that makes features, which is everything but the head. Call it before the model is placed."""
         return fingerprint({name: value for name, value in self.model.state_dict().items() if not name.startswith("head.")})
+
+    @property
+    def size(self) -> int:
+        """Pixels along a side of the pictures that it evaluates."""
+        return self.meta.clips.get("test_size") or self.model.spec.image_size
 
     def views(self, overrides: Iterable[str] = (), window=None, hop=None) -> dict:
         """The arguments split, options and device of build_loader that show a video as the run's evaluation did.
@@ -99,7 +104,7 @@ def build_model(config: ModelConfig, classes: list[str], saved: Mapping[str, tor
         names = head.setdefault("class_names", classes)
         if names != classes and set(names) == set(classes):
             raise ValueError("model.head.class_names has the classes of the data in another order: leave it out.")
-    backbone = plain(backbone_spec(config.backbone, config.weights))
+    backbone = plain(spec_of(config.method, config.backbone, config.weights))
     model = create_model(config.method, backbone, config.num_frames, len(classes), head, **config.options)
     if is_complete(saved, model):
         return model, INCLUDED
@@ -125,8 +130,8 @@ def load_backbone(model: VideoClassifier, name: str | dict, weights: str) -> str
     """
     if weights == "random":
         return "random"
-    path = weights if is_path(weights) else backbone_file(name, weights, model.spec.activation)
-    load_weights(model, path, layout="clip")
+    path = weights if is_path(weights) else backbone_file(name, weights, getattr(model.spec, "activation", None))
+    load_weights(model, path, image_layout(model))
     return str(path)
 
 

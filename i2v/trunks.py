@@ -9,7 +9,7 @@ timm/vit_base_patch14_dinov2   timm's DINOv2, DINOv3, SigLIP, PE-Core, EVA-02 an
 from __future__ import annotations
 
 import difflib
-from dataclasses import asdict, fields, replace
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,6 @@ from i2v.timm_towers import spec_of
 from i2v.vit import ViTSpec
 
 TIMM = "timm/"
-GEOMETRY = ("image_size", "patch_size", "width", "layers", "heads", "embed_dim")  # what a dict without a name must say
 
 
 def backbone_spec(backbone: str | dict, weights: str | None = None) -> ViTSpec:
@@ -35,17 +34,22 @@ def backbone_spec(backbone: str | dict, weights: str | None = None) -> ViTSpec:
         if set(backbone) != {"name", "image_size"}:
             raise ValueError(f"the backbone dict has a name: beside it there is image_size and nothing else, got {backbone}")
         return _named(backbone["name"], weights, backbone["image_size"])
-    accepted = [field.name for field in fields(ViTSpec)]
+    return ViTSpec(**checked(backbone, ViTSpec))
+
+
+def checked(backbone: dict, kind: type) -> dict:
+    """The dict, if its keys are fields of the spec and none that has no default is missing; else raises ValueError."""
+    accepted = {field.name: field.default for field in fields(kind)}
     unknown = sorted(map(str, set(backbone) - set(accepted)))
-    missing = [name for name in GEOMETRY if name not in backbone]
+    missing = [name for name, default in accepted.items() if name not in backbone and default is MISSING]
     if unknown or missing:
         wrong = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
         raise ValueError(f"the backbone dict {' and '.join(wrong)}: its keys are {', '.join(accepted)}")
-    return ViTSpec(**backbone)
+    return backbone
 
 
-def plain(spec: ViTSpec) -> dict:
-    """A spec as JSON can hold it."""
+def plain(spec) -> dict:
+    """A spec, a ViTSpec or another, as JSON can hold it."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(spec).items()}
 
 
@@ -63,11 +67,11 @@ def _named(name, tag, image_size=None):
     return replace(spec, image_size=image_size)
 
 
-def backbone_file(backbone: str | dict, tag: str, activation: str = "quick_gelu") -> Path:
+def backbone_file(backbone: str | dict, tag: str, activation: str | None = "quick_gelu") -> Path:
     """Path of the pre-trained checkpoint of a backbone with a name ("openai", "laion2b_s34b_b88k", ...), downloaded once.
 
-    Raises ValueError for an unknown pair and for weights trained with another activation than the model's, and OSError
-    when the download fails.
+    activation: the model's; None: it does not matter. Raises ValueError for an unknown pair and for weights trained with
+    another activation, and OSError when the download fails.
     """
     import huggingface_hub
     import open_clip  # three seconds to import
@@ -86,7 +90,7 @@ def backbone_file(backbone: str | dict, tag: str, activation: str = "quick_gelu"
         known = ", ".join(tags) or "(none)"
         raise ValueError(f"{name!r} has no weights {tag!r}: use one of {known}, or give the path of a checkpoint file")
     trained_with = "quick_gelu" if isinstance(config, dict) and config.get("quick_gelu") else "gelu"
-    if "quick_gelu" in (trained_with, activation) and trained_with != activation:
+    if activation and "quick_gelu" in (trained_with, activation) and trained_with != activation:
         raise ValueError(
             f"weights {tag!r} of {name!r} were trained with {trained_with} but the model uses "
             f"{activation}: give the backbone as a dict with activation: {trained_with}"

@@ -4,6 +4,8 @@ A layout says how the names of a file become ours and what the file may lack:
 
     clip     OpenAI's or open_clip's image tower, alone or in a full CLIP; must fill the whole trunk, lacks the rest;
              a method whose trunk has tensors of another shape makes them from CLIP's in from_clip(state, model)
+    image    as clip, for a method with a trunk of its own: from_image(name) knows the names of the image model's files,
+             inflated(values, model) the shapes, and ADDED is what that model does not have
     authors  the checkpoints a method's authors released, renamed by the method's from_authors(name)
     i2v      our own names
     auto     the one of these that fits best; an error when two fit equally
@@ -24,9 +26,9 @@ from i2v.archive import read_file
 from i2v.foreign import DEEPEST, unwrap
 from i2v.model import VideoClassifier, method_module
 from i2v.timm_towers import from_timm, is_timm
-from i2v.vit import VisionTransformer
+from i2v.vit import VisionTransformer, ViTSpec
 
-LAYOUTS = ("clip", "authors", "i2v")
+LAYOUTS = ("clip", "image", "authors", "i2v")
 NOT_IMAGE = ("logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size")
 TEXT_FEATURES = "head.text_features"  # computed from the class names; the head refuses to run without
 COUNTER = "num_batches_tracked"  # of batch norms, which older files and other tools leave out
@@ -55,7 +57,7 @@ def load_weights(model: VideoClassifier, source: str | Path | Mapping, layout: s
         raise ValueError(f"layout {layout!r} is unknown: use one of {', '.join(LAYOUTS)}, auto")
     where = "the state dict" if isinstance(source, Mapping) else str(source)
     state, notes = unwrap(source if isinstance(source, Mapping) else read_file(source), where)
-    if is_timm(state):
+    if is_timm(state) and isinstance(model.spec, ViTSpec):
         state, more = from_timm(state, model.spec)
         notes += ["its names are those of timm", *more]
     target = model.state_dict()
@@ -113,7 +115,9 @@ class _Plan:
 
 def _plan(model, target, state, layout, may_stay):
     """How the file would be loaded under a layout, and what is wrong with it; changes nothing."""
-    names_of = partial(_clip_names, model) if layout == "clip" else partial(_own_names, model, target, layout)
+    names_of = {"clip": partial(_clip_names, model), "image": partial(_image_names, model, target)}.get(
+        layout, partial(_own_names, model, target, layout)
+    )
     prefix = _outer_prefix(state, target, *names_of(state)[:2])
     inner = {name: name.removeprefix(prefix) for name in state}
     rename, known, required = names_of(inner.values())
@@ -123,8 +127,11 @@ def _plan(model, target, state, layout, may_stay):
         known, required = ({name for name in names if not name.startswith(may_stay)} for names in (known, required))
     sources = {ours: name for name, ours in renamed.items() if ours is not None}
     values = {ours: state[name] for ours, name in sources.items()}
-    if layout == "clip" and hasattr(method_module(model.method), "from_clip"):
-        values = method_module(model.method).from_clip(values, model)
+    module = method_module(model.method)
+    if layout == "clip" and hasattr(module, "from_clip"):
+        values = module.from_clip(values, model)
+    if layout == "image":
+        values = module.inflated(values, model)
     frozen = known - required
     if frozen & set(sources):  # a part of the frozen trunk is there, so all of it must be
         required = known
@@ -168,7 +175,9 @@ def _outer_prefix(state, target, rename, known):
 
 def _clip_names(model, names):
     """For a file's names: rename(name) -> our name or None to ignore it, the names that may come, and those that must."""
-    prefix, trunk = next((n, m) for n, m in model.named_modules() if isinstance(m, VisionTransformer))
+    prefix, trunk = next(((n, m) for n, m in model.named_modules() if isinstance(m, VisionTransformer)), ("", None))
+    if trunk is None:
+        raise ValueError(f"method {model.method!r} has no trunk of CLIP's: use layout 'image', 'authors' or 'i2v'")
     with torch.device("meta"):
         clip = VisionTransformer(trunk.spec, project=trunk.proj is not None)
     full_clip = any(name.startswith("visual.") for name in names)
@@ -188,17 +197,33 @@ def _clip_names(model, names):
     return rename, known, known - {"head.logit_scale"}
 
 
+def _image_names(model, target, names):
+    """As _clip_names, of a method with a trunk of its own."""
+    module = method_module(model.method)
+    if not hasattr(module, "from_image"):
+        raise ValueError(f"method {model.method!r} has CLIP's trunk: use layout 'clip' for the image model's weights")
+
+    def rename(name):
+        if name in NOT_IMAGE or name.startswith(TEXT_TOWER):
+            return None
+        return module.from_image(name.removeprefix("visual.").removeprefix("trunk."))  # open_clip's, around timm's
+
+    known = {name for name in target if name.startswith("backbone.") and not set(name.split(".")) & set(module.ADDED)}
+    return rename, known, known
+
+
 def _own_names(model, target, layout, names):
     """As _clip_names, for the layouts that hold what the method trains."""
     rename = getattr(method_module(model.method), "from_authors", None) if layout == "authors" else str
     if rename is None:
-        raise ValueError(f"method {model.method!r} has no authors' checkpoints: use layout 'clip' or 'i2v'")
+        raise ValueError(f"method {model.method!r} has no authors' checkpoints: use layout {image_layout(model)!r} or 'i2v'")
     return rename, set(target), set(target) - set(model.frozen_parameters())
 
 
 def _detect(model, target, state, where, may_stay):
     """The plan with the fewest problems."""
-    layouts = [x for x in LAYOUTS if x != "authors" or hasattr(method_module(model.method), "from_authors")]
+    from_authors = ["authors"] * hasattr(method_module(model.method), "from_authors")
+    layouts = [image_layout(model), *from_authors, "i2v"]
     plans = [_plan(model, target, state, layout, may_stay) for layout in layouts]
     plans.sort(key=lambda plan: (plan.count, plan.layout != "i2v"))
     if not any(plan.fits for plan in plans):
@@ -212,6 +237,11 @@ def _detect(model, target, state, where, may_stay):
             f"{plans[0].layout} no better than {plans[1].layout}: pass one of {', '.join(layouts)}"
         )
     return plans[0]
+
+
+def image_layout(model) -> str:
+    """The layout of the image model's weights."""
+    return "image" if hasattr(method_module(model.method), "from_image") else "clip"
 
 
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:

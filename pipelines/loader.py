@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
@@ -67,6 +67,8 @@ def build_loader(
     given = _merged(options, more_options)
     kinds = (ClipOptions, OrderOptions, AugmentOptions)
     clip_options, order_options, augment = (kind(**_fields(kind, given)) for kind in kinds)
+    if split != "train" and clip_options.test_size:
+        clip_options = replace(clip_options, size=clip_options.test_size)
     _check_numbers(batch_size, rank, world_size, start, seed, threads, prefetch_bytes)
     sets, shares = open_sources(manifest, split, cache, cache_size)
     shards = sets[0] if len(sets) == 1 else JoinedShards(sets)

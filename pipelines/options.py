@@ -33,6 +33,7 @@ class ClipOptions:
     # whose formulas: st_adapter, aim, zeroi2v or tada (DiST's too); see pipelines/frames.py
     variant: Annotated[str, one_of(*VARIANTS)] = "st_adapter"
     size: Annotated[int, between(1, 4096)] = 224  # height and width of what the model sees
+    test_size: Annotated[int, between(1, 4096)] | None = None  # in evaluation, if the backbone takes others; None: `size`
     # Training
     # random_resized: a box of random area and aspect; short_side: random scale, square box
     crop: Annotated[str, one_of("random_resized", "short_side")] = "random_resized"
@@ -44,7 +45,7 @@ class ClipOptions:
     # Evaluation
     clips: Annotated[int, between(1, 1000)] = 1  # temporal views
     crops: Annotated[int, one_of(1, 3)] = 1  # spatial views: 1 (centre) or 3 (along the long side)
-    # the short side is resized to this before cropping; None: `size`
+    # the short side is resized to this before cropping; None: `test_size`
     test_short_side: Annotated[int, between(1, 4096)] | None = None
     shuffle_frames: bool = False  # a control: the frames of every clip in random order
     # Split "windows": all of a long video, piece by piece
@@ -57,8 +58,8 @@ class ClipOptions:
             object.__setattr__(self, name, interval(name, getattr(self, name), least, most))
         check(ClipOptions, vars(self), SENTENCE)
         object.__setattr__(self, "flip_labels", pairs(self.flip_labels))
-        short = self.test_short_side
-        require(short is None or short >= self.size, "test_short_side", self, "at least as large as size")
+        short, size = self.test_short_side, self.test_size or self.size
+        require(short is None or short >= size, "test_short_side", self, "at least as large as size, or test_size")
 
 
 @dataclass(frozen=True)
