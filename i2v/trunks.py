@@ -59,9 +59,7 @@ def _named(name, tag, image_size=None):
     if image_size in (None, spec.image_size):
         return spec
     if timm:
-        raise ValueError(
-            f"backbone image_size {image_size} is not a multiple of the {spec.patch_size} pixels of {name}'s patches"
-        )
+        raise ValueError(f"backbone image_size {image_size} is not a multiple of patch_size {spec.patch_size} of {name}")
     if spec.rotary:
         raise ValueError(f"backbone {name} has rotary positions for {spec.image_size} pixels: take its timm/ name")
     return replace(spec, image_size=image_size)
