@@ -94,21 +94,21 @@ def joined(parts: list, places: dict[str, int]) -> tuple[np.ndarray, np.ndarray,
 
 def average_precision(truth, videos, found, theirs, scores, thresholds) -> np.ndarray:
     """(thresholds,) of one class: truth (N, 2) in videos (N,), found (M, 2) with scores (M,) in theirs (M,)."""
-    levels = np.array(thresholds)
+    levels, places = np.array(thresholds), np.empty(len(scores), dtype=np.int64)
+    places[np.argsort(-scores, kind="stable")] = np.arange(len(scores))
+    near = {}  # place -> which actions of its video there are, and how much the detection overlaps each
+    for video in np.unique(videos):
+        here, guesses = np.flatnonzero(videos == video), np.flatnonzero(theirs == video)
+        iou = overlap(*found[guesses].T[..., None], *truth[here].T)  # (detections, actions)
+        near |= {int(places[guesses[row]]): (here, iou[row]) for row in np.flatnonzero((iou >= levels.min()).any(1))}
     free = np.ones((len(levels), len(truth)), dtype=bool)
-    of_video = {video: np.flatnonzero(videos == video) for video in np.unique(videos).tolist()}
-    order = np.argsort(-scores, kind="stable")
-    right = np.zeros((len(levels), len(order)), dtype=bool)
-    for place, guess in enumerate(order):
-        here = of_video.get(int(theirs[guess]))
-        if here is None:
-            continue
-        iou = overlap(*found[guess], truth[here, 0], truth[here, 1])
+    right = np.zeros((len(levels), len(scores)), dtype=bool)
+    for place in sorted(near):
+        here, iou = near[place]
         fits = np.where(free[:, here] & (iou >= levels[:, None]), iou, -1.0)  # (thresholds, actions)
-        best = fits.argmax(1)
         right[:, place] = fits.max(1) >= 0
-        for level in np.flatnonzero(right[:, place]):
-            free[level, here[best[level]]] = False
+        hits = np.flatnonzero(right[:, place])
+        free[hits, here[fits.argmax(1)[hits]]] = False
     return np.array([interpolated(hits, len(truth)) for hits in right])
 
 

@@ -154,16 +154,19 @@ def soft_nms(
     Segments are in parts of the video. Those that overlap a taken one by more than low + (high - low) * its length lose
     score, by exp(-IoU^2 / alpha). As with the authors the last one left is not taken, unless it is the only one.
     """
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(segments[:, 0], kind="stable")
     begin, end, left = segments[order, 0], segments[order, 1], scores[order].astype(np.float64)
-    taken, values = [], []
+    longest, taken, values = (end - begin).max(initial=0), [], []
     while len(taken) < min(most, max(len(order) - 1, min(len(order), 1))):
         best = int(left.argmax())
         taken.append(best)
         values.append(left[best])
-        iou = overlap(begin, end, begin[best], end[best])
-        left = np.where(iou > low + (high - low) * (end[best] - begin[best]), left * np.exp(-(iou**2) / alpha), left)
         left[best] = -np.inf
+        # what may overlap it begins less than the longest segment before it, and before its end
+        near = slice(*np.searchsorted(begin, (begin[best] - longest, end[best])))
+        iou = overlap(begin[near], end[near], begin[best], end[best])
+        costs = iou > low + (high - low) * (end[best] - begin[best])
+        left[near] *= np.where(costs, np.exp(-(iou**2) / alpha), 1.0)
     return order[taken], np.array(values)
 
 
