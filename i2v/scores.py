@@ -7,6 +7,7 @@ combinations, and how the scores came about. Where videos have several classes, 
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -20,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from i2v.atomic import replacing
-from i2v.tally import Labels, Scores, SeveralScores, marginals, tally_for
+from i2v.tally import Labels, Scores, SeveralScores, labels_of_factors, marginals, tally_for
 
 VERSION = 2  # 1 where videos have one class each, which older programs read
 BINS = 15  # of the confidence, for the calibration error, as Guo et al. 2017 (arXiv 1706.04599) have it
@@ -50,7 +51,7 @@ class VideoScores:
     def labelled(self) -> bool:
         return self.several or bool((self.labels >= 0).all())
 
-    @property
+    @functools.cached_property
     def top5(self) -> torch.Tensor:
         """(n, 5) int64, fewer where there are fewer classes; the likeliest first."""
         return self.probabilities.topk(min(5, len(self.classes)), dim=-1).indices
@@ -74,6 +75,10 @@ class VideoScores:
 
     def scores(self) -> Scores | SeveralScores:
         """As the evaluation itself counted them."""
+        return self._scores
+
+    @functools.cached_property
+    def _scores(self) -> Scores | SeveralScores:
         sizes = {name: len(names) for name, names in self.factors.items()}
         tally = tally_for(Labels(len(self.classes), sizes, self.several), torch.device("cpu"))
         tally.add(self.probabilities, self.labels, torch.ones(len(self.ids), dtype=torch.bool))
@@ -82,8 +87,7 @@ class VideoScores:
     def of_factor(self, name: str) -> VideoScores:
         """The same videos by the classes of one factor, with the sums of the probabilities of all that have each."""
         sizes, place = tuple(map(len, self.factors.values())), list(self.factors).index(name)
-        labels = torch.unravel_index(self.labels.clamp(min=0), sizes)[place].where(self.labels >= 0, self.labels)
-        own = marginals(self.probabilities, sizes)[place]
+        labels, own = labels_of_factors(self.labels, sizes)[place], marginals(self.probabilities, sizes)[place]
         return replace(self, labels=labels, probabilities=own, classes=self.factors[name], factors={})
 
     def summary(self) -> dict:
@@ -112,7 +116,8 @@ class VideoScores:
         about = {"format": "i2v-scores", "version": VERSION if self.several else 1, "classes": self.classes}
         about |= {"factors": self.factors, "expected": self.expected, "how": self.how}
         content = io.BytesIO()
-        np.savez_compressed(
+        save = np.savez if self.factors else np.savez_compressed  # of combinations it takes minutes and gains nothing
+        save(
             content,
             ids=self.ids.numpy(),
             labels=self.labels.numpy(),

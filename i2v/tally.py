@@ -148,8 +148,8 @@ class Tally:
             return
         self.by_class[0].scatter_add_(0, labels, counts.long())
         self.by_class[1].scatter_add_(0, labels, right.long())
-        of_factors = torch.unravel_index(labels, self.sizes)
-        for tally, each, own in zip(self.factors.values(), of_factors, marginals(probabilities, self.sizes)):
+        parts = zip(self.factors.values(), labels_of_factors(labels, self.sizes), marginals(probabilities, self.sizes))
+        for tally, each, own in parts:
             tally.add(own, each, counts)
 
     def totals(self) -> list[torch.Tensor]:
@@ -206,6 +206,15 @@ class SeveralTally:
         chosen = torch.where(labels, probabilities, 1 - probabilities).double().clamp(min=1e-38)
         nats = int((-chosen.log() * NATS).round().long().sum()) / NATS / max(chosen.numel(), 1)
         return SeveralScores(len(labels), expected, average_precision(labels, probabilities), labels.sum(0), nats)
+
+
+def labels_of_factors(labels: torch.Tensor, sizes: tuple[int, ...]) -> list[torch.Tensor]:
+    """(B,) labels of combinations -> (B,) of each factor; -1 of all for -1."""
+    known, parts = labels >= 0, []
+    for size in reversed(sizes):
+        parts.append(torch.where(known, labels % size, -1))
+        labels = labels // size
+    return parts[::-1]
 
 
 def marginals(probabilities: torch.Tensor, sizes: tuple[int, ...]) -> list[torch.Tensor]:

@@ -27,9 +27,9 @@ settings.load_profile("suite")
 
 
 SLOW = frozenset(  # files of which most tests take long, or which have very many
-    "anatomy append benchmarks damage dead_work decode encode every_config export features finite fuzz hub install job_arrays"
-    " loader localise make_shards mixing moving_shapes orientation precision real_videos recipes report scores step text_head"
-    " train tutorial".split()
+    "anatomy append benchmarks damage dead_work decode encode every_config export factors features finite fuzz hub install"
+    " job_arrays loader localise make_shards mixing moving_shapes orientation precision probe real_videos recipes report scores"
+    " several step text_head train trunks tutorial".split()
 )
 
 
