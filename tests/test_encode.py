@@ -530,7 +530,7 @@ def test_impossible_settings(arguments, message):
         EncodeSettings(**arguments)
 
 
-def work_or_crash(connection, settings):
+def work_or_crash(connection, settings, tells):
     """A worker whose decoder crashes in a video of this name, or hangs."""
     encode = pool.encode_video
 
@@ -542,7 +542,7 @@ def work_or_crash(connection, settings):
         return encode(video, settings, on_frame)
 
     pool.encode_video = encode_or_crash
-    pool._work(connection, settings)
+    pool._work(connection, settings, tells)
 
 
 @pytest.mark.process

@@ -1,5 +1,6 @@
 """TAdaConvNeXtV2 equals the authors' code (golden vectors), and a fresh one is timm's ConvNeXt with its frames pooled."""
 
+import open_clip
 import pytest
 import timm
 import torch
@@ -7,7 +8,8 @@ import torch.nn.functional as F
 from timm.models.convnext import ConvNeXt
 
 import i2v
-from i2v.methods.tadaconvnext import ADDED, from_authors
+from i2v.methods.tadaconvnext import ADDED, CLIP_SIZES, SIZES, from_authors
+from i2v.model import spec_of
 from tests.references import tensors as golden
 
 TINY = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), image_size=32)
@@ -88,7 +90,7 @@ def fair(state):
     return {"model": found}
 
 
-def open_clip(state):
+def clip(state):
     """timm's names -> those of a CLIP of open_clip's around it."""
     trunk = {f"visual.trunk.{name}": value for name, value in state.items() if not name.startswith("head.fc.")}
     text = {"text_projection": torch.ones(4, 4), "transformer.resblocks.0.ln_1.weight": torch.ones(4)}
@@ -102,7 +104,7 @@ def pooled(net, clips, stride=2):
     return F.layer_norm(features.mean(1), features.shape[-1:], net.head.norm.weight, net.head.norm.bias, 1e-6)
 
 
-@pytest.mark.parametrize("form", [dict, fair, open_clip])
+@pytest.mark.parametrize("form", [dict, fair, clip])
 @pytest.mark.parametrize("train", ["all", "adapters"])
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 def test_a_fresh_model_is_timms_convnext_with_its_frames_pooled(form, train, activation):
@@ -150,22 +152,30 @@ def test_real_sizes_are_the_authors(name, size, added):
     assert len(model.state_dict()) == (434 if name == "tiny" else 848)
 
 
-@pytest.mark.parametrize(
-    "name", ["tiny", "small", "base", "large", "xlarge", "convnext_base_w", "convnext_large_d_320", "xxlarge"]
-)
-def test_names_are_the_geometries_of_timm(name):
-    size = name.removeprefix("convnext_").split("_")[0]
+@pytest.mark.parametrize("size", SIZES)
+def test_names_are_the_geometries_of_timm(size):
     with torch.device("meta"):
-        model = i2v.create_model("tadaconvnext", name, 4, 5)
+        model = i2v.create_model("tadaconvnext", size, 4, 5)
         net = timm.create_model(f"convnext_{size}", pretrained=False)
     ours = {n: p.numel() for n, p in model.backbone.named_parameters() if not set(n.split(".")) & set(ADDED)}
     theirs = {n: p.numel() for n, p in net.named_parameters() if not n.startswith("head.fc.")}
     stem = ours["downsample_layers.0.0.weight"]
     assert sum(ours.values()) - stem == sum(theirs.values()) - theirs["stem.0.weight"] and stem == 3 * theirs["stem.0.weight"]
     assert model.backbone.norm.eps == net.head.norm.eps
-    clip = name.startswith("convnext_")
-    assert model.spec.activation == ("gelu" if clip else "quick_gelu") and (model.spec.mean[0] == 0.45) == (not clip)
-    assert model.spec.image_size == {"convnext_base_w": 256, "convnext_large_d_320": 320}.get(name, 224)
+    assert model.spec.activation == "quick_gelu" and model.spec.mean == (0.45,) * 3 and model.spec.image_size == 224
+
+
+def test_names_of_open_clip_are_its_convnexts():
+    configs = {name: open_clip.get_model_config(name)["vision_cfg"] for name in open_clip.list_models()}
+    convnexts = {name: config for name, config in configs.items() if "convnext" in config.get("timm_model_name", "")}
+    assert set(convnexts) == set(CLIP_SIZES)
+    for name, config in convnexts.items():
+        spec = spec_of("tadaconvnext", name)
+        assert (spec.image_size, spec.activation) == (config["image_size"], "gelu")
+        assert spec.dims == spec_of("tadaconvnext", config["timm_model_name"].removeprefix("convnext_")).dims
+        for tag in open_clip.list_pretrained_tags_by_model(name):
+            trained = open_clip.get_pretrained_cfg(name, tag)
+            assert not trained.get("quick_gelu") and (tuple(trained["mean"]), tuple(trained["std"])) == (spec.mean, spec.std)
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 6])
