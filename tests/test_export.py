@@ -15,6 +15,10 @@ from i2v.session import INCLUDED
 from i2v.weights import fingerprint
 
 GEOMETRY = {"image_size": 16, "patch_size": 8, "width": 96, "layers": 1, "heads": 2, "embed_dim": 16}
+OWN = {  # of methods with a trunk of their own
+    "tada2d": {"image_size": 16, "depths": [1, 1, 1, 1], "dims": [8, 16, 16, 32, 32]},
+    "tadaconvnext": {"image_size": 32, "depths": [1, 1, 1, 1], "dims": [16, 16, 32, 32]},
+}
 METHODS = {
     "st_adapter": {"adapter_width": 8},
     "aim": {},
@@ -22,6 +26,8 @@ METHODS = {
     "dist": {"integration_dim": 64, "temporal_dim": 8},
     "tada": {"route_head_dim": 8},
     "clip": {},
+    "tada2d": {},
+    "tadaconvnext": {},
     "lora": {"targets": ["q", "v", "out"]},
     "attentive": {"depth": 2, "heads": 4},
 }
@@ -32,10 +38,11 @@ needs_onnx = pytest.mark.skipif(not has_onnx, reason="onnx, onnxscript and onnxr
 def checkpoint(method, folder, val=None, head=None):
     """A checkpoint with random weights, adapters included, that needs no other file."""
     torch.manual_seed(0)
-    model = create_model(method, GEOMETRY, 4, 8, head, **METHODS[method])
+    geometry = OWN.get(method, GEOMETRY)
+    model = create_model(method, geometry, 4, 8, head, **METHODS[method])
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    backbone = Backbone(GEOMETRY, INCLUDED, fingerprint(model.frozen_parameters()))
+    backbone = Backbone(geometry, INCLUDED, fingerprint(model.frozen_parameters()))
     classes, config = [f"class {i}" for i in range(8)], {"data": {"val": val}}
     meta = Meta(model.config, backbone, classes, clips={"flip": 0}, config=config)
     save_checkpoint(folder / f"{method}.safetensors", model.state_dict(), meta)
@@ -55,7 +62,7 @@ def test_every_method_leaves_through_torch_export(method, tmp_path, monkeypatch,
     extra = {"i2v.json": ""}
     found = torch.export.load(tmp_path / "model.pt2", extra_files=extra).module()
     for batch in (1, 5):
-        clips = torch.randn(batch, 3, 4, 16, 16)
+        clips = torch.randn(batch, 3, 4, *[model.spec.image_size] * 2)
         assert (found(clips) - model(clips)).abs().max() < 1e-4
     assert json.loads(extra["i2v.json"])["classes"][3] == "class 3"
     assert {each.name for each in tmp_path.iterdir()} == {path.name, "model.pt2"}
