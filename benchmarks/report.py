@@ -42,7 +42,8 @@ def demo_table() -> str:
 def factors_table() -> str:
     parts = []
     for r in results("factors_*.json"):
-        rows = [[name, *(f"{100 * share:.1f} %" for share in shares)] for name, shares in r["figures"].items()]
+        shown = {name: "both, top-1" if name == "top-1" else name for name in r["figures"]}
+        rows = [[shown[name], *(f"{100 * share:.1f} %" for share in shares)] for name, shares in r["figures"].items()]
         made = table([f"`{r['method']}`, {r['videos']} videos", "frames in order", "in random order", "chance"], rows)
         parts.append(f"{made}\n\nTraining took {r['seconds']['training']:.0f} s on {where(r)}.")
     return "\n\n".join(parts)
