@@ -278,3 +278,10 @@ def test_windows_slide_to_the_end():
         len(plan_of(3, "windows", frames=90, fps=30.0, window=1.0)) == 9
         and len(plan_of(1, "windows", frames=3, window=9.0)) == 1
     )
+
+
+@pytest.mark.parametrize(
+    "frames, fps, window, hop, count", [(48, 30.0, 0.4, 0.2, 7), (40, 25.0, 0.4, 0.2, 7), (49, 30.0, 0.4, 0.2, 8)]
+)
+def test_a_window_begins_only_where_there_is_film_for_more_than_rounding(frames, fps, window, hop, count):
+    assert len(plan_of(1, "windows", frames=frames, fps=fps, window=window, hop=hop)) == count
