@@ -14,7 +14,7 @@ import threading
 import pytest
 
 from i2v.checkpoint import load_checkpoint
-from tests.processes import ENVIRONMENT, LIMIT, wait_for
+from tests.processes import ENVIRONMENT, LIMIT, forked, wait_for
 from tests.test_recipes import EVERYTHING
 from tests.test_train import ROOT, assert_same, config, result, spawn  # noqa: F401  config is a fixture
 
@@ -108,11 +108,8 @@ def test_a_rank_that_keeps_the_others_waiting_is_named_and_a_signal_saves(config
     assert load_checkpoint(out / "last.safetensors")[1].progress["step"] == 3
 
     for moment, saved in (("start", 3), ("evaluate", 6)):
-        arguments = ["signal", moment, "--config", config, f"out={out}", *RECIPE]
-        program = torchrun("--standalone", "--nproc-per-node=2", program=SCRIPT, arguments=arguments)
-        process, lines, reader = start(program)
-        code, said = ended(process, reader), "".join(lines)
-        assert code == 0 and OURS not in said, said
+        done = forked(2, SCRIPT, "signal", moment, "--config", config, f"out={out}", *RECIPE)
+        assert done.returncode == 0 and OURS not in done.stderr, done.stderr
         assert load_checkpoint(out / "last.safetensors")[1].progress["step"] == saved
     assert spawn(config, out, *RECIPE, ranks=2) == 0
     assert_same(result(out), whole)

@@ -3,10 +3,8 @@
 import csv
 import io
 import json
-import subprocess
 import tarfile
 from contextlib import nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,9 +23,8 @@ from i2v.pipelines.reader import Reader
 from i2v.rows import Rows, by_kind
 from i2v.session import build_model, describe_backbone, own_tensors
 from i2v.vit import VisionTransformer, ViTSpec
-from tests.processes import ENVIRONMENT, LIMIT, on_ranks
+from tests.processes import forked
 
-ROOT = Path(__file__).parent.parent
 GEOMETRY = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "heads": 4, "embed_dim": 32}
 
 
@@ -48,8 +45,7 @@ def config(tmp_path_factory):
 
 
 def extract(config, data, out, *options, ranks=1):
-    command = on_ranks(ranks, "-m", "i2v.features", "--config", config, "--data", data, "--out", out, *options)
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT)
+    return forked(ranks, "-m", "i2v.features", "--config", config, "--data", data, "--out", out, *options)
 
 
 def table(out):

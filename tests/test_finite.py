@@ -120,8 +120,9 @@ def test_the_device_refuses_what_the_host_has_not_seen_yet(tmp_path):
     assert not judge(bad, fine) and judge(fine, fine) and not judge(fine, bad, large) and not judge(fine, bad, one)
     guard.look(8, everything=True)
     assert (progress.bad_in_a_row, progress.good) == (1, [13, 104]) and len(said) == 2
-    assert not judge(fine, bad) and not judge(bad, bad) and not judge(fine, fine) and not judge(fine, fine)
-    with pytest.raises(TooManyBadSteps, match="3 steps in a row up to step 16 "):
+    assert not judge(fine, bad) and not judge(fine, bad, large)  # which counts neither way
+    assert not judge(bad, bad) and not judge(fine, fine) and not judge(fine, fine)
+    with pytest.raises(TooManyBadSteps, match="3 steps in a row up to step 17 "):
         guard.look(8, everything=True)
     assert (progress.step, progress.samples, progress.bad_in_a_row) == (13, 104, 0)
     lines = (tmp_path / "bad.csv").read_text().splitlines()
@@ -132,7 +133,7 @@ def test_the_device_refuses_what_the_host_has_not_seen_yet(tmp_path):
         "14,81,8,8,gradient",
         "15,80,7,7,gradient",
         "15,81,8,8,gradient",
-        "16,81,8,8,loss",
+        "17,81,8,8,loss",
     ]
     again = Guard(tmp_path / "bad.csv", 3, Progress(step=10), torch.device("cpu"), str, said.append)
     again._write_down(SimpleNamespace(step=11, seen=seen), "loss")

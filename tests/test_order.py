@@ -122,7 +122,7 @@ def test_a_share_that_cannot_be_honoured_is_refused():
 def test_what_is_ahead_is_what_comes(make, options):
     order = make(options)
     of = lambda clip: clip // 5 if isinstance(order, Order) else clip // 3  # noqa: E731
-    for position, count in itertools.product((0, 7, 33, 38), (1, 2, 12, 50)):
+    for position, count in itertools.product((0, 7, 33, 38, BLOCK - 5, BLOCK + 7), (1, 2, 12, 50)):
         needed = list(dict.fromkeys(of(order[p].clip) for p in range(position, position + count)))
         ahead = order.shards_ahead(position, count)
         assert ahead == needed if isinstance(order, Order) else set(ahead) >= set(needed)

@@ -292,3 +292,10 @@ def test_windows_of_frames_are_each_videos_own_or_at_a_rate_of_their_own():
     for wrong in ("30", "0f", "f", "-3f", "3.5f"):
         with pytest.raises(ValueError, match="a number of frames such as 64f"):
             plan_of(1, "windows", window=wrong)
+
+
+@pytest.mark.parametrize(
+    "frames, fps, window, hop, count", [(48, 30.0, 0.4, 0.2, 7), (40, 25.0, 0.4, 0.2, 7), (49, 30.0, 0.4, 0.2, 8)]
+)
+def test_a_window_begins_only_where_there_is_film_for_more_than_rounding(frames, fps, window, hop, count):
+    assert len(plan_of(1, "windows", frames=frames, fps=fps, window=window, hop=hop)) == count

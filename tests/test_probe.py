@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import subprocess
 from argparse import Namespace
 
 import numpy as np
@@ -22,7 +21,7 @@ from i2v.heads import LinearHead
 from i2v.manyheads import Recipe, fold, standardisation, standardise, train_heads
 from i2v.pipelines.shards import ShardError, ShardSet
 from tests.experiments import write_experiment
-from tests.processes import ENVIRONMENT, LIMIT, ROOT, on_ranks
+from tests.processes import forked
 
 CPU = World(0, 1, torch.device("cpu"))
 RECIPES = [Recipe(lr, decay) for lr in (3e-3, 1e-2, 0.1) for decay in (0.0, 0.3)]
@@ -234,8 +233,6 @@ def test_rates_are_different_numbers(config, value):
 def test_two_ranks_come_to_the_same_head(config, made, tmp_path):
     first = (made[0] / "best.safetensors").read_bytes()
     arguments = ("--config", config, "--features", tmp_path / "features", f"out={made[0]}", *GRID)
-    done = subprocess.run(
-        on_ranks(2, "-m", "i2v.probe", *arguments), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT
-    )
+    done = forked(2, "-m", "i2v.probe", *arguments)
     assert done.returncode == 0 and done.stdout.count("best by top1 of 4 heads") == 1, done.stderr
     assert (made[0] / "best.safetensors").read_bytes() == first

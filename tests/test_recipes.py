@@ -180,13 +180,14 @@ def test_at_first_only_the_head_trains(config, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    "keep, expected", [(None, []), (1, [1, 2, 3, 4, 5]), (2, [2, 4]), ([1, 2.5, 5], [1, 2.5, 5]), ([0.1], [0.1])]
+    "keep, expected", [(None, []), (1, [1, 2, 3, 4, 5]), (2, [2, 4]), ([1, 2.5, 5], [1, 2.5, 5]), ([0.1, 2.25], [0.1, 2.25])]
 )
-@pytest.mark.parametrize("step", [3, 10, 8])
+@pytest.mark.parametrize("step", [1, 3, 10, 8])
 def test_the_epochs_that_are_kept(keep, expected, step):
     """Each once, after the step in which it ended."""
     ends = [(samples, min(samples + step, 50)) for samples in range(0, 50, step)]
-    assert [epoch for begin, end in ends if (epoch := kept_epoch(keep, begin, end, 10))] == expected
+    kept = [(epoch, end) for begin, end in ends if (epoch := kept_epoch(keep, begin, end, 10))]
+    assert [epoch for epoch, _ in kept] == expected and all(epoch * 10 <= end for epoch, end in kept)
 
 
 # ---- memory and precision --------------------------------------------------------------------------------------------

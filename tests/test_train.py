@@ -29,7 +29,7 @@ from i2v.pipelines.reader import Reader
 from i2v.pipelines.shards import ShardSet
 from i2v.train import run
 from i2v.vit import VisionTransformer, ViTSpec
-from tests.processes import ENVIRONMENT, LIMIT, on_ranks
+from tests.processes import forked
 from tests.test_loader import damage
 
 ROOT = Path(__file__).parent.parent
@@ -94,8 +94,7 @@ def spawn(config, out, *overrides, ranks=1, kill=None):
 
 def spawn_process(config, out, *overrides, ranks=1, kill=None):
     program = [ROOT / "tests" / "killed_train.py", *kill] if kill else ["-m", "i2v.train"]
-    command = on_ranks(ranks, *program, "--config", config, f"out={out}", *overrides)
-    return subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
+    return forked(ranks, *program, "--config", config, f"out={out}", *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -213,8 +212,7 @@ def test_every_rank_scores_with_the_same_batchnorm_statistics(config, tmp_path):
     script = tmp_path / "scored.py"
     script.write_text(SCORED_BUFFERS)
     options = ["model.method=tada", "model.options={route_head_dim: 16, tubelet_stride: 1}", "train.no_decay=[1-d]"]
-    command = on_ranks(2, script, "--config", config, f"out={tmp_path}", "train.max_steps=2", *options)
-    assert subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, timeout=LIMIT).returncode == 0
+    assert forked(2, script, "--config", config, f"out={tmp_path}", "train.max_steps=2", *options).returncode == 0
     first, second = (Path(f"{script}{rank}").read_text() for rank in (0, 1))
     assert "running_mean" in first and first == second
 
@@ -338,8 +336,7 @@ def test_a_store_that_fails_on_one_of_two_ranks_stops_both_with_the_state_saved(
     script.write_text(FAILING)
 
     def run_two(out, failing=0, position=10**6):
-        command = on_ranks(2, script, failing, position, "--config", config, f"out={tmp_path / out}", *options)
-        return subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
+        return forked(2, script, failing, position, "--config", config, f"out={tmp_path / out}", *options)
 
     assert run_two("whole").returncode == 0
     for failing in (0, 1):
