@@ -31,7 +31,7 @@ from i2v.vit import VisionTransformer
 
 CLASSES = {"k400": 400, "k700": 700, "ssv2": 174, "ucf101": 101, "hmdb51": 51, "diving48": 48, "epic100": 97 * 300}
 
-# What the authors print: GMACs, and for how many views. ST-Adapter, DiST and the rows left out print none.
+# What the authors print: GMACs, and for how many views. ST-Adapter, DiST, TAda2D and the rows left out print none.
 PUBLISHED = {
     "aim/k400_vit-b16_8f": (606, 3),
     "aim/k400_vit-b16_16f": (1214, 3),
@@ -55,6 +55,20 @@ PUBLISHED = {
     "tada/ssv2_vit-b16_32f": (374, 1),
     "tada/ssv2_vit-l14_16f": (858, 1),
     "tada/ssv2_vit-l14_32f": (1716, 1),
+    "tadaconvnext/k400_tiny_16f": (47, 1),
+    "tadaconvnext/k400_tiny_32f": (94, 1),
+    "tadaconvnext/k400_small_16f": (91, 1),
+    "tadaconvnext/k400_small_32f": (183, 1),
+    "tadaconvnext/k400_small-in21k_32f": (183, 1),
+    "tadaconvnext/k400_base_16f": (162, 1),
+    "tadaconvnext/k400_base_32f": (324, 1),
+    "tadaconvnext/k400_base-in21k_32f": (324, 1),
+    "tadaconvnext/ssv2_tiny_16f": (47, 1),
+    "tadaconvnext/ssv2_tiny_32f": (94, 1),
+    "tadaconvnext/ssv2_small_16f": (91, 1),
+    "tadaconvnext/ssv2_small_32f": (183, 1),
+    "tadaconvnext/ssv2_small-in21k_32f": (183, 1),
+    "tadaconvnext/ssv2_base-in21k_32f": (324, 1),
 }
 
 COLUMNS = ("config", "params (M)", "trained (M)", "GMACs/view", "views", "GMACs", "published", "difference")
@@ -66,6 +80,7 @@ frames, while attention over frames grows faster; TAdaFormer's are rounded down.
 what the authors' does: DiST embeds only the frames that CLIP sees (0.6 % less than theirs, which publish no figure),
 ST-Adapter and TAdaFormer send the class token through their projections as well (up to 0.1 % more). Of the last layer
 all tokens are counted, as in the authors' code, although this code computes only the class tokens that are read.
+The two convolutional trunks are counted at the size of their test pictures, 256.
 """
 
 

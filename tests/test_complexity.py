@@ -46,10 +46,6 @@ def fvcore_macs(model, clip):
     return counter.total()
 
 
-OWN = {  # of methods with a trunk of their own
-    "tada2d": {"image_size": 32, "depths": [1, 1, 1, 1], "dims": [8, 16, 16, 32, 32]},
-    "tadaconvnext": {"image_size": 32, "depths": [1, 1, 1, 1], "dims": [16, 16, 32, 32]},
-}
 MODELS = [
     ("clip", 2, "text", {}),
     ("aim", 4, "linear", {"temporal_adapters": 2}),
@@ -57,20 +53,24 @@ MODELS = [
     ("st_adapter", 4, "linear", {"adapter_width": 8, "kernel_size": [3, 3, 3]}),
     ("zeroi2v", 4, "linear", {"shift_div": 4}),
     ("zeroi2v", 4, "linear", {"merged": True}),
-    ("tada2d", 4, "linear", {}),
-    ("tadaconvnext", 4, "linear", {}),
     ("lora", 4, "linear", {"targets": ["q", "out", "fc2"]}),
     ("attentive", 4, "linear", {"heads": 4}),
     ("dist", 4, "text", {"integration_dim": 64, "temporal_dim": 16}),
     ("tada", 4, "linear", SMALL_ROUTES),
     ("tada", 4, "linear", SMALL_ROUTES | {"temporal_enhance": True, "double": True}),
+    ("tada2d", 4, "linear", {}),
+    ("tadaconvnext", 4, "linear", {}),
 ]
+BACKBONES = {
+    "tada2d": {"depths": [1, 2, 1, 1], "dims": [8, 16, 32, 32, 48], "image_size": 32},
+    "tadaconvnext": {"depths": [1, 1, 2, 1], "dims": [8, 16, 24, 32], "image_size": 32},
+}
 
 
 @pytest.mark.parametrize("method, frames, head, options", MODELS)
 def test_every_operator_of_every_method_counts_as_in_fvcore(method, frames, head, options):
     def build():
-        return create_model(method, OWN.get(method, TINY), frames, 5, {"type": head}, **options)
+        return create_model(method, BACKBONES.get(method, TINY), frames, 5, {"type": head}, **options)
 
     model = build()
     if head == "text":
@@ -114,6 +114,17 @@ COUNTED = {
     "tada/k400_vit-l14_64f": 2812.90,
     "tada/ssv2_vit-l14_16f": 858.45,
     "tada/ssv2_vit-l14_32f": 1716.90,
+    "tada2d/k400_resnet50_8f": 43.40,
+    "tada2d/k400_resnet50_16f": 86.80,
+    "tada2d/ssv2_resnet50_8f": 43.40,
+    "tada2d/ssv2_resnet50_16f": 86.80,
+    "tadaconvnext/k400_tiny_16f": 47.22,
+    "tadaconvnext/k400_tiny_32f": 94.43,
+    "tadaconvnext/ssv2_tiny_16f": 47.22,
+    "tadaconvnext/k400_small_16f": 91.66,
+    "tadaconvnext/k400_small_32f": 183.31,
+    "tadaconvnext/k400_base_16f": 161.78,
+    "tadaconvnext/k400_base_32f": 323.57,
     # DiST less the patch embedding and ln_pre of the frames that CLIP does not see
     "dist/ssv2_vit-b16_8+16f": 163.07 - 0.93,
     "dist/ssv2_vit-b16_16+32f": 326.13 - 1.86,

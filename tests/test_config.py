@@ -11,13 +11,12 @@ import yaml
 
 from i2v.complexity import classes_of
 from i2v.config import ConfigError, load_config, to_dict
-from i2v.model import create_model
+from i2v.model import create_model, spec_of
 from i2v.optim import layers_of, learning_rate, parameter_groups
 from i2v.pipelines.augment import AugmentOptions
 from i2v.pipelines.graph import GraphOptions
 from i2v.pipelines.options import ClipOptions
 from i2v.pipelines.plan import Plan
-from i2v.trunks import backbone_spec
 from tests.references import figures, find
 
 ROOT = Path(__file__).parent.parent
@@ -159,7 +158,7 @@ def test_files_that_are_no_configuration(write, tmp_path):
 def test_every_shipped_config_is_complete_and_plans_a_clip(path):
     config = load_config(path)
     assert config.out == str(Path("runs") / path.relative_to(ROOT / "configs").with_suffix(""))
-    size = backbone_spec(config.model.backbone).image_size
+    size = spec_of(config.model.method, config.model.backbone).image_size
     given = {
         kind: {name: value for name, value in config.clips.items() if name in kind.__dataclass_fields__}
         for kind in (ClipOptions, AugmentOptions, GraphOptions)
@@ -224,7 +223,16 @@ SIZES = {
     "tada/k400_vit-l14_16f": (364.827, 364.827),
     "tada/ssv2_vit-b16_16f": (135.087, 135.087),
     "tada/ssv2_vit-l14_16f": (474.960, 474.960),
+    "tada2d/k400_resnet50_8f": (27.485, 27.485),
+    "tada2d/ssv2_resnet50_16f": (27.022, 27.022),
+    "tadaconvnext/k400_tiny_16f": (45.971, 45.971),
+    "tadaconvnext/ssv2_tiny_32f": (45.798, 45.798),
+    "tadaconvnext/k400_small_16f": (82.249, 82.249),
+    "tadaconvnext/ssv2_small-in21k_32f": (82.075, 82.075),
+    "tadaconvnext/k400_base-in21k_32f": (145.688, 145.688),
+    "tadaconvnext/ssv2_base_16f": (145.456, 145.456),
 }
+CONVOLUTIONAL = ("tada2d", "tadaconvnext")
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
@@ -260,8 +268,51 @@ def test_every_experiment_has_an_optimizer_and_a_schedule(path):
 
 
 def test_every_published_result_has_its_experiment():
-    experiments = {name_of(path) for path in EXPERIMENTS if path.parent.name != "clip"}
+    experiments = {name_of(path) for path in AUTHORS if path.parent.name not in ("clip", *CONVOLUTIONAL)}
     assert experiments == set(published_sizes())
+
+
+def test_every_published_result_of_the_convolutional_trunks_has_its_experiment():
+    """(data, backbone) -> frames of the tables in tada-family.md."""
+    rows = {
+        "tada2d/k400_resnet50": (8, 16),
+        "tada2d/ssv2_resnet50": (8, 16),
+        "tadaconvnext/k400_tiny": (16, 32),
+        "tadaconvnext/k400_small": (16, 32),
+        "tadaconvnext/k400_base": (16, 32),
+        "tadaconvnext/k400_small-in21k": (32,),
+        "tadaconvnext/k400_base-in21k": (32,),
+        "tadaconvnext/ssv2_tiny": (16, 32),
+        "tadaconvnext/ssv2_small": (16, 32),
+        "tadaconvnext/ssv2_base": (16,),  # a recipe and no figure
+        "tadaconvnext/ssv2_small-in21k": (32,),
+        "tadaconvnext/ssv2_base-in21k": (32,),
+    }
+    experiments = {name_of(path) for path in EXPERIMENTS if path.parent.name in CONVOLUTIONAL}
+    assert experiments == {f"{name}_{frames}f" for name in rows for frames in rows[name]}
+
+
+@pytest.mark.parametrize("path", [path for path in EXPERIMENTS if path.parent.name in CONVOLUTIONAL], ids=name_of)
+def test_recipes_of_convolutional_trunks_are_the_authors(path):
+    """Weight decay and learning rate of every parameter, at any time, and the pictures."""
+    data, backbone, frames = path.stem.split("_")
+    recipe = f"tadaconvnextv2/tadaconvnextv2_{backbone}_{data}_{frames}"
+    if path.parent.name == "tada2d":
+        recipe = {"k400": "tada/k400/tada2d_8x8", "ssv2": "tada/ssv2/tada2d_8f"}[data]
+        recipe = recipe if frames == "8f" else recipe.replace("8x8", "16x5").replace("8f", "16f")
+    config, model = load_config(path), meta_model(path)
+    rates, decays = figures("lr_schedule_tada"), figures("param_groups_tada")
+    assert (recipe in rates) != ("not released" in path.read_text())
+    for epoch, rate in rates.get(recipe, {}).items():
+        assert learning_rate(float(epoch), config.train) == pytest.approx(rate, rel=1e-9)
+    if recipe in decays:
+        groups = parameter_groups(model.trainable_parameters(), config.train)
+        ours = {name: (g["weight_decay"], g["lr_scale"]) for g in groups for name in g["names"]}
+        authors = {name.replace("head.out", "head.fc"): tuple(value) for name, value in decays[recipe].items()}
+        assert ours == authors
+    assert model.spec.mean == (0.45, 0.45, 0.45) and model.spec.std == (0.225, 0.225, 0.225)
+    assert (model.spec.image_size, config.clips["test_size"]) == (224, 256)
+    assert config.train.optimizer == ("sgd" if path.parent.name == "tada2d" else "adamw")
 
 
 def test_published_sizes_are_met():
