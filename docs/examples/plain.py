@@ -18,15 +18,15 @@ def train(
     i2v.load_weights(model, weights, layout="clip")
     model.to("cuda" if loader.device == "gpu" else "cpu")
     trained = model.trainable_parameters()  # adapters and head; CLIP is frozen
-    optimizer, step = torch.optim.AdamW(trained.values(), lr=5e-4, weight_decay=0.05), 0
+    optimizer, done = torch.optim.AdamW(trained.values(), lr=5e-4, weight_decay=0.05), 0
     if os.path.exists(checkpoint):
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"], strict=False)
         optimizer.load_state_dict(state["optimizer"])
         loader.load_state_dict(state["data"])
-        step = state["step"]
+        done = state["step"]
         torch.set_rng_state(state["random"])  # the head's dropout
-    for step, batch in zip(range(step + 1, steps + 1), loader):
+    for step, batch in zip(range(done + 1, steps + 1), loader):
         losses = F.cross_entropy(model(batch.clips), batch.labels, reduction="none")
         (losses * batch.weights).mean().backward()  # a video that cannot be read has weight 0
         optimizer.step()
