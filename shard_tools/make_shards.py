@@ -19,6 +19,7 @@ from collections import Counter
 from tqdm import tqdm
 
 from i2v.console import begin_command
+from i2v.shard_tools.card import write_card
 from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import CRF, LIBRARY, EncodeSettings
 from i2v.shard_tools.join import identity, known_videos
@@ -37,6 +38,7 @@ what comes out, in DIR
   clips.npy fragments.npy     the index: where every clip and every frame is
   clips.csv           key,path,start,end,class,frames,seconds,width,height of every clip
   rejected.csv        path,start,end,label,reason of the videos that could not be used
+  README.md croissant.json    with --card: the data set's card, and its metadata for other tools
 
 An interrupted run (Ctrl-C, kill, disk full, no network) continues when the same command is given again. The same videos
 and options give the same bytes, whoever makes them (except with hevc, whose encoder does not repeat itself exactly).
@@ -114,6 +116,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--out", metavar="DIR", required=True, help="folder or URL to write; continued if it was left unfinished")
     add("--append", action="store_true", help="add SOURCE's videos that DIR does not have to DIR, which stays usable")
     add("--retry", action="store_true", help="add SOURCE's videos that DIR rejected, if they are usable now")
+    add("--card", action="store_true", help="describe DIR in README.md (if there is none) and croissant.json; reads all shards")
     add("--shard-clips", type=int, default=1000, metavar="N", help="videos per tar (default: 1000)")
     add("--seed", type=int, default=0, metavar="N", help="of the order in the shards (default: 0)")
     add("--staging", metavar="DIR", help="local folder for what is on its way to a URL (default: a temporary one)")
@@ -210,6 +213,9 @@ def _run(arguments: argparse.Namespace) -> int:
         print(summary(manifest, output, time.monotonic() - started))
     if manifest["clips"] == 0:
         return _fail(1, f"every video was rejected: see {out}/rejected.csv.")
+    if arguments.card:
+        kept = "" if write_card(output, manifest) else "; README.md was there already and is kept"
+        print(f"  described {out}/README.md, {out}/croissant.json{kept}")
     return 0
 
 
