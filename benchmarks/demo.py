@@ -2,6 +2,7 @@
 
     python benchmarks/demo.py --out runs/demo
     python benchmarks/demo.py --out runs/demo --factors       # two labels a video, its motion and its speed
+    python benchmarks/demo.py --out runs/demo --backbone dinov2-like    # registers, no norm before the layers, other colours
 
 Nothing is downloaded. Eight classes of made-up videos differ by motion only; the backbone has seen still pictures only
 and stays frozen, as CLIP does. So what is learnt here is motion, and the last line of the table is the proof: with the
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a file: import from the repository
 
 from benchmarks.machine import write_result
+from benchmarks.pretrain_stills import GEOMETRY, SHAPES
 
 
 def call(title: str, *command: object, made: Path | None = None) -> float:
@@ -54,6 +56,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for all of it (default: %(default)s)")
     parser.add_argument("--method", default="st_adapter", help="a file in configs/demo (default: %(default)s)")
     parser.add_argument("--factors", action="store_true", help="videos with two labels each, and a head of factors")
+    parser.add_argument("--backbone", choices=SHAPES, default="clip", help="whose shape it has (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the table, the machine and the command here")
     args = parser.parse_args()
     config = Path("configs/demo") / f"{args.method}.yaml"
@@ -62,7 +65,8 @@ def main() -> None:
         sys.exit(f"demo: {config} does not exist: --method is one of {known}.")
     out = args.out.resolve()
     below = out / "factors" if args.factors else out
-    videos, shards, clip, run = below / "videos", below / "shards", out / "clip.safetensors", below / args.method
+    videos, shards, clip = below / "videos", below / "shards", out / f"{args.backbone}.safetensors"
+    run = below / (args.method if args.backbone == "clip" else f"{args.method}_{args.backbone}")
     train, val = (videos / f"{split}.csv" if args.factors else videos / split for split in ("train", "val"))
     seconds = {}
 
@@ -90,7 +94,12 @@ def main() -> None:
         shards / "train" / "manifest.json",
     )
     seconds["backbone"] = call(
-        "train the backbone on still pictures, in place of CLIP", "benchmarks/pretrain_stills.py", "--out", clip, made=clip
+        f"train the backbone on still pictures, in place of {args.backbone}",
+        "benchmarks/pretrain_stills.py",
+        "--out",
+        clip,
+        *(["--shape", args.backbone] if SHAPES[args.backbone] else []),
+        made=clip,
     )
     seconds["training"] = call(
         f"train {args.method} on the frozen backbone",
@@ -101,6 +110,7 @@ def main() -> None:
         f"data.train={shards / 'train'}",
         f"data.val={shards / 'val'}",
         f"model.weights={clip}",
+        *([f"model.backbone={json.dumps(GEOMETRY | SHAPES[args.backbone])}"] if SHAPES[args.backbone] else []),
         f"out={run}",
         *(["model.head={type: factors, dropout: 0.0}"] if args.factors else []),
     )
@@ -129,7 +139,13 @@ def main() -> None:
         print(f"{'chance':31} {100 * chance:5.1f} %")
     print("\n" + "   ".join(f"{name} {spent:.0f} s" for name, spent in seconds.items()))
     if args.json:
-        result = {"method": args.method, "top1": scores["top1"], "top1_shuffled": shuffled["top1"], "videos": scores["counted"]}
+        result = {
+            "method": args.method,
+            "backbone": args.backbone,
+            "top1": scores["top1"],
+            "top1_shuffled": shuffled["top1"],
+            "videos": scores["counted"],
+        }
         result |= {"figures": rows} if args.factors else {}
         command = "python benchmarks/demo.py " + " ".join(sys.argv[1:])
         write_result(args.json, command, result | {"seconds": {name: round(spent, 1) for name, spent in seconds.items()}})

@@ -1,6 +1,7 @@
-"""Trains a small CLIP-shaped image transformer on still pictures: the demo's stand-in for CLIP, made in under a minute.
+"""Trains a small image transformer on still pictures: the demo's stand-in for CLIP, or DINOv2, made in under a minute.
 
     python benchmarks/pretrain_stills.py --out data/demo/clip.safetensors
+    python benchmarks/pretrain_stills.py --out data/demo/dinov2.safetensors --shape dinov2-like
 
 Like CLIP it has seen many pictures and no motion: it learns to tell where a shape is, how large it is, how it is turned
 and which shape it is. The pictures are drawn in memory (benchmarks/moving_shapes.py); the weights have CLIP's names, so
@@ -25,8 +26,12 @@ from tqdm import tqdm
 from benchmarks.moving_shapes import KINDS, STILL_POSES, render_stills
 from i2v.vit import VisionTransformer, ViTSpec
 
-MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])  # CLIP's, for RGB in 0..1
-STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
+SHAPES = {  # what of a ViTSpec is not CLIP's
+    "clip": {},
+    "dinov2-like": {"registers": 4, "patch_bias": True, "ln_pre": False, "activation": "gelu", "norm_eps": 1e-6}
+    | {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "projection": "none"},
+}
+GEOMETRY = {"image_size": 32, "patch_size": 8, "width": 96, "layers": 4, "heads": 4, "embed_dim": 96}
 POSE = ("x", "y", "size", "angle")
 HELD_OUT = 1024  # stills that are only for the last line
 PER_LOOK = 8
@@ -43,14 +48,14 @@ def draw_stills(count, size, seed):
     return torch.from_numpy(np.concatenate(images)), torch.from_numpy(poses).float(), kinds
 
 
-def normalise(images):
-    """uint8 (N, H, W, 3) -> float (N, 3, H, W), as CLIP's inputs are."""
-    return ((images.float() / 255 - MEAN) / STD).permute(0, 3, 1, 2).contiguous()
+def normalise(images, spec):
+    """uint8 (N, H, W, 3) -> float (N, 3, H, W), as the trunk's inputs are."""
+    return ((images.float() / 255 - torch.tensor(spec.mean)) / torch.tensor(spec.std)).permute(0, 3, 1, 2).contiguous()
 
 
 def predict(model, head, images):
     """Pose and kind as every token sees them: (N, L, 4) and (N, L, kinds); the class token comes first."""
-    tokens = model.ln_post(model.encode(model.embed(normalise(images))))
+    tokens = model.ln_post(model.encode(model.embed(normalise(images, model.spec))))
     return head(tokens).split((len(POSE), len(KINDS)), dim=-1)
 
 
@@ -102,7 +107,8 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--out", type=Path, required=True, help=".safetensors file to write")
-    for name, default in dict(image_size=32, patch_size=8, width=96, layers=4, heads=4, embed_dim=96).items():
+    add("--shape", choices=SHAPES, default="clip", help="of which family (default: %(default)s)")
+    for name, default in GEOMETRY.items():
         add(f"--{name.replace('_', '-')}", type=int, default=default, help="default: %(default)s")
     add("--stills", type=int, default=16384, help="pictures to train on (default: %(default)s)")
     add("--steps", type=int, default=1000, help="default: %(default)s")
@@ -117,7 +123,7 @@ def main():
     args = parse_arguments()
     start = time.perf_counter()
     torch.set_num_threads(args.threads)
-    spec = ViTSpec(args.image_size, args.patch_size, args.width, args.layers, args.heads, args.embed_dim)
+    spec = ViTSpec(**{name: getattr(args, name) for name in GEOMETRY}, **SHAPES[args.shape])
     stills = draw_stills(args.stills + HELD_OUT, spec.image_size, args.seed)
     model, head = pretrain(spec, stills, args.steps, args.batch, args.lr, args.seed)
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ def results(pattern: str) -> list[dict]:
 def demo_table() -> str:
     rows = [
         [
-            f"`{r['method']}`",
+            f"`{r['method']}`" + (f", {r['backbone']}" if r.get("backbone", "clip") != "clip" else ""),
             f"{100 * r['top1']:.1f} %",
             f"{100 * r['top1_shuffled']:.1f} %",
             "12.5 %",
