@@ -139,6 +139,21 @@ def sharding_table() -> str:
     return "\n\n".join(parts)
 
 
+def predicting_table() -> str:
+    parts = []
+    for r in results("predicting*.json"):
+        rows = [
+            [name, f"{rate['median']:.2f} ({rate['min']:.2f} to {rate['max']:.2f})", f"{r['times'][name]:.2f}"]
+            for name, rate in r["videos_per_s"].items()
+        ]
+        note = f" {r['note']}" if r["note"] else ""
+        parts.append(
+            table(["i2v.predict", "videos/s", "times one at a time"], rows)
+            + f"\n\n{where(r)}, {of_what(r)}, a model of size {r['backbone']}; median of {r['rounds']} rounds.{note}"
+        )
+    return "\n\n".join(parts)
+
+
 def index_table() -> str:
     parts = []
     for r in results("index*.json"):
@@ -286,6 +301,7 @@ TABLES = {
     "overhead": (overhead_table, "python benchmarks/overhead.py --json benchmarks/results/overhead.json"),
     "memory": (memory_table, "python benchmarks/loader.py --memory --json benchmarks/results/loader_memory.json"),
     "sharding": (sharding_table, "python benchmarks/sharding.py --json benchmarks/results/sharding.json"),
+    "predicting": (predicting_table, "python benchmarks/predicting.py --json benchmarks/results/predicting.json"),
     "index": (index_table, "python benchmarks/index.py --json benchmarks/results/index.json"),
     "recompute": (recompute_table, "python benchmarks/recompute.py --json benchmarks/results/recompute.json"),
     "trunks": (trunks_table, "python benchmarks/trunks.py --json benchmarks/results/trunks.json"),

@@ -15,7 +15,7 @@ import av
 import numpy as np
 import pytest
 
-from benchmarks import contenders, floor_plan, gpu, index, kernels, keys, loader, overhead, report, sharding, videos
+from benchmarks import contenders, floor_plan, gpu, index, kernels, keys, loader, overhead, predicting, report, sharding, videos
 from benchmarks.measure import shown_command
 from i2v.pipelines.shards import ClipError, ShardSet
 from i2v.shard_tools.encode import EncodeSettings
@@ -262,3 +262,31 @@ def test_the_reference_of_keys_is_up_to_date():
     """After a change to options, their rules or comments: python benchmarks/keys.py"""
     assert keys.PAGE.read_text() == keys.page()
     assert "| `clips` | `1` | a whole number, from 1 to 1000 | temporal views |" in keys.page()
+
+
+@pytest.mark.process
+def test_predicting_looks_at_every_video_in_every_way(tmp_path, monkeypatch):
+    """The ways find the same; one at a time is what the others are compared with."""
+    arguments = [
+        "--count",
+        "2",
+        "--seconds",
+        "1",
+        "--rounds",
+        "1",
+        "--workers",
+        "1",
+        "--device",
+        "cpu",
+        "--cache",
+        str(tmp_path),
+    ]
+    monkeypatch.setattr("sys.argv", ["predicting.py", *arguments, "--json", str(tmp_path / "r.json"), "--note", "A test."])
+    predicting.main()
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["videos"]["videos"] == 2 and len(result["videos_per_s"]) == 5
+    assert result["times"][predicting.ALONE] == 1 and all(rate["median"] > 0 for rate in result["videos_per_s"].values())
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    (tmp_path / "r.json").rename(tmp_path / "predicting.json")
+    shown = report.fill("<!-- predicting -->\n<!-- /predicting -->")
+    assert f"| {predicting.ALONE} |" in shown and "A test." in shown
