@@ -13,6 +13,7 @@ from i2v.model import create_model, merge_adapters
 from i2v.pipelines import build_loader
 from i2v.session import INCLUDED
 from i2v.weights import fingerprint
+from tests.trunks import trunk_of
 
 GEOMETRY = {"image_size": 16, "patch_size": 8, "width": 96, "layers": 1, "heads": 2, "embed_dim": 16}
 METHODS = {
@@ -22,6 +23,8 @@ METHODS = {
     "dist": {"integration_dim": 64, "temporal_dim": 8},
     "tada": {"route_head_dim": 8},
     "clip": {},
+    "tada2d": {},
+    "tadaconvnext": {},
 }
 has_onnx = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 needs_onnx = pytest.mark.skipif(not has_onnx, reason="onnx, onnxscript and onnxruntime are not installed: the extra `export`")
@@ -30,10 +33,11 @@ needs_onnx = pytest.mark.skipif(not has_onnx, reason="onnx, onnxscript and onnxr
 def checkpoint(method, folder, val=None, head=None):
     """A checkpoint with random weights, adapters included, that needs no other file."""
     torch.manual_seed(0)
-    model = create_model(method, GEOMETRY, 4, 8, head, **METHODS[method])
+    geometry = trunk_of(method, GEOMETRY)
+    model = create_model(method, geometry, 4, 8, head, **METHODS[method])
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    backbone = Backbone(GEOMETRY, INCLUDED, fingerprint(model.frozen_parameters()))
+    backbone = Backbone(geometry, INCLUDED, fingerprint(model.frozen_parameters()))
     classes, config = [f"class {i}" for i in range(8)], {"data": {"val": val}}
     meta = Meta(model.config, backbone, classes, clips={"flip": 0}, config=config)
     save_checkpoint(folder / f"{method}.safetensors", model.state_dict(), meta)
@@ -53,7 +57,7 @@ def test_every_method_leaves_through_torch_export(method, tmp_path, monkeypatch,
     extra = {"i2v.json": ""}
     found = torch.export.load(tmp_path / "model.pt2", extra_files=extra).module()
     for batch in (1, 5):
-        clips = torch.randn(batch, 3, 4, 16, 16)
+        clips = torch.randn(batch, 3, 4, *[model.spec.image_size] * 2)
         assert (found(clips) - model(clips)).abs().max() < 1e-4
     assert json.loads(extra["i2v.json"])["classes"][3] == "class 3"
     assert {each.name for each in tmp_path.iterdir()} == {path.name, "model.pt2"}
@@ -91,7 +95,7 @@ def test_every_method_leaves_through_onnx(method, tmp_path, monkeypatch):
     path, model = checkpoint(method, tmp_path)
     call(monkeypatch, "--checkpoint", path, "--out", tmp_path / "model.onnx", "--preprocess")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    frames = torch.randint(0, 256, (5, 4, 16, 16, 3), dtype=torch.uint8)
+    frames = torch.randint(0, 256, (5, 4, *[model.spec.image_size] * 2, 3), dtype=torch.uint8)
     found = torch.from_numpy(session.run(None, {"clips": frames.numpy()})[0])
     assert (found - export.Frames(model)(frames)).abs().max() < 1e-4
     assert len(json.loads(session.get_modelmeta().custom_metadata_map["i2v"])["classes"]) == 8

@@ -13,6 +13,7 @@ import i2v.methods
 from i2v.model import backbone_spec
 from i2v.vit import Block, ViTSpec
 from tests import test_complexity, test_dead_work, test_export, test_precision
+from tests.trunks import TRUNKS
 
 TINY = dict(image_size=16, patch_size=8, width=32, layers=2, heads=2, embed_dim=24)
 METHODS = {"clip": {}, "st_adapter": dict(adapter_width=8)}
@@ -158,6 +159,6 @@ def test_the_lists_of_tests_that_go_over_all_methods_have_all():
         "complexity": {method for method, *_ in test_complexity.MODELS},
         "dead_work": {method for method, _ in test_dead_work.METHODS},
         "export": set(test_export.METHODS),
-        "precision": {*test_precision.METHODS, "clip"},
+        "precision": {*test_precision.METHODS, "clip", *TRUNKS},  # these: tests/test_<method>.py
     }
     assert lists == dict.fromkeys(lists, methods)
