@@ -14,6 +14,7 @@ from fvcore.nn.jit_handles import get_shape
 from i2v.complexity import PUBLISHED, cells, cost, costs, count_macs, every_token, main
 from i2v.config import load_config
 from i2v.model import create_model
+from tests.trunks import trunk_of
 
 ROOT = Path(__file__).parent.parent
 TINY = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "heads": 4, "embed_dim": 32}
@@ -61,16 +62,12 @@ MODELS = [
     ("tada2d", 4, "linear", {}),
     ("tadaconvnext", 4, "linear", {}),
 ]
-BACKBONES = {
-    "tada2d": {"depths": [1, 2, 1, 1], "dims": [8, 16, 32, 32, 48], "image_size": 32},
-    "tadaconvnext": {"depths": [1, 1, 2, 1], "dims": [8, 16, 24, 32], "image_size": 32},
-}
 
 
 @pytest.mark.parametrize("method, frames, head, options", MODELS)
 def test_every_operator_of_every_method_counts_as_in_fvcore(method, frames, head, options):
     def build():
-        return create_model(method, BACKBONES.get(method, TINY), frames, 5, {"type": head}, **options)
+        return create_model(method, trunk_of(method, TINY), frames, 5, {"type": head}, **options)
 
     model = build()
     if head == "text":
@@ -148,7 +145,7 @@ def test_models_cost_what_the_authors_code_costs(name):
 def test_published_figures_are_met(name):
     gmacs, views = PUBLISHED[name]
     ours, cell, difference = float(DOCUMENT[name][2]) * views, DOCUMENT[name][5], float(DOCUMENT[name][6].rstrip("% "))
-    assert cell == f"{gmacs} ({views})" and difference == pytest.approx(100 * (ours / gmacs - 1), abs=0.05)
+    assert cell == f"{gmacs} ({views})" and difference == pytest.approx(100 * (ours / gmacs - 1), abs=0.01 + 5 * views / gmacs)
     assert abs(difference) <= 0.5 or math.floor(ours) == gmacs  # 153.8 is printed as 153
 
 

@@ -8,6 +8,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import i2v
 from i2v.complexity import every_token
 from i2v.placement import compile_blocks
+from tests.trunks import trunk_of
 
 TINY = dict(image_size=16, patch_size=8, width=32, layers=3, heads=2, embed_dim=24)
 METHODS = [
@@ -24,12 +25,15 @@ METHODS = [
     ("tada", {"route_ratio": 1, "route_head_dim": 4}),
     ("tada", {"route_ratio": 1, "route_head_dim": 4, "double": True, "temporal_enhance": True}),
     ("tada", {"route_ratio": 1, "route_head_dim": 4, "double": True, "train": "adapters"}),
+    ("tada2d", {}),
+    ("tadaconvnext", {"drop_path": 0.2}),
+    ("tadaconvnext", {"train": "adapters"}),
 ]
 
 
 def random_model(method, options):
     torch.manual_seed(0)
-    model = i2v.create_model(method, TINY, 4, 5, {"type": "linear", "dropout": 0}, **options).double()
+    model = i2v.create_model(method, trunk_of(method, TINY), 4, 5, {"type": "linear", "dropout": 0}, **options).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model
@@ -37,7 +41,7 @@ def random_model(method, options):
 
 def logits_and_gradients(model):
     torch.manual_seed(1)
-    logits = model(torch.randn(2, 3, 4, 16, 16, dtype=torch.float64))
+    logits = model(torch.randn(2, 3, 4, *[model.spec.image_size] * 2, dtype=torch.float64))
     F.cross_entropy(logits, torch.tensor([1, 3])).backward()
     return logits, {name: p.grad for name, p in model.named_parameters()}
 

@@ -20,6 +20,7 @@ from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import EncodeSettings
 from i2v.shard_tools.sources import Video
 from i2v.train import open_loader
+from tests.trunks import trunk_of
 from tests.videos import moving, write_video
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +52,11 @@ def data(tmp_path_factory):
 def small(path, data):
     """The experiment on a small backbone, as a checked configuration: everything else is the file's."""
     values = yaml.safe_load(path.read_text())
-    model = values["model"] | {"backbone": BACKBONE, "weights": "random", "num_frames": 4}
+    backbone = trunk_of(values["model"]["method"], BACKBONE)
+    model = values["model"] | {"backbone": backbone, "weights": "random", "num_frames": 4}
+    model.pop("init", None)
+    if values["clips"].pop("test_size", None):
+        values["clips"]["test_size"] = 64
     model["options"] = model.get("options", {}) | SMALL.get(model["method"], {})
     if "adapted_layers" in model["options"]:
         model["options"]["adapted_layers"] = 1

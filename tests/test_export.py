@@ -13,12 +13,9 @@ from i2v.model import create_model, merge_adapters
 from i2v.pipelines import build_loader
 from i2v.session import INCLUDED
 from i2v.weights import fingerprint
+from tests.trunks import trunk_of
 
 GEOMETRY = {"image_size": 16, "patch_size": 8, "width": 96, "layers": 1, "heads": 2, "embed_dim": 16}
-OWN = {  # of methods with a trunk of their own
-    "tada2d": {"image_size": 16, "depths": [1, 1, 1, 1], "dims": [8, 16, 16, 32, 32]},
-    "tadaconvnext": {"image_size": 32, "depths": [1, 1, 1, 1], "dims": [16, 16, 32, 32]},
-}
 METHODS = {
     "st_adapter": {"adapter_width": 8},
     "aim": {},
@@ -38,7 +35,7 @@ needs_onnx = pytest.mark.skipif(not has_onnx, reason="onnx, onnxscript and onnxr
 def checkpoint(method, folder, val=None, head=None):
     """A checkpoint with random weights, adapters included, that needs no other file."""
     torch.manual_seed(0)
-    geometry = OWN.get(method, GEOMETRY)
+    geometry = trunk_of(method, GEOMETRY)
     model = create_model(method, geometry, 4, 8, head, **METHODS[method])
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -100,7 +97,7 @@ def test_every_method_leaves_through_onnx(method, tmp_path, monkeypatch):
     path, model = checkpoint(method, tmp_path)
     call(monkeypatch, "--checkpoint", path, "--out", tmp_path / "model.onnx", "--preprocess")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    frames = torch.randint(0, 256, (5, 4, 16, 16, 3), dtype=torch.uint8)
+    frames = torch.randint(0, 256, (5, 4, *[model.spec.image_size] * 2, 3), dtype=torch.uint8)
     found = torch.from_numpy(session.run(None, {"clips": frames.numpy()})[0])
     assert (found - export.Frames(model)(frames)).abs().max() < 1e-4
     assert len(json.loads(session.get_modelmeta().custom_metadata_map["i2v"])["classes"]) == 8
