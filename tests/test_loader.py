@@ -34,6 +34,18 @@ def pixels(batch):
     return [hashlib.sha256(clip.contiguous().numpy().tobytes()).hexdigest() for clip in batch.clips]
 
 
+@pytest.mark.parametrize("split, size", [("train", 32), ("val", 48), ("test", 48)])
+def test_pictures_of_evaluation_may_have_another_size_and_a_backbones_own_colours(shapes, split, size):
+    """As with that size alone; mean and std are of the floats and of the views that are normalised later."""
+    options = {"clips": 2, "crops": 3, "flip": 0}
+    (mine,) = batches(shapes / "vp9", 1, split=split, test_size=48, mean=(0.45,) * 3, std=(0.225, 0.225, 0.5), **options)
+    (theirs,) = batches(shapes / "vp9", 1, split=split, **options | {"size": size})
+    assert mine.clips.shape == theirs.clips.shape and mine.clips.shape[-1] == size
+    clip = torch.tensor([graph.MEAN, graph.STD]).view(2, 3, 1, 1, 1)
+    mean, std = (255 * torch.tensor(values).view(3, 1, 1, 1) for values in ([0.45] * 3, [0.225, 0.225, 0.5]))
+    torch.testing.assert_close(mine.clips * std + mean, theirs.clips * clip[1] + clip[0], atol=1e-3, rtol=0)
+
+
 def test_shapes_and_types(shapes):
     (batch,) = batches(shapes / "vp9", 1)
     assert batch.clips.shape == (5, 3, 4, 32, 32) and batch.clips.dtype == torch.float32

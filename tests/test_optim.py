@@ -78,6 +78,15 @@ def test_groups_hold_every_trained_parameter_once():
     assert isinstance(build_optimizer(parameters, config), torch.optim.AdamW)
 
 
+def test_entries_of_several_parts_mean_what_has_them_in_this_order():
+    names = ["stem.bias", "rf.norm.weight", "rf.norm.bias", "rf.a.bias", "norm.weight", "bias.rf"]
+    parameters = {name: torch.nn.Parameter(torch.zeros(2, 2)) for name in names}
+    config = schedule(no_decay=["bias", "norm", "-rf.norm.weight"], lr_multipliers={"rf": 5, "rf.bias": 2}, weight_decay=1)
+    groups = parameter_groups(parameters, config)
+    found = {name: (group["weight_decay"], group["lr_scale"]) for group in groups for name in group["names"]}
+    assert found == dict(zip(names, [(0, 1), (1, 5), (0, 10), (0, 10), (0, 1), (0, 5)]))
+
+
 def test_layer_decay_counts_from_the_top():
     parameters = {name: torch.nn.Parameter(torch.zeros(2, 2)) for name in ("stem", "block.0", "block.1", "head")}
     layers = {"stem": 0, "block.0": 1, "block.1": 2, "head": 3}
@@ -94,6 +103,7 @@ def test_layer_decay_counts_from_the_top():
     "changes, text",
     [
         ({"no_decay": ["biass"]}, "train.no_decay has 'biass'"),
+        ({"no_decay": ["bias", "-bias.fc1"]}, "train.no_decay has '-bias.fc1'"),
         ({"lr_multipliers": {"tail": 2}}, "train.lr_multipliers has 'tail'"),
         ({"layer_decay": 0.7}, "train.layer_decay is set, but"),
     ],

@@ -1,6 +1,7 @@
 """What a recipe can ask for: each option does what it says, and all of them together are exact in a continuation."""
 
 import copy
+import json
 import math
 from dataclasses import replace
 
@@ -13,15 +14,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import i2v.train as program
 import i2v.trainee as trainee
 from i2v.checkpoint import EMA, load_checkpoint, weights_of
-from i2v.config import ConfigError, load_config
+from i2v.config import ConfigError, TrainConfig, load_config
 from i2v.ema import Average
-from i2v.model import create_model
-from i2v.optim import finish_gradients
+from i2v.model import VideoClassifier, create_model
+from i2v.optim import build_optimizer, finish_gradients
 from i2v.placement import compile_blocks, recompute_blocks
 from i2v.saving import kept_epoch
 from i2v.session import restore_model
 from tests.test_precision import METHODS, model_of
 from tests.test_train import CPU, assert_same, config, result, run, spawn, train  # noqa: F401  config is a fixture
+from tests.trunks import TRUNKS
 
 AIM = ["model.method=aim", "model.options={drop_path: 0.2}"]
 TADA = ["model.method=tada", "model.options={route_head_dim: 16, tubelet_stride: 1, drop_path: 0.2}", "train.no_decay=[1-d]"]
@@ -60,6 +62,62 @@ def test_everything_at_once_stopped_and_continued_equals_uninterrupted(config, t
     for name in ("epoch-4", "epoch-4-ema", "best"):
         one, other = (load_file(tmp_path / out / f"{name}.safetensors") for out in ("whole", "parts"))
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one), name
+
+
+CONVOLUTIONAL = {
+    "tada2d": ["train.optimizer=sgd", "train.lr=0.05", "clips.test_size=40"],
+    "tadaconvnext": ["model.options={drop_path: 0.2}", "clips.test_size=64", "train.precision=bf16"],
+}
+
+
+@pytest.mark.parametrize("method", CONVOLUTIONAL)
+def test_a_convolutional_trunk_trains_and_continues_on_pictures_of_two_sizes(config, tmp_path, method, monkeypatch):  # noqa: F811
+    """Bit for bit; clips of training are 32 pixels wide and those of evaluation test_size."""
+    sizes, forward = set(), VideoClassifier.forward
+    monkeypatch.setattr(
+        VideoClassifier, "forward", lambda self, clips: sizes.add((self.training, clips.shape[-1])) or forward(self, clips)
+    )
+    options = [f"model.method={method}", f"model.backbone={json.dumps(TRUNKS[method])}", "model.weights=random"]
+    options += ["model.options={}", "train.no_decay=[1-d]", *CONVOLUTIONAL[method]]
+    whole = train(config, tmp_path / "whole", *options)
+    for steps in (1, 5):
+        train(config, tmp_path / "parts", *options, f"train.max_steps={steps}", "train.eval_every=100")
+    parts = train(config, tmp_path / "parts", *options)
+    assert whole[0].keys() == parts[0].keys() and all(torch.equal(whole[0][name], parts[0][name]) for name in whole[0])
+    assert sizes == {(True, 32), (False, int(CONVOLUTIONAL[method][-1 if method == "tada2d" else 1].split("=")[1]))}
+    tensors, meta = load_checkpoint(tmp_path / "whole" / "last.safetensors")
+    restored = restore_model(tensors, meta)  # complete: no other file is asked for
+    assert all(torch.equal(tensor, whole[0][name]) for name, tensor in restored.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "method, options, text",
+    [
+        ("st_adapter", [], "clips.test_size is 64, but the backbone takes pictures of a size of 32 and no other"),
+        ("tadaconvnext", ["clips.test_size=48"], "clips.test_size is 48, but .* a size of multiples of 32"),
+    ],
+)
+def test_a_test_size_that_the_backbone_does_not_take_is_refused_at_once(config, tmp_path, method, options, text):  # noqa: F811
+    if method in TRUNKS:
+        options = [f"model.backbone={json.dumps(TRUNKS[method])}", "model.weights=random", "model.options={}", *options]
+    with pytest.raises(ValueError, match=text):
+        train(config, tmp_path, f"model.method={method}", "clips.test_size=64", *options)
+
+
+def test_sgd_is_that_of_torch_also_after_a_first_step_that_is_left_out():
+    """Nesterov's momentum; the fused optimizer's buffers must not be what the memory held."""
+    start, grads = torch.randn(5, 7), [torch.randn(5, 7) for _ in range(4)]
+    mine, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    settings = TrainConfig(epochs=1, batch_size=1, lr=0.1, optimizer="sgd", weight_decay=0.01, no_decay=[])
+    ours = build_optimizer({"fc.weight": mine}, settings)
+    reference = torch.optim.SGD([theirs], lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
+    for step, grad in enumerate(grads):
+        mine.grad, theirs.grad = grad.clone(), grad.clone()
+        ours.found_inf = torch.tensor(float(step == 0))
+        ours.step()
+        if step:
+            reference.step()
+    torch.testing.assert_close(mine, theirs)
 
 
 @pytest.mark.process
