@@ -41,7 +41,7 @@ SECTIONS = {
     "clips": (ClipOptions, GraphOptions, AugmentOptions),
     "train": (TrainConfig,),
 }
-DECIDED = {"clips": ("num_frames", "size", "dtype", "augment")}  # by the model, or a section of its own
+DECIDED = {"clips": ("num_frames", "size", "dtype", "mean", "std", "augment")}  # by the model, or a section of its own
 
 
 def comments(kind: type) -> dict[str, str]:
