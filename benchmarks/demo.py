@@ -50,7 +50,9 @@ def main() -> None:
         known = ", ".join(sorted(path.stem for path in (ROOT / "configs/demo").glob("*.yaml")))
         sys.exit(f"demo: {config} does not exist: --method is one of {known}.")
     out = args.out.resolve()
-    videos, shards, clip, run = out / "videos", out / "shards", out / "clip.safetensors", out / args.method
+    convolutional = args.method == "tadaconvnext"
+    clip = out / ("convnext.safetensors" if convolutional else "clip.safetensors")
+    videos, shards, run = out / "videos", out / "shards", out / args.method
     seconds = {}
 
     seconds["videos"] = call(
@@ -76,10 +78,15 @@ def main() -> None:
         shards / "train" / "manifest.json",
     )
     seconds["backbone"] = call(
-        "train the backbone on still pictures, in place of CLIP", "benchmarks/pretrain_stills.py", "--out", clip, made=clip
+        "train the backbone on still pictures, in place of CLIP",
+        "benchmarks/pretrain_stills.py",
+        *["--convnext"] * convolutional,
+        "--out",
+        clip,
+        made=clip,
     )
     seconds["training"] = call(
-        f"train {args.method} on the frozen backbone",
+        f"train {args.method} from there",
         "-m",
         "i2v.train",
         "--config",
