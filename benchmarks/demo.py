@@ -63,9 +63,13 @@ def main() -> None:
     if not (ROOT / config).exists():
         known = ", ".join(sorted(path.stem for path in (ROOT / "configs/demo").glob("*.yaml")))
         sys.exit(f"demo: {config} does not exist: --method is one of {known}.")
+    if args.method == "tadaconvnext" and args.backbone != "clip":
+        sys.exit("demo: tadaconvnext has a trunk of its own: leave out --backbone.")
     out = args.out.resolve()
+    convolutional = args.method == "tadaconvnext"
     below = out / "factors" if args.factors else out
-    videos, shards, clip = below / "videos", below / "shards", out / f"{args.backbone}.safetensors"
+    videos, shards = below / "videos", below / "shards"
+    clip = out / ("convnext.safetensors" if convolutional else f"{args.backbone}.safetensors")
     run = below / (args.method if args.backbone == "clip" else f"{args.method}_{args.backbone}")
     train, val = (videos / f"{split}.csv" if args.factors else videos / split for split in ("train", "val"))
     seconds = {}
@@ -99,10 +103,11 @@ def main() -> None:
         "--out",
         clip,
         *(["--shape", args.backbone] if SHAPES[args.backbone] else []),
+        *["--convnext"] * convolutional,
         made=clip,
     )
     seconds["training"] = call(
-        f"train {args.method} on the frozen backbone",
+        f"train {args.method} from there",
         "-m",
         "i2v.train",
         "--config",

@@ -45,7 +45,7 @@ SECTIONS = {
     "probe": (ProbeConfig,),
 }
 LOCALISE = {"model": BMNOptions, "data": FeatureData, "train": LocaliseTraining, "detect": DetectOptions}
-DECIDED = {"clips": ("num_frames", "size", "dtype", "augment")}  # by the model, or a section of its own
+DECIDED = {"clips": ("num_frames", "size", "dtype", "mean", "std", "augment")}  # by the model, or a section of its own
 
 
 def comments(kind: type) -> dict[str, str]:

@@ -283,10 +283,26 @@ def pairs_table() -> str:
     return said + table(["name", "tags", "why not"], rows)
 
 
+def convolutions_table() -> str:
+    parts = []
+    for r in results("convolutions*.json"):
+        cells = {
+            method: [f"{of[part]['times']:.2f}" for part in ("forward", "backward")] for method, of in r["methods"].items()
+        }
+        rows = [[f"`{method}`", *times, f"{r['methods'][method]['difference']:.0e}"] for method, times in cells.items()]
+        parts.append(
+            table(["method", "forward, times as fast", "backward", "largest difference in float64"], rows)
+            + f"\n\nBeside one kernel per frame: {r['clips']} clips of {r['size']} pixels, float32, on {where(r)}, "
+            f"{r['threads']} threads; least of {r['rounds']} rounds."
+        )
+    return "\n\n".join(parts)
+
+
 TABLES = {
     "anatomy": (anatomy_table, "python benchmarks/anatomy.py --json benchmarks/results/anatomy.json"),
     "roofline": (roofline_table, "python benchmarks/anatomy.py --json benchmarks/results/anatomy.json"),
     "step": (step_table, "python benchmarks/step.py --json benchmarks/results/step_cpu.json"),
+    "convolutions": (convolutions_table, "python benchmarks/convolutions.py --json benchmarks/results/convolutions.json"),
     "curves": (curves_table, "python benchmarks/curves.py --json benchmarks/results/curves.json"),
     "demo": (demo_table, "python benchmarks/demo.py --out runs/demo --json benchmarks/results/demo_st_adapter.json"),
     "factors": (

@@ -269,7 +269,7 @@ def describe(log: RunLog, config: Config, world: World, trainee: Trainee, meta: 
         )
     if trainee.note:
         log.say(trainee.note)
-    if trainee.source == "random":
+    if trainee.source == "random" and trainee.model.frozen_parameters():
         log.say("WARNING: model.weights is random: a frozen random backbone does not learn.")
 
 

@@ -63,7 +63,8 @@ def distorted(frames, drawn, options) -> np.ndarray:
     if drawn.ops is None:
         return frames
     family = options.recipe.family
-    fill = tuple(map(round, _colour(a.FILL[family] if options.randaugment_fill is None else options.randaugment_fill)))
+    fill = a.FILL[family] if options.randaugment_fill is None else options.randaugment_fill
+    fill = tuple(map(round, _colour(fill, GraphOptions())))
     images = [Image.fromarray(frame) for frame in frames]
     for op, v in zip(drawn.ops, drawn.values):
         images = [with_pil(image, op, v, fill) for image in images]

@@ -185,7 +185,7 @@ def in_process(data, out, checkpoint, *options, **given):
     about = {"checkpoint": checkpoint, "config": None, "weights": None, "window": None, "hop": None, "precision": "float32"}
     about |= {"batch_size": 5, "decode": "auto", "cache": None, "cache_size": None, "format": "npy", "crops_as": "mean"}
     args = SimpleNamespace(**about | {"scores": False, "data": data, "out": out, "options": list(options)} | given)
-    assert features.extract(args, World(0, 1, torch.device("cpu")))[1] == []
+    assert features.write(args, World(0, 1, torch.device("cpu")))[1] == []
     return {path.name: np.load(path) for path in out.glob("*.npy")}
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 import i2v
 from i2v import methods
 from i2v.heads import TEMPLATES
+from i2v.model import method_module
 from i2v.text import text_features
 
 TINY = dict(image_size=16, patch_size=8, width=32, layers=2, heads=2, embed_dim=24)
@@ -24,8 +25,11 @@ OPTIONS = {  # sizes that fit TINY
     "aim": {},
     "zeroi2v": {},
     "tada": dict(route_head_dim=8),
+    "lora": {},
+    "attentive": dict(heads=4),
 }
-METHODS = [module.name for module in pkgutil.iter_modules(methods.__path__)]
+NAMES_OF_METHODS = [module.name for module in pkgutil.iter_modules(methods.__path__)]
+METHODS = [name for name in NAMES_OF_METHODS if not hasattr(method_module(name), "Spec")]  # others have no joint space
 NAMES = ["bowling", "playing harp", "abseiling", "Pushing [something] off {a} table", "zumba"]
 
 

@@ -192,7 +192,7 @@ def test_a_folder_that_another_command_took_is_not_finished_by_this_one(source, 
     assert not (out / "manifest.json").exists() and (out / MAKING).read_text() == "{}"
 
 
-def stop_itself(connection, settings):
+def stop_itself(connection, settings, tells):
     """A worker that a signal ends at its first video."""
     connection.send(None)
     connection.recv()

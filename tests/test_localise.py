@@ -20,7 +20,7 @@ from i2v.checkpoint import Backbone, Meta, read_tensors, save_checkpoint
 from i2v.config import ConfigError, load_config, read_config
 from i2v.distributed import World
 from i2v.feature_folder import FeatureFolder
-from i2v.features import extract
+from i2v.features import write
 from i2v.finder import Finder
 from i2v.localise import run, score_checkpoint
 from i2v.localise_config import LocaliseConfig
@@ -292,7 +292,7 @@ def test_from_our_own_features_to_a_table(shapes, tmp_path):
     about = {"checkpoint": tmp_path / "best.safetensors", "weights": None, "options": [], "precision": "float32"}
     about |= {"window": "4f", "hop": "1f", "batch_size": 8, "decode": "auto", "cache": None, "cache_size": None}
     about |= {"format": "shards", "crops_as": "mean", "scores": True, "data": shapes / "vp9-val", "out": tmp_path / "features"}
-    assert extract(SimpleNamespace(**about), WORLD) == (16, [])
+    assert write(SimpleNamespace(**about), WORLD) == (16, [])
     with open(tmp_path / "features" / "features.csv", newline="") as file:
         sources = [row["source"] for row in csv.DictReader(file)]
     seconds = 1 / FeatureFolder(tmp_path / "features").times(sources[0])[0, 1] * 4  # frames per second

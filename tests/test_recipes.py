@@ -402,7 +402,7 @@ def test_what_cannot_be_started_from_is_one_sentence(config, tmp_path, what, tex
         ("train.clip_grad=0", "train.clip_grad is 0: it must be a finite number, more than 0"),
         ("train.ema=1", "train.ema is 1: it must be a finite number, .*at least 0 and below 1"),
         ("train.recompute=most", "train.recompute is 'most': it must be none, half or all"),
-        ("train.best=loss", "train.best is 'loss': it must be top1, top5, class_mean or cross_entropy"),
+        ("train.best=loss", "train.best is 'loss': it must be top1, top5, class_mean, cross_entropy or map or null"),
         ("train.keep=0", "train.keep is 0: it must be"),
         ("train.keep=[0]", "train.keep is .0.: it must be a number of epochs, or a list of epochs up to train.epochs"),
         ("train.keep=[9]", "train.keep is .9.: it must be a number of epochs, or a list of epochs up to train.epochs"),

@@ -36,7 +36,7 @@ def test_a_checkpoint_is_opened_for_looking(opened):
 
 
 def test_views_are_the_runs_then_the_models_then_what_the_user_says(opened):
-    own = {"clips": 2, "crops": 3, "stride": 8, "num_frames": 4, "size": 32}
+    own = {"clips": 2, "crops": 3, "stride": 8, "num_frames": 4} | opened.model.spec.pictures
     assert opened.views() == {"split": "test", "options": own, "device": "cpu"}
     said = opened.views(["crops=1", "size=48"])["options"]
     assert said == own | {"crops": 1, "size": 48} and opened.meta.clips == {"clips": 2, "crops": 3, "stride": 8}
