@@ -253,6 +253,7 @@ def test_views_are_averaged_as_probabilities_and_weight_0_is_not_counted():
     scores = scores_of(batch(views, [1, 0], [1.0, 0.0]))
     assert (scores.counted, scores.expected, scores.top1, scores.top5) == (1, 3, 1.0, 1.0)
     assert scores.confusion.tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert scores_of(batch(views, [1, -1], [1.0, 0.0])).counted == 1  # nobody asks what has no weight for its label
 
 
 @pytest.mark.parametrize("label", [3, -1])

@@ -1,17 +1,18 @@
 """A loss or gradient that is not finite: the step is not taken, its clips are written down, three in a row end the run."""
 
 import csv
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import i2v.train as program
-from i2v.checkpoint import load_checkpoint, not_finite
+from i2v.checkpoint import Backbone, Meta, load_checkpoint, not_finite, save_state
 from i2v.finite import Guard, Seen, TooManyBadSteps
 from i2v.progress import Progress
 from tests.test_recipes import TADA
-from tests.test_train import assert_same, config, result, train  # noqa: F401  config is a fixture
+from tests.test_train import CPU, assert_same, config, result, train  # noqa: F401  config is a fixture
 
 OPTIONS = [*TADA, "train.ema=0.9", "train.log_every=1", "train.micro_batch=4", "data.val=null"]
 
@@ -102,6 +103,18 @@ def test_so_many_in_a_row_end_the_run_with_its_state_from_before_them(config, tm
     if not resumed:  # what was not continued in between has no record of it in its log
         assert_same(again, whole)
     assert all(torch.equal(again[0][name], whole[0][name]) for name in whole[0])
+
+
+@pytest.mark.parametrize("what", ["the loss", "head.fc.bias"])
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path, what):
+    path, nan = tmp_path / "last.safetensors", float("nan")
+    for step, bad in ((1, ""), (2, what)):
+        tensors = {"head.fc.bias": torch.full((2,), nan if bad == "head.fc.bias" else 1.0)}
+        progress = {"step": step, "loss": nan if bad == "the loss" else 1.0}
+        meta = Meta({}, Backbone({}, "random", None), ["a"], progress=progress)
+        with pytest.raises(FloatingPointError, match=f"After step 2 {what} is not finite") if bad else nullcontext():
+            save_state(path, tensors, meta, CPU)
+    assert load_checkpoint(path)[1].progress["step"] == 1
 
 
 def test_the_device_refuses_what_the_host_has_not_seen_yet(tmp_path):

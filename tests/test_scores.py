@@ -45,6 +45,14 @@ def test_stored_scores_are_those_that_were_counted_on_any_number_of_ranks(checkp
     assert json.loads((tmp_path / "again.json").read_text()) == json.loads((tmp_path / "1.json").read_text())
 
 
+def test_a_label_that_a_model_rules_out_costs_what_a_float_can_tell():
+    """Not infinity, which would be the mean of all."""
+    found = made_up(n=4)
+    found.probabilities[0] = torch.eye(4)[1]
+    others = -found.probabilities[torch.arange(1, 4), found.labels[1:]].double().log().sum().item()
+    assert found.labels[0] == 0 and found.scores().cross_entropy == pytest.approx((others - np.log(1e-38)) / 4, rel=1e-5)
+
+
 def test_an_ensemble_is_the_mean_of_what_was_asked_for():
     a, b = made_up(seed=0), made_up(seed=1)
     assert torch.allclose(ensemble([a, b]).probabilities, (a.probabilities + b.probabilities) / 2)

@@ -15,8 +15,10 @@ import i2v.train
 import i2v.trainee
 from i2v.config import TrainConfig
 from i2v.distributed import World
+from i2v.pipelines import ShardError
 from i2v.saving import crosses
 from i2v.step import Passes
+from i2v.stop import Stopped
 from tests.test_train import CPU, config, train  # noqa: F401  config is a fixture
 
 CLIPS = torch.linspace(-1, 1, 8 * 3 * 2 * 4 * 4).view(8, 3, 2, 4, 4)
@@ -125,6 +127,27 @@ def test_classes_weigh_by_their_size_and_a_mean_clip_weighs_1(power):
     assert weights[labels].mean().item() == pytest.approx(1) and weights[2] == 0
     assert (weights[0] / weights[1]).item() == pytest.approx(4**power)
     assert feed.class_weights(loader, 0.0, torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("what, raised, said", [(0, ShardError, "Another process|mine"), (1, Stopped, "")])
+def test_what_happens_on_one_rank_ends_the_batches_of_all(monkeypatch, own, what, raised, said):
+    """Each tells the others, and goes by what all say together."""
+
+    def reading(loader):
+        yield 0
+        if own and what == 0:
+            raise ShardError("mine")
+        yield 1
+
+    told, stop = [], SimpleNamespace(wanted=False)
+    monkeypatch.setattr(feed, "any_of", lambda *flags: told.append(flags) or [len(told) == 2 and k == what for k in (0, 1)])
+    batches = feed.together(None, stop, SimpleNamespace(reading=reading))
+    assert next(batches) == 0
+    stop.wanted = own and what == 1
+    with pytest.raises(raised, match=said):
+        next(batches)
+    assert told == [(False, False), tuple(own and k == what for k in (0, 1))]
 
 
 @pytest.mark.parametrize(
