@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from i2v.atomic import replacing
 from i2v.checkpoint import Backbone, Meta, save_checkpoint
-from i2v.config import Config, load_config, to_dict
+from i2v.config import Config, load_config, to_dict, with_best
 from i2v.console import aligned
 from i2v.distributed import World, close_world, init_world
 from i2v.extraction import extract
@@ -68,6 +68,9 @@ def probe(config: Config, name: str, features: Path, world: World) -> list[str]:
     session.place(world.device, config.train.precision)
     with held(out, world):
         loaders = {split: open_clips(config, session, place) for split, place in data.items()}
+        if any(loader.shards.label_sets is not None for loader in loaders.values()):
+            raise ValueError("the videos have several classes each: linear probes are of one class a video.")
+        config = with_best(config, several=False)
         check_labels(*loaders.values())
         how, unread = {"model": name, "weights": weights, "options": session.views()["options"]}, {}
         for split, loader in loaders.items():
