@@ -98,11 +98,8 @@ def blocks_of(trunk: nn.Module) -> list[nn.Module]:
 
 
 def layers_that_keep(model: VideoClassifier) -> list[nn.Module]:
-    """The modules, in order, that keep most of what the gradient needs."""
-    if model.trunk is model.backbone:
-        return blocks_of(model.trunk)
-    side = model.backbone.dist_net
-    return [net for pair in zip(side.temporal_nets, side.integration_nets) for net in pair]
+    """The modules, in order, that keep most of what the gradient needs: the trunk's blocks, if a method does not say which."""
+    return getattr(model.backbone, "keeping", None) or blocks_of(model.trunk)
 
 
 def _once_counted(block: nn.Module):

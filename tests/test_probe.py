@@ -132,6 +132,7 @@ def test_the_best_is_a_checkpoint_whose_evaluation_is_its_row(made, capsys):
     assert max(rows, key=lambda row: (float(row["top1"]), -float(row["cross_entropy"]))) == rows[about["chosen"]]
     assert [line.split()[-1] == "best" for line in said.splitlines()[1:5]] == [k == about["chosen"] for k in range(4)]
     given = {"checkpoint": out, "config": None, "weights": None, "data": None, "scores": None, "options": [], "memory": 1.0}
+    given |= {"submission": None}
     given |= {"precision": "float32", "batch_size": 3, "decode": "auto", "quarantine": None, "cache": None, "cache_size": None}
     scores, _ = i2v.evaluate.score(Namespace(**given), CPU)
     assert {name: float(rows[about["chosen"]][name]) for name in probe.FIGURES} == pytest.approx(
@@ -147,6 +148,7 @@ def test_features_that_are_there_are_taken_and_the_seed_decides_the_rest(config,
     elsewhere = config.parent / ".." / config.parent.name / config.name  # its name is none of what features depend on
     given = {"checkpoint": None, "config": elsewhere, "weights": None, "options": [], "window": None, "hop": None}
     given |= {"precision": "auto", "batch_size": 8, "decode": "auto", "cache": None, "cache_size": None, "format": "shards"}
+    given |= {"crops_as": "mean", "scores": False}
     data = load_config(config).data
     for split, place in (("train", data.train), ("val", data.val)):
         features.write(Namespace(**given, data=place, out=tmp_path / "tars" / split), CPU)

@@ -74,6 +74,11 @@ class AttentiveProbe(VisionTransformer):
         self.requires_grad_(False)
         self.pooler = pooler
 
+    @property
+    def keeping(self):
+        """The modules, in order, that keep what the gradient needs: the trunk keeps nothing."""
+        return [*self.pooler.blocks, self.pooler.cross]
+
     def forward(self, clips):
         tokens = self.ln_post(self.encode(self.embed(rearrange(clips, "b c t h w -> (b t) c h w"))))
         return self.pooler(rearrange(tokens, "(b t) l c -> b (t l) c", b=len(clips)))

@@ -246,6 +246,11 @@ class DiST(nn.Module):
         self.visual = VisionTransformer(spec).requires_grad_(False)
         self.dist_net = SideNetwork(spec, num_frames, len(selected_layers), alpha, **sizes)
 
+    @property
+    def keeping(self):
+        """The modules, in order, that keep what the gradient needs: the trunk keeps nothing."""
+        return [net for pair in zip(self.dist_net.temporal_nets, self.dist_net.integration_nets) for net in pair]
+
     def forward(self, clips):
         if clips.shape[2] != self.num_frames:
             raise ValueError(
