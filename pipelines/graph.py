@@ -147,11 +147,11 @@ def build_pipeline(source, options: GraphOptions, batch_size: int, device: str, 
         if device == "gpu" and decode != "gpu":
             video = video.gpu()  # (F, H, W, C) uint8
         if augment.randaugment and augment.randaugment_on == "frames":
-            video = _randaugment(video, drawn, augment)
+            video = _randaugment(video, drawn, options)
         views = []
         for view in _views(video, options) if resized else _crop_and_resize(video, given[len(video_inputs) - 1], options):
             if augment.randaugment and augment.randaugment_on == "crop":
-                view = _randaugment(view, drawn, augment)
+                view = _randaugment(view, drawn, options)
             if "color" in drawn:
                 view = _recolour(view, drawn["color"], augment)
             view = _normalise(view, mirror, drawn, options)
@@ -231,9 +231,9 @@ SMOOTH_KERNEL = np.float32([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
 BLUR_KERNEL = np.pad(np.zeros((3, 3), np.float32), 1, constant_values=1) / 16
 
 
-def _randaugment(video, drawn: dict, augment: AugmentOptions):
-    family = augment.recipe.family
-    fill = _colour(FILL[family] if augment.randaugment_fill is None else augment.randaugment_fill)
+def _randaugment(video, drawn: dict, options: GraphOptions):
+    augment = options.augment
+    fill = _colour(FILL[augment.recipe.family] if augment.randaugment_fill is None else augment.randaugment_fill, options)
     fill = [float(round(value)) for value in fill]
     for step in range(augment.recipe.steps):
         video = _distort(video, drawn["ops"][step], drawn["values"][step], fill)
