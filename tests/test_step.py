@@ -130,7 +130,7 @@ def test_classes_weigh_by_their_size_and_a_mean_clip_weighs_1(power):
 
 
 @pytest.mark.parametrize("own", [False, True])
-@pytest.mark.parametrize("what, raised, said", [(0, ShardError, "Another process|mine"), (1, Stopped, "")])
+@pytest.mark.parametrize("what, raised, said", [(0, ShardError, "Another process|mine"), (1, Stopped, None)])
 def test_what_happens_on_one_rank_ends_the_batches_of_all(monkeypatch, own, what, raised, said):
     """Each tells the others, and goes by what all say together."""
 
