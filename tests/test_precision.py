@@ -26,7 +26,7 @@ METHODS = {
     "zeroi2v": {"shift_div": 4},
     "dist": {"integration_dim": 64, "temporal_dim": 32},
     "tada": {"route_head_dim": 16, "tubelet_stride": 1, "train": "adapters"},
-    "lora": {"rank": 4, "alpha": 0.25, "targets": ["q", "k", "v", "out", "fc1", "fc2"]},
+    "lora": {"rank": 16, "alpha": 4.0, "targets": ["q", "k", "v", "out", "fc1", "fc2"]},
     "attentive": {"depth": 2, "heads": 4},
 }
 
