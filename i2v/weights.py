@@ -28,7 +28,7 @@ from i2v.model import VideoClassifier, method_module
 from i2v.timm_towers import from_timm, is_timm
 from i2v.vit import VisionTransformer, ViTSpec
 
-LAYOUTS = ("clip", "image", "authors", "i2v")
+LAYOUTS = ("clip", "authors", "i2v", "auto", "image")
 NOT_IMAGE = ("logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size")
 TEXT_FEATURES = "head.text_features"  # computed from the class names; the head refuses to run without
 COUNTER = "num_batches_tracked"  # of batch norms, which older files and other tools leave out
@@ -53,8 +53,8 @@ def load_weights(model: VideoClassifier, source: str | Path | Mapping, layout: s
     Raises ValueError, and leaves the model as it was, when a name is missing or unexpected or a shape differs, except
     for what the layout legitimately lacks (see the top of this file).
     """
-    if layout not in (*LAYOUTS, "auto"):
-        raise ValueError(f"layout {layout!r} is unknown: use one of {', '.join(LAYOUTS)}, auto")
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout {layout!r} is unknown: use one of {', '.join(LAYOUTS)}")
     where = "the state dict" if isinstance(source, Mapping) else str(source)
     state, notes = unwrap(source if isinstance(source, Mapping) else read_file(source), where)
     if is_timm(state) and isinstance(model.spec, ViTSpec):
