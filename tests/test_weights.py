@@ -191,7 +191,7 @@ def without(state, *names):
         ("i2v", lambda m: without(m.state_dict(), "backbone.conv1.weight"), r"1 missing \(backbone.conv1.weight\)"),
         ("auto", lambda m: without(full_clip(), "visual.ln_pre.bias"), "layout 'clip': 1 missing"),
         ("auto", lambda m: {"something": torch.zeros(2)}, "cannot tell which layout .*something.* clip, authors, i2v"),
-        ("ours", lambda m: m.state_dict(), "layout 'ours' is unknown: use one of clip, image, authors, i2v, auto"),
+        ("ours", lambda m: m.state_dict(), "layout 'ours' is unknown: use one of clip, authors, i2v, auto, image"),
     ],
 )
 def test_refused_states_change_nothing(layout, make_state, message):
