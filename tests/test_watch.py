@@ -397,9 +397,9 @@ def test_an_answer_comes_before_the_stream_ends(checkpoint, film):
     data = rewritten(film, "mp4", movflags="frag_every_frame+empty_moov+default_base_moof")
     command = [sys.executable, "-m", "i2v.predict", "--checkpoint", checkpoint, "-", "--window", "1", "--jsonl", "-"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, env=ENVIRONMENT, **pipes) as running:
+    # unbuffered: what readline had read ahead of its line, communicate would not see
+    with subprocess.Popen(command, env=ENVIRONMENT, bufsize=0, **pipes) as running:
         running.stdin.write(data[: len(data) // 2])
-        running.stdin.flush()
         first = json.loads(running.stdout.readline())
         rest, about = running.communicate(data[len(data) // 2 :], LIMIT)
     assert running.returncode == 0, about
