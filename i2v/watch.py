@@ -30,6 +30,8 @@ from i2v.shard_tools.encode import EncodeSettings, true_rate
 from i2v.shard_tools.live import Frames, is_stream, open_frames
 from i2v.shard_tools.source_video import RejectedVideo, describe
 
+GRACE = 1.0  # seconds in which a stream's thread finishes the picture that it is at
+
 
 @dataclass
 class Answer:
@@ -77,12 +79,12 @@ class Answers:
             raise self._error
 
     def close(self) -> None:
-        """Stop reading. A stream that says nothing just now is left to its thread, which ends with the program."""
+        """Stop reading. A stream that says nothing just now is left to its thread, which ends with the program: waiting for
+        it is safe, and in the middle of a picture the program's end could abort it."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        if not is_stream(self.place):
-            self._thread.join()
+        self._thread.join(GRACE if is_stream(self.place) else None)
 
     # ---- handed over from the thread that reads to the one that looks --------------------------------------------------
 

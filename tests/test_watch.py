@@ -416,8 +416,8 @@ def test_a_stream_without_an_end_is_interrupted(checkpoint, film):
         running.stdin.flush()
         assert running.stdout.readline()
         running.send_signal(signal.SIGINT)
-        assert running.wait(LIMIT) == -signal.SIGINT
-        about = running.stderr.read().decode()
+        code, about = running.wait(LIMIT), running.stderr.read().decode()
+    assert code == -signal.SIGINT, about
     assert "-: " in about and " answers, " in about and "interrupted" in about and "Traceback" not in about
 
 
