@@ -85,16 +85,21 @@ def test_a_checkpoint_asks_for_clip_only_where_something_of_it_is_missing(train,
 
 @pytest.mark.parametrize("method", METHODS)
 @torch.no_grad()
-def test_bf16_names_the_same_class_on_99_of_100_random_clips(method):
-    full = model_of(method).eval()
-    half = copy.deepcopy(full)
+def test_bf16_moves_logits_by_less_than_what_tells_classes_apart(method):
+    """How often two classes are closer than bf16 can tell is a matter of the clips and of the processor's rounding."""
+    model = model_of(method).eval()
+    half = copy.deepcopy(model)
     place(half, CPU.device, torch.bfloat16)
     assert half.trunk.transformer.resblocks[0].mlp.c_fc.weight.dtype == torch.bfloat16
     assert all(p.dtype == torch.float32 for p in half.trainable_parameters().values())
     clips = torch.randn(300, 3, 4, 32, 32)
     with autocast_for(CPU.device, torch.bfloat16)():
-        guesses = half(clips).argmax(1)
-    assert (guesses == full(clips).argmax(1)).float().mean() >= 0.99
+        logits = half(clips).float()
+    exact = model(clips)
+    spread, best = exact.std(1).mean(), exact.topk(2, dim=1)
+    assert (logits - exact).square().mean().sqrt() < 0.015 * spread
+    ahead = best.values[:, 0] - best.values[:, 1] > 0.1 * spread
+    assert ahead.any() and torch.equal(logits[ahead].argmax(1), best.indices[ahead, 0])
 
 
 @pytest.mark.parametrize("method", METHODS)
