@@ -31,7 +31,7 @@ from benchmarks.moving_shapes import write_videos
 from i2v.config import ConfigError, ModelConfig, load_config, to_dict
 from i2v.distributed import World, close_world, init_world, sum_over_ranks
 from i2v.heads import TextHead
-from i2v.model import VideoClassifier, create_model, head_kind, spec_of
+from i2v.model import VideoClassifier, create_model, head_kind, pictures, spec_of
 from i2v.optim import build_optimizer, layers_of
 from i2v.pipelines import Batch, ShardError, build_loader
 from i2v.placement import autocast_for, choose_precision, compile_blocks, may_compile, place
@@ -58,7 +58,7 @@ def measure(config, data: str, world: World, rounds: int, seconds: float) -> dic
         seed=config.train.seed,
         threads=config.data.threads,
         num_frames=config.model.num_frames,
-        **spec_of(config.model.method, config.model.backbone, config.model.weights).pictures,
+        **pictures(spec_of(config.model.method, config.model.backbone, config.model.weights)),
     )
     if np.min(loader.shards.clips["label"]) < 0:
         raise ValueError(f"{loader.shards.root} has videos without a label, on which nothing can train: give labelled shards.")

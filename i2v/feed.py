@@ -12,7 +12,7 @@ import torch
 
 from i2v.config import Config
 from i2v.distributed import World, any_of
-from i2v.model import head_kind, spec_of
+from i2v.model import head_kind, pictures, spec_of
 from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.index import class_counts, sizes
 from i2v.pipelines.options import OrderOptions
@@ -55,7 +55,7 @@ def open_loader(config: Config, world: World, split: str, manifest: str | list, 
         prefetch_bytes=data.prefetch_bytes,
         quarantine=Path(config.out) / f"quarantine-{split}.csv",
         num_frames=config.model.num_frames,
-        **spec.pictures,
+        **pictures(spec),
         **ordered,
     )
 

@@ -178,6 +178,11 @@ def spec_of(method: str, backbone: str | dict, weights: str | None = None):
     return module.Spec(**checked(given, module.Spec))
 
 
+def pictures(spec) -> dict:
+    """What a model's pictures look like, as options of build_loader: their size, the mean and deviation of their colours."""
+    return {"size": spec.image_size, "mean": spec.mean, "std": spec.std}
+
+
 def _with_defaults(function, options, owner):
     """The options completed with the function's defaults, tuples as lists; TypeError names the accepted ones."""
     parameters = inspect.signature(function).parameters.values()

@@ -14,7 +14,7 @@ import torch
 from i2v.checkpoint import Backbone, Meta, load_checkpoint, weights_of
 from i2v.config import Config, ModelConfig, load_config, parse_option, to_dict
 from i2v.console import begin_command
-from i2v.model import VideoClassifier, create_model, spec_of
+from i2v.model import VideoClassifier, create_model, pictures, spec_of
 from i2v.placement import autocast_for, choose_precision, place
 from i2v.text import text_features
 from i2v.trunks import backbone_file, plain
@@ -54,7 +54,7 @@ class Session:
         overrides: name=value that the user wants otherwise. window, hop: seconds, or frames as "64f"; windows that slide
         over the video instead, each seen from its centre if `overrides` do not say otherwise.
         """
-        options = self.meta.clips | {"num_frames": self.model.num_frames} | self.model.spec.pictures
+        options = self.meta.clips | {"num_frames": self.model.num_frames} | pictures(self.model.spec)
         given = dict(map(parse_option, overrides))
         options |= given
         split = "test"

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from i2v.vit import CLIP_MEAN, CLIP_STD, VisionTransformer, ViTSpec
+from i2v.colours import CLIP_MEAN, CLIP_STD
+from i2v.vit import VisionTransformer, ViTSpec
 
 PARTS = {  # of timm's names, within a block and outside
     "norm1": "ln_1",

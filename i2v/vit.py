@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from i2v.rules import Count, Rule, at_least, check, is_finite, more_than, one_of
+from i2v.colours import CLIP_MEAN, CLIP_STD
+from i2v.rules import COLOURS, Count, Rule, at_least, check, is_finite, more_than, one_of
 
 POOLS = ("class", "mean", "normed_mean", "attention")
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 ROTARY = Rule(
     "a section with base, first, step, axes (yx or xy) and pairs (adjacent or halves)",
     lambda value: (
@@ -27,7 +27,6 @@ ROTARY = Rule(
     ),
     alone=True,
 )
-COLOURS = Rule("three numbers", lambda value: len(value) == 3 and all(is_finite(v) for v in value))
 
 
 @dataclass(frozen=True)
@@ -82,11 +81,6 @@ class ViTSpec:
     def grid(self):
         """Patches along one side of a frame."""
         return self.image_size // self.patch_size
-
-    @property
-    def pictures(self):
-        """What a loader must know of the trunk, as options of build_loader."""
-        return {"size": self.image_size, "mean": self.mean, "std": self.std}
 
     @property
     def prefix(self):

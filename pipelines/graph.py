@@ -14,6 +14,7 @@ from typing import Annotated
 
 import numpy as np
 
+from i2v.colours import CLIP_MEAN, CLIP_STD
 from i2v.pipelines.augment import (
     AUTOCONTRAST,
     BLUR,
@@ -35,11 +36,9 @@ from i2v.pipelines.augment import (
 )
 from i2v.pipelines.options import SENTENCE
 from i2v.pipelines.resize import crop_and_resize
-from i2v.rules import Rule, check, is_finite, one_of
+from i2v.rules import COLOURS, check, one_of
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 MEAN, STD = ([255 * value for value in values] for values in (CLIP_MEAN, CLIP_STD))  # in grey levels
-COLOURS = Rule("three numbers", lambda value: len(value) == 3 and all(map(is_finite, value)))
 
 NVDEC_LEAST = {"vp9": 128, "hevc": 144, "h264": 48}  # pixels, both sides of a picture; it takes no mjpeg
 DTYPES = ("float32", "float16", "uint8")

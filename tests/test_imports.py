@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("i2v", "pipelines", "shard_tools")
 FILES = sorted(p.relative_to(ROOT) for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
-GROUND = ("i2v.atomic", "i2v.console", "i2v.rules")  # what every room may stand on
+GROUND = ("i2v.atomic", "i2v.colours", "i2v.console", "i2v.rules")  # what every room may stand on
 ENTRY_POINTS = {
     "i2v.train",
     "i2v.sweep",
@@ -118,13 +118,14 @@ def test_inside_i2v_only_entry_points_import_the_data_side(path):
 @pytest.mark.parametrize("path", [p for p in FILES if p.parts[:2] == ("i2v", "methods") and p.name != "__init__.py"], ids=str)
 def test_methods_know_the_vit_and_not_each_other(path):
     assert others(imports(path)) <= {"torch", "einops"}
-    allowed = ("i2v.rules", "i2v.vit", "i2v.video", "i2v.tadaconv")
+    allowed = ("i2v.colours", "i2v.rules", "i2v.vit", "i2v.video", "i2v.tadaconv")
     assert all(name.startswith(allowed) for name in ours(imports(path)))
 
 
 def test_the_vit_needs_torch_only():
     path = Path("i2v/vit.py")
-    assert others(imports(path)) == {"torch"} and all(name.startswith("i2v.rules") for name in ours(imports(path)))
+    assert others(imports(path)) == {"torch"}
+    assert all(name.startswith(("i2v.colours", "i2v.rules")) for name in ours(imports(path)))
 
 
 @pytest.mark.parametrize("name", GROUND)

@@ -8,7 +8,7 @@ import yaml
 
 from i2v import session
 from i2v.checkpoint import Backbone, Meta, save_checkpoint
-from i2v.model import create_model
+from i2v.model import create_model, pictures
 from i2v.session import Session, add_flags, command, open_session, own_tensors, parse
 
 GEOMETRY = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "heads": 2, "embed_dim": 16}
@@ -36,7 +36,7 @@ def test_a_checkpoint_is_opened_for_looking(opened):
 
 
 def test_views_are_the_runs_then_the_models_then_what_the_user_says(opened):
-    own = {"clips": 2, "crops": 3, "stride": 8, "num_frames": 4} | opened.model.spec.pictures
+    own = {"clips": 2, "crops": 3, "stride": 8, "num_frames": 4} | pictures(opened.model.spec)
     assert opened.views() == {"split": "test", "options": own, "device": "cpu"}
     said = opened.views(["crops=1", "size=48"])["options"]
     assert said == own | {"crops": 1, "size": 48} and opened.meta.clips == {"clips": 2, "crops": 3, "stride": 8}

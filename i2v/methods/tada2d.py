@@ -48,11 +48,6 @@ class Spec:
         if any(dim % 4 for dim in self.dims[1:]):
             raise ValueError(f"backbone dims must be multiples of 4 but for the stem's, got {self.dims}")
 
-    @property
-    def pictures(self):
-        """What a loader must know of the trunk, as options of build_loader."""
-        return {"size": self.image_size, "mean": self.mean, "std": self.std}
-
 
 def named(name):
     """Spec of "resnet50", "resnet101" or "resnet152"."""

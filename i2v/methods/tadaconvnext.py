@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from i2v.colours import CLIP_MEAN, CLIP_STD
 from i2v.rules import COLOURS, ODD, Count, at_least, between, check, counts, more_than, multiple_of, one_of
 from i2v.tadaconv import RouteFuncwTransformer, TAdaConv2dV2, mean_of_three_frames
 from i2v.vit import DropPath, LayerNorm, residual_stream
@@ -51,7 +52,6 @@ CLIP_SIZES = {  # open_clip's names -> pixels
     "convnext_xxlarge": 256,
     "convnext_xxlarge_320": 320,
 }
-CLIP_COLOURS = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,6 @@ class Spec:
         for name in ("depths", "dims", "mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
-    @property
-    def pictures(self):
-        """What a loader must know of the trunk, as options of build_loader."""
-        return {"size": self.image_size, "mean": self.mean, "std": self.std}
-
 
 def named(name):
     """Spec of "tiny", "small", "base", ..., as the authors use them, or of one of open_clip's, such as "convnext_base_w"."""
@@ -84,7 +79,7 @@ def named(name):
         depths, dims = SIZES[name]
         return Spec(depths, dims, norm_eps=1e-5 if name == "xxlarge" else 1e-6)
     if name in CLIP_SIZES:
-        return replace(named(name.split("_")[1]), image_size=CLIP_SIZES[name], activation="gelu", **CLIP_COLOURS)
+        return replace(named(name.split("_")[1]), image_size=CLIP_SIZES[name], activation="gelu", mean=CLIP_MEAN, std=CLIP_STD)
     raise ValueError(
         f"backbone {name!r} is not a ConvNeXt: use one of {', '.join(SIZES)}, a name of open_clip's such as convnext_base_w, "
         "or a dict with depths and dims"
