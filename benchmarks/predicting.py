@@ -23,7 +23,7 @@ from benchmarks.videos import make_videos
 from i2v.checkpoint import Backbone, Meta
 from i2v.distributed import init_world
 from i2v.model import create_model
-from i2v.predict import Predictor, predict, watch
+from i2v.predictor import Predictor, predict, watch
 from i2v.session import Session
 
 TINY = {"image_size": 224, "patch_size": 32, "width": 192, "layers": 4, "heads": 3, "embed_dim": 64}

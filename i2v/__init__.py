@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from i2v.model import create_model, merge_adapters
-    from i2v.predict import Predictor, load
+    from i2v.predictor import Predictor, load
     from i2v.weights import load_weights
 
 # Installed, the rooms `pipelines` and `shard_tools` are inside this package; in a checkout they lie beside it.
@@ -24,8 +24,8 @@ EXPORTS = {
     "create_model": "i2v.model",
     "merge_adapters": "i2v.model",
     "load_weights": "i2v.weights",
-    "load": "i2v.predict",
-    "Predictor": "i2v.predict",
+    "load": "i2v.predictor",
+    "Predictor": "i2v.predictor",
 }
 
 __all__ = ["Predictor", "create_model", "load", "load_weights", "merge_adapters"]

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from i2v.distributed import World, close_world, init_world
 from i2v.feed import head_for, labels_of
-from i2v.metrics import VIEWS_AT_ONCE, evaluate, videos_at_once
+from i2v.metrics import MEMORY, VIEWS_AT_ONCE, evaluate, videos_at_once
 from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.shards import ClipError, ShardSet
 from i2v.scores import Collector, VideoScores, ensemble, load_scores
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument(
         "--memory",
         type=float,
-        default=4.0,
+        default=MEMORY,
         metavar="GB",
         help="for clips, per device (default: %(default)g): as many videos at once as fit, at least one and at most 8",
     )

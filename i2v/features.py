@@ -28,8 +28,6 @@ from i2v.pipelines import ShardError, build_loader
 from i2v.rows import Rows, class_kinds
 from i2v.session import add_flags, command, open_session, parse
 
-MEMORY = 4.0  # GB for clips
-
 
 def write(args, world: World) -> tuple[int, list[str]]:
     """Write the features. Returns how many videos there are, and the keys of those that could not be read."""
@@ -37,7 +35,7 @@ def write(args, world: World) -> tuple[int, list[str]]:
     weights = session.fingerprint()
     session.place(world.device, args.precision)
     views = session.views(args.options, args.window, args.hop)
-    batch_size = args.batch_size or videos_at_once(views["options"], MEMORY)
+    batch_size = args.batch_size or videos_at_once(views["options"])
     stored = {"decode": args.decode, "cache": args.cache, "cache_size": args.cache_size}
     loader = build_loader(args.data, batch_size=batch_size, **views, **stored)
     rows = Rows(session.model, loader.plan, args.crops_as == "beside", class_kinds(session) if args.scores else None)

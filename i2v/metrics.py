@@ -11,22 +11,25 @@ from i2v.tally import Labels, Scores, SeveralScores, tally_for
 OF_ONE, OF_SEVERAL = ("top1", "top5", "class_mean", "cross_entropy"), ("map", "cross_entropy")
 METRICS = tuple(dict.fromkeys(OF_ONE + OF_SEVERAL))
 VIEWS_AT_ONCE = 64
+MEMORY = 4.0  # GB for clips, where nobody says how much
 BYTES_PER_PIXEL = 30  # of a frame of a view, while it is decoded, cut, queued and shown to the model (benchmarks/loader.py)
 
 
-def view_probabilities(model, batch, at_once: int = VIEWS_AT_ONCE, several: bool = False) -> torch.Tensor:
-    """Softmax averaged over the views of a pipelines.Batch: (B, K) float32. at_once: clips in one forward pass.
+def probabilities_of(logits: torch.Tensor, several: bool = False) -> torch.Tensor:
+    """(..., K) -> the same: the softmax; several: classes a video has, each for itself: the sigmoid instead."""
+    return logits.sigmoid() if several else logits.softmax(-1)
 
-    several: classes a video has, each for itself: the sigmoid instead.
-    """
+
+def view_probabilities(model, batch, at_once: int = VIEWS_AT_ONCE, several: bool = False) -> torch.Tensor:
+    """Probabilities averaged over the views of a pipelines.Batch: (B, K) float32. at_once: clips in one forward pass."""
     parts = []
     for clips in batch.views(at_once):  # (B, v, 3, T, H, W)
         logits = model(clips.flatten(0, 1)).float()  # (B * v, K)
-        parts.append((logits.sigmoid() if several else logits.softmax(-1)).view(*clips.shape[:2], -1))
+        parts.append(probabilities_of(logits, several).view(*clips.shape[:2], -1))
     return torch.cat(parts, dim=1).mean(1)
 
 
-def videos_at_once(options: dict, memory: float) -> int:
+def videos_at_once(options: dict, memory: float = MEMORY) -> int:
     """How many videos fit into `memory` GB with all their views, at least 1 and at most 8; options: of the clips."""
     frames = options["num_frames"] * options.get("clips", 1) * options.get("crops", 1)
     return max(1, min(8, int(memory * 1e9 / (frames * options["size"] ** 2 * BYTES_PER_PIXEL))))

@@ -40,7 +40,7 @@ from i2v.feed import check_labels, how_stored
 from i2v.heads import LinearHead
 from i2v.lock import held
 from i2v.manyheads import ROWS, Recipe, fold, standardisation, standardise, train_heads
-from i2v.metrics import Scores, videos_at_once
+from i2v.metrics import Scores, probabilities_of, videos_at_once
 from i2v.model import VideoClassifier, complete_config
 from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.loader import Loader
@@ -48,7 +48,6 @@ from i2v.rows import Rows
 from i2v.scores import VideoScores
 from i2v.session import Session, command, describe_backbone, own_tensors, parse, session_of
 
-MEMORY = 4.0  # GB for clips
 DROPOUT = 0.0  # of the heads
 FIGURES = ("top1", "top5", "class_mean", "cross_entropy")
 COLUMNS = ("lr", "weight_decay", "loss", *FIGURES)
@@ -94,7 +93,7 @@ def probe(config: Config, name: str, features: Path, world: World) -> list[str]:
 def open_clips(config: Config, session: Session, place: str) -> Loader:
     """Every video once, in the views of the run's evaluation."""
     views, data = session.views(), config.data
-    batch_size = config.train.eval_batch or videos_at_once(views["options"], MEMORY)
+    batch_size = config.train.eval_batch or videos_at_once(views["options"])
     stored = {"decode": data.decode, "threads": data.threads, "cache": data.cache, "cache_size": data.cache_size}
     return build_loader(place, batch_size=batch_size, **views, **stored)
 
@@ -130,7 +129,7 @@ def train_linear(config: Config, clips: Clips) -> tuple[torch.Tensor, torch.Tens
 def score(head: tuple[torch.Tensor, torch.Tensor], clips: Clips) -> Scores:
     """Of (C, D) weights and (C,) biases: each video once, the probabilities of its rows averaged, as i2v.evaluate does."""
     rows = clips.features.split(max(1, ROWS // clips.features.shape[1]))
-    probabilities = torch.cat([F.linear(part, *head).softmax(-1).mean(1) for part in rows]).cpu()
+    probabilities = torch.cat([probabilities_of(F.linear(part, *head)).mean(1) for part in rows]).cpu()
     return VideoScores(clips.ids, clips.labels, probabilities, [], [], clips.classes, clips.expected).scores()
 
 

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from i2v.atomic import replacing
+from i2v.metrics import probabilities_of
 from i2v.tally import Labels, Scores, SeveralScores, labels_of_factors, marginals, tally_for
 
 VERSION = 2  # 1 where videos have one class each, which older programs read
@@ -208,10 +209,10 @@ def ensemble(parts: list[VideoScores], by: str = "softmax") -> VideoScores:
     stacked = torch.stack([each.probabilities for each in parts])  # (models, n, K)
     if by != "logits":
         mean = stacked.mean(0)
-    elif first.several:
-        mean = stacked.double().logit(eps=1e-12).mean(0).sigmoid().float()
     else:
-        mean = stacked.clamp(min=torch.finfo(torch.float32).tiny).log().mean(0).softmax(-1)
+        several, tiny = first.several, torch.finfo(torch.float32).tiny
+        logits = stacked.double().logit(eps=1e-12) if several else stacked.clamp(min=tiny).log()
+        mean = probabilities_of(logits.mean(0), several).float()
     models = " + ".join(str(each.how.get("model")) for each in parts)
     return replace(first, probabilities=mean, how=first.how | {"model": models, "ensembled_by": by})
 

@@ -17,11 +17,13 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
+from i2v.metrics import probabilities_of
 from i2v.pipelines.batch import normalised
 from i2v.pipelines.boxes import test_boxes
 from i2v.pipelines.decode import rgb
 from i2v.pipelines.graph import GraphOptions
 from i2v.pipelines.options import ClipOptions
+from i2v.pipelines.plan import window_and_hop
 from i2v.pipelines.resize import crop_and_resize, looked_at
 from i2v.pipelines.sliding import Sliding, Window
 from i2v.pipelines.store import StoreError
@@ -47,12 +49,15 @@ class Answer:
 class Answers:
     """The answers for a video, as they come: iterate once, and close. It reads from the moment on that it is made.
 
-    place: a file, a URL of one, or a stream (shard_tools/live.py). window, hop: seconds; hop None: window. drops: do not let
-    the source wait. at_once: windows that the model looks at together; a source that drops has 1.
+    place: a file, a URL of one, or a stream (shard_tools/live.py). window, hop: seconds, or frames as "64f", which come at the
+    rate that the source declares or, as in a loader, at the clips' own `fps`; hop None: window. drops: do not let the source
+    wait. at_once: windows that the model looks at together; a source that drops has 1.
     Iterating raises RejectedVideo where the video is damaged or a stream breaks off, after the answers up to there.
     """
 
-    def __init__(self, session: Session, place: str, window: float, hop: float | None, drops: bool = False, at_once: int = 1):
+    def __init__(
+        self, session: Session, place: str, window: float | str, hop: float | str | None, drops: bool = False, at_once: int = 1
+    ):
         self.place, self.damaged = place, 0
         self._session, self._at_once, self._drops = session, at_once, drops
         given = session.views((), window, hop)["options"]
@@ -71,7 +76,7 @@ class Answers:
             pixels = torch.from_numpy(shown).to(self._session.device).permute(0, 4, 1, 2, 3)
             with torch.no_grad(), self._session.autocast():
                 logits = self._session.model(normalised(pixels, *self._graph.grey)).float()
-                probabilities = (logits.sigmoid() if self._session.meta.several else logits.softmax(-1)).cpu()
+                probabilities = probabilities_of(logits, self._session.meta.several).cpu()
             now = time.monotonic()
             for row, (window, begin, arrived, dropped) in zip(probabilities, found):
                 yield Answer(begin + window.start, begin + window.end, row, now - arrived, dropped)
@@ -123,8 +128,9 @@ class Answers:
                 self._changed.notify_all()
 
     def _slide(self, frames: Frames) -> None:
-        clip = self._clip
-        sliding = Sliding(clip.num_frames, clip.window, clip.hop or clip.window, lambda picture: self._seen(frames, picture))
+        rate = float(np.float32(frames.rate))  # as an index has it
+        spans = window_and_hop(self._clip, rate)
+        sliding = Sliding(self._clip.num_frames, *spans, lambda picture: self._seen(frames, picture))
         begin = 0.0
         for number, (second, picture) in enumerate(frames.pictures):
             self.damaged = frames.damaged

@@ -106,7 +106,7 @@ class Plan:
     def window(self, position: int) -> tuple[float, float]:
         """Start and end, in seconds from the beginning of the video, of the window at a position of "windows"."""
         _, sample, _ = self.locate(position)
-        window, hop = _window_and_hop(self.options, float(self.fps[sample]))
+        window, hop = window_and_hop(self.options, float(self.fps[sample]))
         start = (position % len(self) - int(self.first_windows[sample])) * hop
         return start, start + window
 
@@ -126,7 +126,7 @@ class Plan:
         _, sample, weight = self.locate(position)
         options = self.options
         if self.split == "windows":
-            start, (window, _) = self.window(position)[0], _window_and_hop(options, float(self.fps[sample]))
+            start, (window, _) = self.window(position)[0], window_and_hop(options, float(self.fps[sample]))
             frames, stored = window_frames(self.times(sample), start, window, options.num_frames), None
         else:
             count, fps, stored = self._timeline(sample)
@@ -156,8 +156,8 @@ def _draw(seed: int, epoch: int, sample: int, stream: int, numbers: int) -> np.n
     return uniforms(seed, stream, epoch, sample, numbers)
 
 
-def _window_and_hop(options: ClipOptions, fps):
-    """Both in seconds, of a video or of several: frames are its own, or come at the rate `fps`."""
+def window_and_hop(options: ClipOptions, fps):
+    """Both in seconds, of a video or of several, whose frames per second are `fps`; with options.fps frames count at that."""
     window, hop = (in_seconds(span, options.fps or fps) for span in (options.window, options.hop or options.window))
     return window, hop
 
@@ -173,5 +173,5 @@ def windows_in(seconds: np.ndarray, window: float, hop: float) -> np.ndarray:
 def _first_windows(frames, fps, options: ClipOptions) -> np.ndarray:
     """(n + 1,) the position of each video's first window."""
     fps = np.asarray(fps, dtype=np.float64)
-    counts = windows_in(np.asarray(frames, dtype=np.float64) / fps, *_window_and_hop(options, fps))
+    counts = windows_in(np.asarray(frames, dtype=np.float64) / fps, *window_and_hop(options, fps))
     return np.concatenate([[0], np.cumsum(counts)])

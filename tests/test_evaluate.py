@@ -22,7 +22,7 @@ from i2v.metrics import evaluate
 from i2v.model import create_model
 from i2v.pipelines import Batch
 from i2v.pipelines.shards import ShardSet
-from i2v.predict import Patience, find_videos, predict
+from i2v.predictor import Patience, find_videos, predict
 from i2v.session import open_session, restore_model
 from i2v.vit import VisionTransformer, ViTSpec
 from i2v.weights import fingerprint, load_weights

@@ -14,7 +14,7 @@ from i2v.complexity import cost
 from i2v.config import load_config, to_dict
 from i2v.distributed import World
 from i2v.features import write
-from i2v.predict import predict
+from i2v.predictor import predict
 from i2v.session import describe_backbone, open_session, own_tensors
 from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import EncodeSettings

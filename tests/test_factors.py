@@ -22,7 +22,7 @@ from i2v.model import create_model, merge_adapters
 from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.joined import JoinedShards
 from i2v.pipelines.shards import ShardSet
-from i2v.predict import load
+from i2v.predictor import load
 from i2v.report import make_report
 from i2v.runs import read_run
 from i2v.scores import VideoScores, ensemble, load_scores

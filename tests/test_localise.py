@@ -27,7 +27,7 @@ from i2v.localise_config import LocaliseConfig
 from i2v.long_videos import open_video, timing
 from i2v.model import create_model
 from i2v.optim import learning_rate, parameter_groups
-from i2v.predict import predict
+from i2v.predictor import predict
 from i2v.segments import Annotated, read_segments
 from i2v.session import open_session, own_tensors
 from i2v.stop import StopSignal

@@ -18,7 +18,7 @@ from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.joined import JoinedShards
 from i2v.pipelines.preview import read_rows
 from i2v.pipelines.shards import ShardSet
-from i2v.predict import load
+from i2v.predictor import load
 from i2v.report import make_report
 from i2v.runs import read_run
 from i2v.scores import ensemble, load_scores

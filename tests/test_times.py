@@ -5,7 +5,7 @@ from contextlib import closing
 import pytest
 import torch
 
-from i2v import predict
+from i2v import predictor
 from i2v.checkpoint import Backbone, Meta
 from i2v.extraction import spans
 from i2v.model import create_model
@@ -69,9 +69,9 @@ def session():
 def test_predictions_say_what_happens_when_a_player_shows_it(late, session):
     """To the end of the video, although training saw less of it."""
     for video, begin in ((late / "late.mkv", LATER), (late / "video.mp4", 0.0)):
-        ((_, whole),) = predict.predict(session, [video])
+        ((_, whole),) = predictor.predict(session, [video])
         assert (whole.start, whole.end) == pytest.approx((begin, begin + 0.5), abs=0.05)  # as much as training saw
-        with closing(predict.watch(session, [str(video)], window=1.0)) as watched:
+        with closing(predictor.watch(session, [str(video)], window=1.0)) as watched:
             times = [(answer.start, answer.end) for _, answers in watched for answer in answers]
         assert times == [pytest.approx((begin, begin + 1), abs=1e-6), pytest.approx((begin + 1, begin + 2), abs=1e-6)]
 
@@ -79,11 +79,11 @@ def test_predictions_say_what_happens_when_a_player_shows_it(late, session):
 @pytest.mark.parametrize("limit, value, rounds", [("AT_ONCE", 2, [2, 1]), ("BYTES_AT_ONCE", 1, [1, 2])])
 def test_rounds_are_of_a_few_videos_and_change_nothing(late, session, tmp_path, monkeypatch, limit, value, rounds):
     (tmp_path / "none.mp4").write_text("no video" * 9)
-    videos, made, look_at = [late / "late.mkv", tmp_path / "none.mp4", late / "video.mp4"], [], predict.look_at
-    whole = list(predict.predict(session, videos))
-    monkeypatch.setattr(predict, limit, value)
-    monkeypatch.setattr(predict, "look_at", lambda *given: made.append(len(given[1])) or look_at(*given))
-    found = list(predict.predict(session, videos))
+    videos, made, look_at = [late / "late.mkv", tmp_path / "none.mp4", late / "video.mp4"], [], predictor.look_at
+    whole = list(predictor.predict(session, videos))
+    monkeypatch.setattr(predictor, limit, value)
+    monkeypatch.setattr(predictor, "look_at", lambda *given: made.append(len(given[1])) or look_at(*given))
+    found = list(predictor.predict(session, videos))
     assert [name for name, _ in found] == [name for name, _ in whole] == list(map(str, videos))
     assert found[1][1] == whole[1][1] and "cannot be opened as a video" in found[1][1]
     for (_, one), (_, other) in zip(found[::2], whole[::2]):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from contextlib import closing
+from fractions import Fraction
 from itertools import count
 
 import av
@@ -28,7 +29,7 @@ from i2v.pipelines.memory import ClipsInMemory
 from i2v.pipelines.options import ClipOptions
 from i2v.pipelines.plan import Plan
 from i2v.pipelines.sliding import Sliding
-from i2v.predict import watch
+from i2v.predictor import watch
 from i2v.session import INCLUDED, Session, own_tensors
 from i2v.shard_tools import live
 from i2v.shard_tools.encode import EncodeSettings, encode_video, true_rate
@@ -80,8 +81,8 @@ def from_input(monkeypatch, data: bytes):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(data))))
 
 
-def all_of(session, place, **how):
-    answers = Answers(session, str(place), WINDOW, HOP, **how)
+def all_of(session, place, window=WINDOW, hop=HOP, **how):
+    answers = Answers(session, str(place), window, hop, **how)
     with closing(answers):
         return list(answers)
 
@@ -133,19 +134,48 @@ def test_what_is_held_does_not_grow_and_only_what_is_wanted_is_made():
 # ---- what the model sees -----------------------------------------------------------------------------------------------
 
 
+def by_the_loader(session, video, stored, window, hop):
+    """(starts, ends, probabilities) of the windows of a video that is stored, in the file `stored`, and loaded."""
+    settings = EncodeSettings(codec=session.meta.stored["codec"], short_side=48)
+    clip = encode_video(video, settings)
+    stored.write_bytes(clip.data)
+    clips = ClipsInMemory([clip], ["film"], settings.codec, settings.gop)
+    loader = build_loader(clips, batch_size=3, **session.views((), window, hop))
+    with torch.no_grad():
+        found = torch.cat([session.model(batch.clips).softmax(-1) for batch in loader])[: len(loader.plan)]
+    starts, ends = zip(*map(loader.plan.window, range(len(loader.plan))))
+    return starts, np.minimum(ends, clips.clips["frames"][0] / clips.clips["fps"][0]), found
+
+
 @pytest.mark.parametrize("codec", ["vp9", "h264", "hevc", "mjpeg"])
 def test_a_stored_video_is_answered_as_by_the_loader(film, tmp_path, codec):
     """The same pixels, whatever the codec, with a window's crop and resize as the run's evaluation has them."""
     session = a_session(codec, {"test_short_side": 40, "interpolation": "linear", "antialias": False})
-    settings = EncodeSettings(codec=codec, short_side=48)
-    clip = encode_video(film, settings)
-    (tmp_path / "stored.mp4").write_bytes(clip.data)
-    views = session.views((), WINDOW, HOP)
-    loader = build_loader(ClipsInMemory([clip], ["film"], codec, settings.gop), batch_size=3, **views)
-    with torch.no_grad():
-        expected = torch.cat([session.model(batch.clips).softmax(-1) for batch in loader])[: len(loader.plan)]
+    starts, _, expected = by_the_loader(session, film, tmp_path / "stored.mp4", WINDOW, HOP)
     found = all_of(session, tmp_path / "stored.mp4", at_once=3)
-    assert [answer.start for answer in found] == pytest.approx(STARTS)
+    assert [answer.start for answer in found] == pytest.approx(STARTS) == list(starts)
+    assert torch.allclose(torch.stack([answer.probabilities for answer in found]), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "window, hop, clips",
+    [
+        ("25f", "10f", {}),
+        ("25f", None, {}),
+        (0.9, "7f", {}),
+        ("12f", "5f", {"fps": 12.5}),
+        ("8f", 0.5, {"window": "64f", "hop": "8f"}),
+    ],
+)
+@pytest.mark.parametrize("fps", [25, Fraction(30000, 1001)])
+def test_windows_in_frames_are_the_loaders(tmp_path, fps, window, hop, clips):
+    """Frames of the video, or at the rate that the run's clips have."""
+    video = write_video(tmp_path / "film.mp4", panned(70, 48, 64), fps=fps)
+    session = a_session("mjpeg", clips)
+    starts, ends, expected = by_the_loader(session, video, tmp_path / "stored.mp4", window, hop)
+    found = all_of(session, tmp_path / "stored.mp4", window, hop)
+    assert [answer.start for answer in found] == list(starts) and len(found) > 1
+    assert [answer.end for answer in found] == pytest.approx(list(ends), abs=1e-9)
     assert torch.allclose(torch.stack([answer.probabilities for answer in found]), expected, atol=1e-6)
 
 

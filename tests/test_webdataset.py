@@ -5,7 +5,7 @@ import tarfile
 
 import pytest
 
-from i2v.predict import find_videos
+from i2v.predictor import find_videos
 from i2v.shard_tools.paths import SourceError
 from i2v.shard_tools.sources import load_sources, read_sources
 from tests.lists import listed, touch, write_tar
