@@ -31,6 +31,7 @@ from benchmarks.measure import shown_command
 from benchmarks.moving_shapes import CLASSES, draw_look, draw_poses, render
 from i2v.complexity import count_macs
 from i2v.export import make as export
+from i2v.model import can_merge
 from i2v.timm_towers import spec_of
 from i2v.trunks import TIMM, backbone_spec, plain
 from i2v.vit import VisionTransformer
@@ -123,7 +124,7 @@ def try_method(family: str, method: str) -> dict:
     found |= {"first_loss": first, "last_loss": last}
     model.eval().requires_grad_(False)
     logits = model(clips)
-    if hasattr(i2v.model.method_module(method), "merge"):
+    if can_merge(method):
         found["merged"] = float((i2v.merge_adapters(model)(clips) - logits).abs().max())
     with tempfile.TemporaryDirectory() as folder:
         program = export("pt2", model, clips[:2], Path(folder) / "model.pt2", {})

@@ -25,7 +25,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from i2v.config import Config, load_config
-from i2v.model import VideoClassifier, create_model, head_kind, method_module
+from i2v.model import VideoClassifier, can_merge, create_model, head_kind
 from i2v.session import add_flags, command, parse
 from i2v.vit import VisionTransformer
 
@@ -93,7 +93,7 @@ def costs(path: str, classes: int | None = None) -> list[dict]:
     config, name = load_config(path), "/".join(Path(path).with_suffix("").parts[-2:])
     classes = classes or classes_of(path)
     rows = [cost(name, config, classes)]
-    if hasattr(method_module(config.model.method), "merge") and not config.model.options.get("merged"):
+    if can_merge(config.model.method) and not config.model.options.get("merged"):
         rows.append(cost(f"{name}, merged", config, classes, merged=True) | {"trained": None})
     return rows
 

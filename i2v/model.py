@@ -1,5 +1,6 @@
 """A video classifier is a method's backbone and a head; create_model builds one from plain values."""
 
+import copy
 import difflib
 import importlib
 import inspect
@@ -145,15 +146,30 @@ def head_kind(head: dict) -> str:
     return head.get("type", next((told[name] for name in head if name in told), "linear"))
 
 
+def can_merge(method: str) -> bool:
+    """Whether what a method adds folds into the trunk's own layers: then its build() has an option `merged`, and its blocks
+    a merge()."""
+    return "merged" in inspect.signature(method_module(method).build).parameters
+
+
 def merge_adapters(model: VideoClassifier) -> VideoClassifier:
-    """A plain model without adapters and with the same logits; ValueError for a method that has none."""
-    module = method_module(model.method)
-    if not hasattr(module, "merge"):
+    """A plain model without adapters and with the same logits, at no cost; the given one stays as it is.
+
+    Raises ValueError for a method whose adapters do not fold into the trunk's layers, and for a model that is merged already.
+    """
+    if not can_merge(model.method):
         raise ValueError(
             f"a {model.method!r} model cannot be merged: only adapters that are linear in each token fold "
             "into CLIP's own layers, and this method has no such merge"
         )
-    return module.merge(model)
+    if model.config["merged"]:
+        raise ValueError(f"this {model.method!r} model is merged already: merge the model with the adapters, and only once")
+    merged = copy.deepcopy(model)
+    for block in merged.trunk.transformer.resblocks:
+        block.merge()
+    merged.backbone.requires_grad_(False)
+    merged.config["merged"] = True
+    return merged
 
 
 def method_module(method: str):

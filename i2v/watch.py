@@ -128,9 +128,8 @@ class Answers:
                 self._changed.notify_all()
 
     def _slide(self, frames: Frames) -> None:
-        rate = float(np.float32(frames.rate))  # as an index has it
-        spans = window_and_hop(self._clip, rate)
-        sliding = Sliding(self._clip.num_frames, *spans, lambda picture: self._seen(frames, picture))
+        window, hop = window_and_hop(self._clip, float(np.float32(frames.rate)))  # as an index has it
+        sliding = Sliding(self._clip.num_frames, window, hop, lambda picture: self._seen(frames, picture))
         begin = 0.0
         for number, (second, picture) in enumerate(frames.pictures):
             self.damaged = frames.damaged

@@ -10,7 +10,7 @@ import torch
 
 import i2v
 import i2v.methods
-from i2v.model import method_module
+from i2v.model import can_merge, method_module
 from i2v.trunks import backbone_spec
 from i2v.vit import Block, ViTSpec
 from tests import test_complexity, test_dead_work, test_export, test_precision
@@ -134,6 +134,11 @@ def test_bad_arguments(arguments, error, message):
 def test_bad_clips(model, shape, message):
     with pytest.raises(ValueError, match=message):
         model(torch.zeros(shape))
+
+
+def test_which_methods_merge():
+    names = [module.name for module in pkgutil.iter_modules(i2v.methods.__path__)]
+    assert [name for name in names if can_merge(name)] == ["lora", "zeroi2v"]
 
 
 def test_methods_without_a_merge_say_so(model):

@@ -6,7 +6,6 @@ It knows no time: every frame is treated alone, and the mean is taken over the f
 zero, so a fresh model is the image model with pooled frames; merge() adds (alpha / rank) B A to W, and nothing is left to pay.
 """
 
-import copy
 import math
 from typing import Annotated
 
@@ -74,7 +73,7 @@ class LoRABlock(Block):
 
     @torch.no_grad()
     def merge(self):
-        """Add every update to its weight: afterwards the block holds none."""
+        """Add every update to its weight, in float64, rounded once to the layer's dtype: afterwards the block holds none."""
         for name, rows in zip("qkv", self.attn.in_proj_weight.chunk(3)):
             if name in self.qkv_lora:
                 rows.copy_(rows.double() + self.qkv_lora[name].product())
@@ -109,7 +108,7 @@ def build(
     """The backbone; the low-rank updates train. Any number of frames works.
 
     rank: of the updates. alpha: they are multiplied by alpha / rank. targets: any of q, k, v, out (behind the attention), fc1
-    and fc2 (the MLP's). dropout: of what enters A. merged: what merge() returns: no updates, all frozen. Raises ValueError on a
+    and fc2 (the MLP's). dropout: of what enters A. merged: what merging leaves: no updates, all frozen. Raises ValueError on a
     value outside these.
     """
     if isinstance(targets, str) or not targets or set(targets) - set(TARGETS) or len(set(targets)) < len(targets):
@@ -123,18 +122,3 @@ def build(
         if isinstance(module, LowRank):
             module.requires_grad_(True)
     return model
-
-
-def merge(model):
-    """A copy of the VideoClassifier with its updates added to the trunk's weights: same logits, no cost.
-
-    The sums are made in float64 and rounded once to each layer's dtype. ValueError if there is nothing to merge.
-    """
-    if model.config["merged"]:
-        raise ValueError("this 'lora' model is merged already: merge the model with the updates, and only once")
-    merged = copy.deepcopy(model)
-    for block in merged.backbone.transformer.resblocks:
-        block.merge()
-    merged.backbone.requires_grad_(False)
-    merged.config["merged"] = True
-    return merged

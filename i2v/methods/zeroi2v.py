@@ -8,7 +8,6 @@ and as every adapter is linear and touches a linear layer of CLIP, merge() folds
 CLIP's transformer with the shift.
 """
 
-import copy
 from typing import Annotated
 
 import torch
@@ -88,7 +87,7 @@ class ShiftBlock(Block):
 
     @torch.no_grad()
     def merge(self):
-        """Fold every adapter into the linear layer before or after it."""
+        """Fold every adapter into the linear layer before or after it, in float64, rounded once to the layer's dtype."""
         _fold_before(self.T_Adapter_in, self.attn.in_proj_weight, self.attn.in_proj_bias)
         _fold_after(self.S_Adapter, self.attn.out_proj.weight, self.attn.out_proj.bias)
         _fold_before(self.MLP_Adapter, self.mlp.c_fc.weight, self.mlp.c_fc.bias)
@@ -132,7 +131,7 @@ def build(
     an adapter's inner width over the backbone's. adapter_dropout: inside the adapters. shift_div: of the keys' and
     values' channels the first 1/shift_div come from shift_stride frames earlier, the next from as many later.
     long_shift_div: so for 2 frames earlier and, with long_shift_right, 2 later; None: no long shift. merged: what
-    merge() returns: no adapters, all frozen, whatever the adapter options. Raises ValueError on a value outside these.
+    merging leaves: no adapters, all frozen, whatever the adapter options. Raises ValueError on a value outside these.
     """
     hidden = int(spec.width * bottleneck_ratio)
     if hidden < 1:
@@ -171,21 +170,6 @@ def _share(width, divisor, name):
     if type(divisor) is not int or not 1 <= divisor <= width:
         raise ValueError(f"{name} must be an integer from 1 to the backbone's width {width}, got {divisor!r}")
     return width // divisor
-
-
-def merge(model):
-    """A copy of the VideoClassifier with its adapters folded into CLIP's layers: same logits, no cost.
-
-    The sums are made in float64 and rounded once to each layer's dtype. ValueError if there is nothing to merge.
-    """
-    if model.config["merged"]:
-        raise ValueError("this 'zeroi2v' model is merged already: merge the model with the adapters, and only once")
-    merged = copy.deepcopy(model)
-    for block in merged.backbone.transformer.resblocks:
-        block.merge()
-    merged.backbone.requires_grad_(False)
-    merged.config["merged"] = True
-    return merged
 
 
 from_authors = from_mmaction  # the name in our model of a parameter in the authors' checkpoints
