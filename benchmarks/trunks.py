@@ -32,7 +32,7 @@ from benchmarks.moving_shapes import CLASSES, draw_look, draw_poses, render
 from i2v.complexity import count_macs
 from i2v.export import make as export
 from i2v.model import can_merge
-from i2v.timm_towers import spec_of
+from i2v.timm_towers import spec_of_timm
 from i2v.trunks import TIMM, backbone_spec, plain
 from i2v.vit import VisionTransformer
 
@@ -80,7 +80,7 @@ def on_trunk(method: str, theirs) -> i2v.model.VideoClassifier:
     """A fresh model of the method, with timm's weights in its trunk."""
     torch.manual_seed(1)
     head = {"type": "linear", "dropout": 0}
-    model = i2v.create_model(method, plain(spec_of(theirs)), FRAMES, len(CLASSES), head, **METHODS[method])
+    model = i2v.create_model(method, plain(spec_of_timm(theirs)), FRAMES, len(CLASSES), head, **METHODS[method])
     i2v.load_weights(model, theirs.state_dict(), "clip")
     return model
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from i2v.rules import at_least, between, is_whole
-from i2v.vit import project
+from i2v.vit import into_joint_space
 
 TEMPLATES = ("a video of {}.", "a video of a person {}.")  # for class names, unless the method's authors used others
 
@@ -112,7 +112,7 @@ class TextHead(nn.Module):
         device = "cpu" if features.is_meta else features.device.type
         with torch.autocast(device, enabled=False):  # in bfloat16 a cosine times 100 would be off by some tenths
             features = features.to(torch.promote_types(features.dtype, self.logit_scale.dtype))
-            features = project(features, self.proj, self.proj_bias)
+            features = into_joint_space(features, self.proj, self.proj_bias)
             cosine = F.normalize(features, dim=-1) @ F.normalize(self.text_features, dim=-1).t()
             return self.logit_scale.exp() * cosine
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from i2v.timm_towers import spec_of
+from i2v.timm_towers import spec_of_timm
 from i2v.vit import ViTSpec
 
 TIMM = "timm/"
@@ -180,7 +180,7 @@ def timm_spec(
     except (AssertionError, TypeError, RuntimeError) as error:
         raise ValueError(f"backbone {TIMM}{name} cannot be made for image_size {image_size} ({error})") from error
     try:
-        return spec_of(model)
+        return spec_of_timm(model)
     except ValueError as error:
         raise ValueError(
             f"{TIMM}{name} is not a plain ViT ({error}): take another, such as {TIMM}vit_base_patch14_dinov2"

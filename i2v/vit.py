@@ -365,7 +365,7 @@ class VisionTransformer(nn.Module):
     def finish(self, x):
         """What `summary` gives, or a mean of such, (N, C) -> (N, D)."""
         x = self.ln_post(x) if self.spec.pool in ("class", "mean") else x
-        return project(x, self.proj, self.proj_bias)
+        return into_joint_space(x, self.proj, self.proj_bias)
 
     def features(self, images, num_frames=1):
         """(N, 3, H, W) -> the tokens (N, L, C) after each layer, as a list."""
@@ -379,8 +379,8 @@ class VisionTransformer(nn.Module):
         return self.finish(self.summary(self.embed(images)))
 
 
-def project(x, proj, bias=None):
-    """(N, C) -> (N, embed_dim), the joint image-text space; proj (C, embed_dim) or None, for x that lies in it."""
+def into_joint_space(x, proj, bias=None):
+    """(N, C) -> (N, embed_dim), where images and texts are compared; proj (C, embed_dim) or None, for x that lies there."""
     x = x if proj is None else x @ proj
     return x if bias is None else x + bias
 

@@ -58,7 +58,10 @@ def load_weights(model: VideoClassifier, source: str | Path | Mapping, layout: s
     where = "the state dict" if isinstance(source, Mapping) else str(source)
     state, notes = unwrap(source if isinstance(source, Mapping) else read_file(source), where)
     if is_timm(state) and isinstance(model.spec, ViTSpec):
-        state, more = from_timm(state, model.spec)
+        try:
+            state, more = from_timm(state, model.spec)
+        except ValueError as error:
+            raise ValueError(f"{where} is damaged or no whole model of timm's ({error}): download it again") from error
         notes += ["its names are those of timm", *more]
     target = model.state_dict()
     find = partial(_detect, where=where) if layout == "auto" else partial(_plan, layout=layout)

@@ -5,19 +5,21 @@ import json
 import open_clip
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import i2v
 from benchmarks.trunks import FAMILIES, FRESH, METHODS, distance_when_fresh, losses, moving_clips, on_trunk, small_model
 from i2v.model import can_merge
 from i2v.text import named_tower
-from i2v.timm_towers import from_timm, spec_of
+from i2v.timm_towers import UNUSED, from_timm, spec_of_timm
 from i2v.trunks import backbone_file, backbone_spec, plain
 from i2v.vit import VisionTransformer, ViTSpec, class_and_patches
 
 
 def clip_model(theirs):
-    return i2v.create_model("clip", plain(spec_of(theirs)), 1, 5)
+    return i2v.create_model("clip", plain(spec_of_timm(theirs)), 1, 5)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -26,7 +28,7 @@ def family(request):
 
 
 def test_features_are_timms(family):
-    spec = spec_of(family)
+    spec = spec_of_timm(family)
     assert ViTSpec(**json.loads(json.dumps(plain(spec)))) == spec
     ours = VisionTransformer(spec, project=True)
     ours.load_state_dict(from_timm(family.state_dict(), spec)[0], strict=True)
@@ -38,7 +40,7 @@ def test_features_are_timms(family):
 @pytest.mark.parametrize("name", ["SigLIP, SigLIP 2", "PE-Core", "EVA-02 CLIP"])
 def test_a_head_of_timms_is_the_projection(name):
     theirs = small_model(name, num_classes=24)
-    spec = spec_of(theirs)
+    spec = spec_of_timm(theirs)
     assert (spec.embed_dim, spec.projection) == (24, "affine" if theirs.head.bias is not None else "linear")
     ours = VisionTransformer(spec, project=True)
     ours.load_state_dict(from_timm(theirs.state_dict(), spec)[0], strict=True)
@@ -171,6 +173,45 @@ def test_a_checkpoint_of_another_family(of, into, message):
     assert torch.equal(model.backbone.conv1.weight, before)
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A whole file of timm's weights in each format."""
+    folder, state = tmp_path_factory.mktemp("files"), small_model("DINOv2").state_dict()
+    save_file(state, folder / "model.safetensors")
+    torch.save(state, folder / "pytorch_model.bin")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("part", [0, 1e-5, 1e-4, 0.5, 0.9999])
+def test_a_file_that_is_cut_off_is_one_sentence(files, tmp_path, name, part):
+    whole = (files / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(ValueError, match=rf"{name} is (damaged|empty)\b.*: .*download .* again$"):
+        i2v.load_weights(clip_model(small_model("DINOv2")), tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", b"<html>404", bytes(99), b"PK" * 99])
+def test_a_file_that_holds_something_else_is_one_sentence(tmp_path, content):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged or not a checkpoint: .*download it again$"):
+        i2v.load_weights(clip_model(small_model("DINOv2")), tmp_path)
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=25)
+def test_a_tensor_that_is_gone_or_has_lost_something_is_refused(family, data):
+    """Nothing is filled up, stretched or left out: the others of its kind show what it should have been."""
+    state = family.state_dict()
+    name = data.draw(st.sampled_from(sorted(set(state) - set(UNUSED))))
+    how = data.draw(st.sampled_from(["gone", "shorter", "a scalar"]))
+    damaged = {key: value for key, value in state.items() if key != name}
+    if how != "gone":
+        damaged[name] = state[name][..., :-1] if how == "shorter" else state[name].flatten()[0]
+    with pytest.raises(ValueError, match="download it again|does not fit the model"):
+        i2v.load_weights(clip_model(family), damaged, "clip")
+
+
 def test_tags_of_timm(monkeypatch):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo, name: f"/cache/{repo}/{name}")
     where = backbone_file("timm/vit_base_patch14_dinov2", "lvd142m", "gelu")
@@ -209,7 +250,7 @@ def test_zero_shot_of_a_model_with_timms_tower_and_its_own_text_tower(monkeypatc
     with torch.no_grad():
         features = text(tokens)
         assert torch.equal(ours(tokens), features)
-    model = i2v.create_model("clip", plain(spec_of(tower)), 1, 5, {"text_features": features}).eval()
+    model = i2v.create_model("clip", plain(spec_of_timm(tower)), 1, 5, {"text_features": features}).eval()
     report = i2v.load_weights(model, state, "clip")
     assert "logit_bias" in report.ignored and "text.positional_embedding" in report.ignored
     images = torch.randn(2, 3, 32, 32)
