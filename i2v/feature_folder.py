@@ -16,6 +16,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 ABOUT, TABLE = "features.json", "features.csv"
+FILE_NAMES = ("utf-8", "surrogateescape")  # in tables, as in clips.csv: what is not UTF-8 in a name is kept, byte by byte
+UNREADABLE = "unreadable"  # instead of a number of rows: a video of which there are none
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class FeatureFolder:
         """What a video may be called -> its key; names that fit several are none."""
         keys = {name: name for name in self.places}
         if (self.path / TABLE).exists():
-            with open(self.path / TABLE, newline="", encoding="utf-8", errors="surrogateescape") as file:
-                rows = [row for row in csv.DictReader(file) if row.get("key") in self.places]
+            head, *lines = read_table(self.path / TABLE) or [[]]
+            rows = [row for row in (dict(zip(head, line)) for line in lines) if row.get("key") in self.places]
             for name_of in (lambda source: source, lambda source: PurePosixPath(source).name, lambda s: PurePosixPath(s).stem):
                 named: dict[str, set] = {}
                 for row in rows:
@@ -98,6 +100,25 @@ class FeatureFolder:
         return array
 
 
+def read_clips(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Of a folder of i2v.features: (n,) the numbers of the videos that could be read, in the order of the data set, and
+    (n, rows, D) their features. All must have as many rows, as they have without windows. Raises ValueError."""
+    keys = [key if rows != UNREADABLE else None for key, _, _, rows in read_table(path / TABLE)[1:]]
+    ids = np.array([i for i, key in enumerate(keys) if key is not None], dtype=np.int64)
+    if not len(ids):
+        raise ValueError(f"{path} has features of no video, as none could be read: see {path / TABLE}.")
+    folder = FeatureFolder(path)
+    missing = [keys[i] for i in ids if keys[i] not in folder.places]
+    if missing:
+        raise ValueError(f"{path} has no features of {missing[0]}, which {TABLE} names: make them again.")
+    return ids, np.stack([np.array(folder.features(keys[i])) for i in ids])  # each a copy: no file stays open
+
+
+def format_of(path: Path) -> str:
+    """In which of the two formats of i2v.features a folder's are, or would be if there were any."""
+    return read_about(path / ABOUT).get("format", "npy")
+
+
 def open_array(place: Place) -> np.ndarray:
     """A .npy, alone or in a tar, mapped into memory."""
     with open(place.file, "rb") as file:
@@ -124,6 +145,11 @@ def members(shard: Path) -> dict[str, Place]:
             }
     except (tarfile.TarError, OSError) as error:
         raise ValueError(f"{shard} cannot be read as a tar ({error}): make its features again.") from error
+
+
+def read_table(path: Path) -> list[list[str]]:
+    with open(path, newline="", encoding=FILE_NAMES[0], errors=FILE_NAMES[1]) as file:
+        return list(csv.reader(file))
 
 
 def read_about(path: Path) -> dict:

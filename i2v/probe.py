@@ -35,7 +35,7 @@ from i2v.config import Config, load_config, to_dict, with_best
 from i2v.console import aligned
 from i2v.distributed import World, close_world, init_world
 from i2v.extraction import extract
-from i2v.featurefiles import format_of, read_features
+from i2v.feature_folder import format_of, read_clips
 from i2v.feed import check_labels, how_stored
 from i2v.heads import LinearHead
 from i2v.lock import held
@@ -102,7 +102,7 @@ class Clips:
     """The features of a data set on a device: (n, rows, D), for the (n,) videos `ids`, which show `labels`."""
 
     def __init__(self, loader: Loader, folder: Path, device: torch.device):
-        ids, features = read_features(folder)
+        ids, features = read_clips(folder)
         self.ids, self.features = torch.from_numpy(ids), torch.from_numpy(features).to(device)
         self.labels = torch.from_numpy(loader.shards.clips["label"].astype(np.int64))[self.ids]
         self.classes, self.expected = loader.shards.classes, len(loader.shards)

@@ -199,7 +199,7 @@ def test_a_file_that_holds_something_else_is_one_sentence(tmp_path, content):
 
 
 @given(data=st.data())
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 def test_a_tensor_that_is_gone_or_has_lost_something_is_refused(family, data):
     """Nothing is filled up, stretched or left out: the others of its kind show what it should have been."""
     state = family.state_dict()
