@@ -2,22 +2,21 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 
 import i2v
-from i2v.methods.st_adapter import Adapter
+from i2v.methods.st_adapter import Adapter, from_authors
 from i2v.vit import ViTSpec
+from tests.references import assert_layers, assert_step, authors_weights, equal, filled, vit_of
 from tests.references import tensors as golden
 
 TINY = dict(image_size=16, patch_size=8, width=32, layers=3, heads=2, embed_dim=24)
 
 
 def golden_model(tensors, config, dtype):
-    backbone = {k: config[k] for k in ("image_size", "patch_size", "width", "layers", "heads")}
     model = i2v.create_model(
         "st_adapter",
-        {**backbone, "embed_dim": 32},
+        vit_of(config),
         config["num_frames"],
         config["num_classes"],
         adapter_width=config["adapter_width"],
@@ -25,10 +24,7 @@ def golden_model(tensors, config, dtype):
         positions=[p for p in ("pre_attn", "pre_mlp") if config[f"adapter_{p}"]],
         adapted_layers=config["adapter_layers"],
     )
-    weights = {k.removeprefix("weight/"): v for k, v in tensors.items() if k.startswith("weight/")}
-    report = i2v.load_weights(model, weights, layout="authors")
-    assert not report.missing and not report.ignored
-    return model.to(dtype).eval()
+    return filled(model, authors_weights(tensors), dtype)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-6)])
@@ -37,24 +33,10 @@ def test_golden(name, dtype, tolerance):
     tensors, config = golden(name)
     model, clips = golden_model(tensors, config, dtype), tensors["input"].to(dtype)
 
-    def assert_equal(actual, key):
-        torch.testing.assert_close(actual.float(), tensors[key], atol=tolerance, rtol=0, msg=lambda m: f"{key}: {m}")
-
-    frames = rearrange(clips, "b c t h w -> (b t) c h w")
-    assert_equal(model.backbone.embed(frames), "inter/ln_pre")
-    for i, tokens in enumerate(model.backbone.features(frames, config["num_frames"])):
-        assert_equal(tokens, f"inter/block{i}")
-    logits = model(clips)
-    loss = F.cross_entropy(logits, tensors["labels"])
-    assert_equal(logits, "logits")
-    assert_equal(model.forward_features(clips), "features")
-    assert_equal(loss, "loss")
-
-    loss.backward()
-    trained = {n.removeprefix("backbone.").removeprefix("head."): p for n, p in model.trainable_parameters().items()}
-    assert set(trained) == set(config["trainable_params"])
-    for key, parameter in trained.items():
-        assert_equal(parameter.grad, f"grad/{key}")
+    assert_equal = equal(tensors, tolerance)
+    assert_layers(model, clips, config["num_frames"], assert_equal)
+    assert_step(model, clips, tensors, assert_equal, from_authors)
+    assert {from_authors(name) for name in config["trainable_params"]} == set(model.trainable_parameters())
 
 
 @pytest.mark.parametrize("positions", [["pre_mlp"], ["pre_attn", "pre_mlp"]])

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import i2v
 from i2v.methods.tada import DropPath, from_authors, layer_of
-from tests.references import figures
+from tests.references import assert_step, authors_weights, equal, figures, filled
 from tests.references import tensors as golden
 
 TINY = dict(image_size=16, patch_size=8, width=32, layers=3, heads=2, embed_dim=24)
@@ -40,10 +39,7 @@ def golden_model(tensors, config, dtype):
         tubelet_stride=config["TUBLET_STRIDE"],
         project=config["REQUIRE_PROJ"],
     )
-    weights = {k.removeprefix("weight/"): v for k, v in tensors.items() if k.startswith("weight/")}
-    report = i2v.load_weights(model, {"model_state": weights}, layout="authors")
-    assert not report.missing and not report.ignored
-    return model.to(dtype).eval()
+    return filled(model, {"model_state": authors_weights(tensors)}, dtype)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-6)])
@@ -52,21 +48,7 @@ def test_golden(name, dtype, tolerance):
     tensors, config = golden(name)
     model, clips = golden_model(tensors, config, dtype), tensors["input"].to(dtype)
 
-    def assert_equal(actual, key):
-        torch.testing.assert_close(actual.float(), tensors[key], atol=tolerance, rtol=0, msg=lambda m: f"{key}: {m}")
-
-    logits = model(clips)
-    loss = F.cross_entropy(logits, tensors["labels"])
-    assert_equal(logits, "logits")
-    assert_equal(model.forward_features(clips), "features")
-    assert_equal(loss, "loss")
-
-    loss.backward()
-    gradients = {name.removeprefix("grad/"): name for name in tensors if name.startswith("grad/")}
-    trained = model.trainable_parameters()
-    assert {from_authors(name) for name in gradients} == set(trained)
-    for name, key in gradients.items():
-        assert_equal(trained[from_authors(name)].grad, key)
+    assert_step(model, clips, tensors, equal(tensors, tolerance), from_authors)
 
 
 def clip_and_tada(**options):

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 import torchvision
 
 import i2v
 from i2v.methods.tada2d import from_authors
+from tests.references import assert_step, authors_weights, equal, filled
 from tests.references import tensors as golden
 
 TINY = dict(depths=(1, 2, 1, 1), dims=(8, 16, 32, 32, 48), image_size=32)
@@ -17,11 +17,9 @@ def golden_model(tensors, config, dtype):
     route = dict(route_ratio=config["ROUTE_FUNC_R"], route_kernels=config["ROUTE_FUNC_K"])
     head = {"type": "linear", "dropout": 0}
     model = i2v.create_model("tada2d", backbone, config["NUM_INPUT_FRAMES"], config["num_classes"], head, **route)
-    weights = {k.removeprefix("weight/"): v for k, v in tensors.items() if k.startswith("weight/")}
-    report = i2v.load_weights(model, {"model_state": weights}, layout="authors")
-    assert not report.missing and not report.ignored
-    assert i2v.load_weights(model, weights).loaded == report.loaded  # layout="auto"
-    return model.to(dtype).eval()
+    weights = authors_weights(tensors)
+    filled(model, weights, dtype, layout="auto")
+    return filled(model, {"model_state": weights}, dtype)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-6)])
@@ -33,24 +31,12 @@ def test_golden(name, dtype, tolerance, layout):
     updated = {k.removeprefix("updated/"): v for k, v in tensors.items() if k.startswith("updated/")}
     model.train(bool(updated))  # tada2d-4 is one step of training
 
-    def assert_equal(actual, key):
-        torch.testing.assert_close(actual.float(), tensors[key], atol=tolerance, rtol=0, msg=lambda m: f"{key}: {m}")
-
-    logits = model(clips)
+    model(clips)
     for name, buffer in updated.items():
         found = model.get_buffer(from_authors(name))
         torch.testing.assert_close(found.to(buffer.dtype), buffer, atol=tolerance, rtol=0)
-    loss = F.cross_entropy(logits, tensors["labels"])
-    assert_equal(logits, "logits")
-    assert_equal(model.forward_features(clips), "features")
-    assert_equal(loss, "loss")
-
-    loss.backward()
-    gradients = {name.removeprefix("grad/"): name for name in tensors if name.startswith("grad/")}
-    trained = model.trainable_parameters()
-    assert {from_authors(name) for name in gradients} == set(trained) == {name for name, _ in model.named_parameters()}
-    for name, key in gradients.items():
-        assert_equal(trained[from_authors(name)].grad, key)
+    assert_step(model, clips, tensors, equal(tensors, tolerance), from_authors)
+    assert not model.frozen_parameters()
 
 
 def resnet(depths, width):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from i2v.tadaconv import RouteFuncMLP, RouteFuncwTransformer, TAdaConv2d, TAdaConv2dV2, conv_over_frames, mean_of_three_frames
+from tests.references import authors_weights
 from tests.references import tensors as golden
 
 
@@ -28,7 +29,7 @@ def operator(config):
 def test_golden(case, dtype, tolerance):
     tensors, config = golden(f"tadaconv-{case}.safetensors")
     model = operator(config)
-    model.load_state_dict({k.removeprefix("weight/"): v for k, v in tensors.items() if k.startswith("weight/")})
+    model.load_state_dict(authors_weights(tensors))
     model.to(dtype).eval()
 
     def assert_equal(actual, key):

@@ -10,6 +10,7 @@ from timm.models.convnext import ConvNeXt
 import i2v
 from i2v.methods.tadaconvnext import ADDED, CLIP_SIZES, SIZES, from_authors
 from i2v.model import spec_of
+from tests.references import assert_step, authors_weights, equal, filled
 from tests.references import tensors as golden
 
 TINY = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), image_size=32)
@@ -28,11 +29,9 @@ def golden_model(tensors, config, dtype):
         tubelet_size=config["T_KERNEL_SIZE"],
         tubelet_stride=config["T_STRIDE"],
     )
-    weights = {k.removeprefix("weight/"): v for k, v in tensors.items() if k.startswith("weight/")}
-    report = i2v.load_weights(model, {"model_state": weights}, layout="authors")
-    assert not report.missing and not report.ignored
-    assert i2v.load_weights(model, weights).loaded == report.loaded  # layout="auto"
-    return model.to(dtype).eval()
+    weights = authors_weights(tensors)
+    filled(model, weights, dtype, layout="auto")
+    return filled(model, {"model_state": weights}, dtype)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-6)])
@@ -42,22 +41,9 @@ def test_golden(case, dtype, tolerance, layout):
     tensors, config = golden(f"tadaconvnextv2-{case}.safetensors")
     model, clips = golden_model(tensors, config, dtype), tensors["input"].to(dtype).contiguous(memory_format=layout)
     largest = max(value.abs().max().item() for key, value in tensors.items() if key.startswith("grad/"))
-
-    def assert_equal(actual, key, scale=1.0):
-        torch.testing.assert_close(actual.float(), tensors[key], atol=tolerance * scale, rtol=0, msg=lambda m: f"{key}: {m}")
-
-    logits = model(clips)
-    loss = F.cross_entropy(logits, tensors["labels"])
-    assert_equal(logits, "logits")
-    assert_equal(model.forward_features(clips), "features")
-    assert_equal(loss, "loss")
-
-    loss.backward()
-    gradients = {name.removeprefix("grad/"): name for name in tensors if name.startswith("grad/")}
-    trained = model.trainable_parameters()
-    assert {from_authors(name) for name in gradients} == set(trained) == {name for name, _ in model.named_parameters()}
-    for name, key in gradients.items():  # up to 8 large, where the authors' own float32 is off by 1.4e-5
-        assert_equal(trained[from_authors(name)].grad, key, max(1.0, largest))
+    of_gradients = equal(tensors, tolerance * max(1.0, largest))  # up to 8 large, where the authors' own are off by 1.4e-5
+    assert_step(model, clips, tensors, equal(tensors, tolerance), from_authors, of_gradients)
+    assert not model.frozen_parameters()
 
 
 def convnext(**more):

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import i2v
-from i2v.methods.zeroi2v import channel_shifts, shift
+from i2v.methods.zeroi2v import channel_shifts, from_authors, shift
 from i2v.vit import VisionTransformer
+from tests.references import assert_layers, assert_step, authors_weights, equal, filled, vit_of
 from tests.references import tensors as golden
+from tests.trunks import randomised
 
 TINY = dict(image_size=16, patch_size=8, width=32, layers=3, heads=2, embed_dim=24)
 BASE = dict(image_size=224, patch_size=16, width=768, layers=12, heads=12, embed_dim=512)
@@ -18,18 +18,11 @@ LARGE = dict(image_size=224, patch_size=14, width=1024, layers=24, heads=16, emb
 CASES = ["zeroi2v-1.safetensors", "zeroi2v-2.safetensors", "zeroi2v-5.safetensors"]
 
 
-def randomised(model, std=0.2):
-    for parameter in model.trainable_parameters().values():
-        torch.nn.init.normal_(parameter, std=std)
-    return model.eval()
-
-
 def golden_model(tensors, config, dtype, prefix="weight/", **options):
-    backbone = {k: config[k] for k in ("image_size", "patch_size", "width", "layers", "heads")}
     shifts = {k: v for k, v in config["stdha_cfg"].items() if k not in ("divide_head", "ops_type")}
     model = i2v.create_model(
         "zeroi2v",
-        {**backbone, "embed_dim": 32},
+        vit_of(config),
         config["num_frames"],
         config["num_classes"],
         mlp_adapters=config["num_tadapter"],
@@ -38,10 +31,7 @@ def golden_model(tensors, config, dtype, prefix="weight/", **options):
         **shifts,
         **options,
     )
-    weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    report = i2v.load_weights(model, weights, layout="authors")
-    assert not report.missing and not report.ignored
-    return model.to(dtype).eval()
+    return filled(model, authors_weights(tensors, prefix), dtype)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-6)])
@@ -50,25 +40,10 @@ def test_golden(name, dtype, tolerance):
     tensors, config = golden(name)
     model, clips = golden_model(tensors, config, dtype), tensors["input"].to(dtype)
 
-    def assert_equal(actual, key):
-        torch.testing.assert_close(actual.float(), tensors[key], atol=tolerance, rtol=0, msg=lambda m: f"{key}: {m}")
-
-    frames = rearrange(clips, "b c t h w -> (b t) c h w")
-    assert_equal(model.backbone.embed(frames), "inter/ln_pre")
-    for i, tokens in enumerate(model.backbone.features(frames, config["num_frames"])):
-        assert_equal(tokens, f"inter/block{i}")
-    logits = model(clips)
-    loss = F.cross_entropy(logits, tensors["labels"])
-    assert_equal(logits, "logits")
-    assert_equal(model.forward_features(clips), "features")
-    assert_equal(loss, "loss")
-
-    loss.backward()
-    trained = {n.replace("head.fc", "cls_head.fc_cls"): p for n, p in model.trainable_parameters().items()}
-    assert set(trained) == set(config["trainable_params"])
-    for key, parameter in trained.items():
-        assert_equal(parameter.grad, f"grad/{key}")
-    assert all(p.grad is None for p in model.frozen_parameters().values())
+    assert_equal = equal(tensors, tolerance)
+    assert_layers(model, clips, config["num_frames"], assert_equal)
+    assert_step(model, clips, tensors, assert_equal, from_authors)
+    assert {from_authors(name) for name in config["trainable_params"]} == set(model.trainable_parameters())
 
     merged = i2v.merge_adapters(model)
     assert_equal(merged(clips), "merged_logits")
