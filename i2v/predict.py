@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("videos", nargs="*", metavar="VIDEO", help=about)
     parser.add_argument("--list", action="store_true", help="read more of them from standard input, one a line")
     parser.add_argument("--top", type=int, default=5, help="how many classes to name")
-    add_flags(parser, "--window", "--hop", window="an answer for every so many seconds of a video")
+    add_flags(parser, "--window", "--hop", window="an answer for every so many seconds of a video; or frames: 64f")
     about = "name segments, by the network in this run or checkpoint of i2v.localise; --top is then how many"
     parser.add_argument("--segments", type=Path, metavar="RUN", help=about)
     parser.add_argument("--live", action="store_true", help="drop what the model is too slow for, also of standard input")
