@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from i2v.pipelines.joined import JoinedShards
 from i2v.pipelines.shards import ShardSet
 from i2v.predict import load
 from i2v.report import make_report
+from i2v.rows import class_kinds
 from i2v.runs import read_run
 from i2v.scores import VideoScores, ensemble, load_scores
 from i2v.shard_tools.dataset import make_shards
@@ -339,6 +341,7 @@ def test_a_run_continues_exactly_and_logs_every_factor(config, trained, tmp_path
     meta = load_checkpoint(trained)[1]
     assert meta.factors == {"verb": VERBS, "noun": NOUNS} and meta.model["head"]["factors"] == {"verb": 3, "noun": 4}
     assert meta.config["train"]["best"] == "top1"
+    assert class_kinds(SimpleNamespace(meta=meta)) == {"verb": list("012"), "noun": list("0123")}
 
 
 def call(monkeypatch, capsys, *arguments):
