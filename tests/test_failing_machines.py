@@ -16,7 +16,7 @@ import pytest
 from i2v.checkpoint import load_checkpoint
 from tests.processes import ENVIRONMENT, LIMIT, forked, wait_for
 from tests.test_recipes import EVERYTHING
-from tests.test_train import ROOT, assert_same, config, result, spawn  # noqa: F401  config is a fixture
+from tests.test_train import ROOT, assert_continues, assert_same, config, result, saved_step, spawn  # noqa: F401  config is a fixture
 
 RECIPE = [*EVERYTHING, "train.save_every=2"]
 OURS = str(ROOT / "i2v")  # is in every traceback but the launcher's own
@@ -105,14 +105,13 @@ def test_a_rank_that_keeps_the_others_waiting_is_named_and_a_signal_saves(config
     ended(process, reader)
     said = "".join(lines)
     assert "stopped after step 3" in said and OURS not in said, said
-    assert load_checkpoint(out / "last.safetensors")[1].progress["step"] == 3
+    assert saved_step(out) == 3
 
     for moment, saved in (("start", 3), ("evaluate", 6)):
         done = forked(2, SCRIPT, "signal", moment, "--config", config, f"out={out}", *RECIPE)
         assert done.returncode == 0 and OURS not in done.stderr, done.stderr
-        assert load_checkpoint(out / "last.safetensors")[1].progress["step"] == saved
-    assert spawn(config, out, *RECIPE, ranks=2) == 0
-    assert_same(result(out), whole)
+        assert saved_step(out) == saved
+    assert_continues(config, out, whole, *RECIPE, saved=6, ranks=2)
 
 
 @pytest.mark.process
@@ -125,10 +124,8 @@ def test_a_validation_that_fails_on_one_of_two_ranks_ends_both_with_the_state_sa
     assert code != 0 and OURS not in said, said
     assert "i2v.train: the store does not answer." in said, said
     assert "i2v.train: Another process could not read its data. The state of the run is saved" in said, said
-    meta = load_checkpoint(out / "last.safetensors")[1]
-    assert meta.progress["step"] == 6 and meta.progress["validation_due"]
-    assert spawn(config, out, *RECIPE, ranks=2) == 0
-    assert_same(result(out), whole)
+    assert load_checkpoint(out / "last.safetensors")[1].progress["validation_due"]
+    assert_continues(config, out, whole, *RECIPE, saved=6, ranks=2)
 
 
 ORPHAN = """

@@ -16,6 +16,7 @@ from i2v.checkpoint import load_checkpoint
 from i2v.config import load_config
 from i2v.distributed import World
 from i2v.train import run
+from tests import processes
 from tests.experiments import ST_ADAPTER, write_experiment
 from tests.processes import ENVIRONMENT, LIMIT, ROOT, wait_for
 
@@ -41,8 +42,7 @@ def call(config, monkeypatch):
 
     def called(*arguments):
         started.clear()
-        monkeypatch.setattr(sys, "argv", ["sweep", "--config", str(config), *map(str, arguments)])
-        sweep.main()
+        processes.call(monkeypatch, sweep, "--config", config, *arguments)
         return list(started)
 
     started = called.started = []

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import count
 
 import av
@@ -34,7 +34,7 @@ from i2v.shard_tools import live
 from i2v.shard_tools.encode import EncodeSettings, encode_video, true_rate
 from i2v.shard_tools.source_video import RejectedVideo
 from i2v.watch import Answer, Answers
-from tests.processes import ENVIRONMENT, LIMIT
+from tests.processes import ENVIRONMENT, LIMIT, call
 from tests.reference import ffmpeg
 from tests.rtsp import served
 from tests.videos import panned, write_video
@@ -328,8 +328,7 @@ def checkpoint(tmp_path_factory):
 
 
 def predicted(monkeypatch, checkpoint, *arguments):
-    monkeypatch.setattr("sys.argv", ["predict", "--checkpoint", str(checkpoint), "--device", "cpu", *map(str, arguments)])
-    program.main()
+    call(monkeypatch, program, "--checkpoint", checkpoint, "--device", "cpu", *arguments)
 
 
 def test_json_lines_of_a_stream(checkpoint, film, transport, monkeypatch, capsys, tmp_path):
@@ -391,30 +390,29 @@ def test_a_program_of_ones_own(checkpoint, film, transport, monkeypatch):
     assert [one["start"] for one in predictor.predict(film, window=WINDOW, hop=HOP)] == pytest.approx(STARTS)
 
 
-@pytest.mark.process
-def test_an_answer_comes_before_the_stream_ends(checkpoint, film):
-    """Half of it is sent, and the rest only when an answer is there."""
+@contextmanager
+def half_of_it_sent(checkpoint, film):
+    """(i2v.predict, to which half of a film was sent and that has given an answer; that answer; the other half)"""
     data = rewritten(film, "mp4", movflags="frag_every_frame+empty_moov+default_base_moof")
     command = [sys.executable, "-m", "i2v.predict", "--checkpoint", checkpoint, "-", "--window", "1", "--jsonl", "-"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     # unbuffered: what readline had read ahead of its line, communicate would not see
     with subprocess.Popen(command, env=ENVIRONMENT, bufsize=0, **pipes) as running:
         running.stdin.write(data[: len(data) // 2])
-        first = json.loads(running.stdout.readline())
-        rest, about = running.communicate(data[len(data) // 2 :], LIMIT)
+        yield running, json.loads(running.stdout.readline()), data[len(data) // 2 :]
+
+
+@pytest.mark.process
+def test_an_answer_comes_before_the_stream_ends(checkpoint, film):
+    with half_of_it_sent(checkpoint, film) as (running, first, others):
+        rest, about = running.communicate(others, LIMIT)
     assert running.returncode == 0, about
     assert [first["start"], *(json.loads(line)["start"] for line in rest.splitlines())] == [0.0, 1.0, 2.0, 3.0, 4.0]
 
 
 @pytest.mark.process
 def test_a_stream_without_an_end_is_interrupted(checkpoint, film):
-    data = rewritten(film, "mp4", movflags="frag_every_frame+empty_moov+default_base_moof")
-    command = [sys.executable, "-m", "i2v.predict", "--checkpoint", checkpoint, "-", "--window", "1", "--jsonl", "-"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, env=ENVIRONMENT, **pipes) as running:
-        running.stdin.write(data[: len(data) // 2])
-        running.stdin.flush()
-        assert running.stdout.readline()
+    with half_of_it_sent(checkpoint, film) as (running, _, _):
         running.send_signal(signal.SIGINT)
         code, about = running.wait(LIMIT), running.stderr.read().decode()
     assert code == -signal.SIGINT, about
