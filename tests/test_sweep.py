@@ -202,7 +202,7 @@ def test_a_signal_saves_the_run_in_progress_and_no_other_begins(config, tmp_path
     quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True, "start_new_session": True}
     with subprocess.Popen(program, env=ENVIRONMENT, cwd=ROOT, **quiet) as sweeping:
         try:
-            wait_for(lambda: log.exists() and "loss" in log.read_text())
+            wait_for(lambda: log.exists() and "loss" in log.read_text() or sweeping.poll() is not None)
             os.killpg(sweeping.pid, number) if number == signal.SIGINT else sweeping.send_signal(number)
             shown = sweeping.communicate(timeout=LIMIT)[0]
         finally:
