@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +52,115 @@ def figures(scores: dict, shuffled: dict) -> dict[str, tuple[float, float, float
     return {shown[name]: (scores[name], shuffled[name], chance) for name, chance in chances.items()}
 
 
-def main() -> None:
+@dataclass
+class Demo:
+    """Its steps, in their order, and the files between them."""
+
+    out: Path
+    method: str
+    backbone: str
+    factors: bool
+    seconds: dict[str, float] = field(default_factory=dict)  # what the steps took
+
+    def __post_init__(self):
+        self.config = Path("configs/demo") / f"{self.method}.yaml"
+        self.convolutional = self.method == "tadaconvnext"
+        below = self.out / "factors" if self.factors else self.out
+        self.videos, self.shards = below / "videos", below / "shards"
+        self.weights = self.out / ("convnext.safetensors" if self.convolutional else f"{self.backbone}.safetensors")
+        self.run = below / (self.method if self.backbone == "clip" else f"{self.method}_{self.backbone}")
+        self.last = self.run / "last.safetensors"
+
+    def make_videos(self) -> None:
+        speeds = ["--speeds"] if self.factors else []
+        moving = ("-m", "benchmarks.moving_shapes", self.videos, "--train", 120, "--val", 40, *speeds)
+        self.seconds["videos"] = call("write videos of moving shapes", *moving, made=self.videos / "classes.png")
+
+    def make_shards(self) -> None:
+        labels = ["--factors", "motion,speed"] if self.factors else []
+        make = ("shard_tools/make_shards.py", "--short-side", 48, *labels)
+        train, val = (self.videos / f"{split}.csv" if self.factors else self.videos / split for split in ("train", "val"))
+        self.seconds["shards"] = call("shard them", *make, train, "--out", self.shards / "train")
+        others = (*make, val, "--out", self.shards / "val", "--classes", self.shards / "train" / "manifest.json")
+        self.seconds["shards"] += call("shard the others, with the same classes", *others)
+
+    def make_backbone(self) -> None:
+        shape = ["--shape", self.backbone] if SHAPES[self.backbone] else []
+        pretrain = ("benchmarks/pretrain_stills.py", "--out", self.weights, *shape, *["--convnext"] * self.convolutional)
+        title = f"train the backbone on still pictures, in place of {self.backbone}"
+        self.seconds["backbone"] = call(title, *pretrain, made=self.weights)
+
+    def train(self) -> None:
+        shape = SHAPES[self.backbone]
+        self.seconds["training"] = call(
+            f"train {self.method} from there",
+            "-m",
+            "i2v.train",
+            "--config",
+            self.config,
+            f"data.train={self.shards / 'train'}",
+            f"data.val={self.shards / 'val'}",
+            f"model.weights={self.weights}",
+            *([f"model.backbone={json.dumps(GEOMETRY | shape)}"] if shape else []),
+            f"out={self.run}",
+            *(["model.head={type: factors, dropout: 0.0}"] if self.factors else []),
+        )
+
+    def evaluate(self) -> None:
+        self.seconds["evaluation"] = self._evaluate("evaluate", "scores")
+        self.seconds["evaluation"] += self._evaluate(
+            "a control: frames in random order", "scores_shuffled", "shuffle_frames=true"
+        )
+
+    def _evaluate(self, title: str, name: str, *options: str) -> float:
+        evaluate = ("-m", "i2v.evaluate", "--checkpoint", self.last, "--batch-size", 32)
+        written = ("--json", self.run / f"{name}.json", "--scores", self.run / f"{name}.npz")
+        return call(title, *evaluate, *written, *options)
+
+    def show(self) -> None:
+        """What came out, as a user looks at it."""
+        call("all of it on one page", "-m", "i2v.report", self.run, "--out", self.run / "report.html")
+        one = sorted((self.videos / "val").rglob("*.mp4"))[-1]
+        call("predict one video", "-m", "i2v.predict", "--checkpoint", self.last, one, "--top", 3)
+
+    def scores(self) -> tuple[dict, dict]:
+        """With the frames in order, and in random order."""
+        scores, shuffled = (json.loads((self.run / f"{name}.json").read_text()) for name in ("scores", "scores_shuffled"))
+        return scores, shuffled
+
+    def print_table(self) -> None:
+        scores, shuffled = self.scores()
+        print(f"\n=== {self.method}: {scores['counted']} validation videos")
+        for name, (ordered, without_order, chance) in figures(scores, shuffled).items():
+            for what, share in ((f"{name}, frames in order", ordered), (f"{name}, frames in random order", without_order)):
+                print(f"{what:31} {100 * share:5.1f} %")
+            print(f"{'chance':31} {100 * chance:5.1f} %")
+        print("\n" + "   ".join(f"{name} {spent:.0f} s" for name, spent in self.seconds.items()))
+
+    def write(self, path: Path) -> None:
+        """The table, the machine and the command, as JSON."""
+        scores, shuffled = self.scores()
+        result = {
+            "method": self.method,
+            "backbone": self.backbone,
+            "top1": scores["top1"],
+            "top1_shuffled": shuffled["top1"],
+            "videos": scores["counted"],
+        }
+        result |= {"figures": figures(scores, shuffled)} if self.factors else {}
+        result |= {"seconds": {name: round(spent, 1) for name, spent in self.seconds.items()}}
+        write_result(path, "python benchmarks/demo.py " + " ".join(sys.argv[1:]), result)
+
+    def print_paths(self) -> None:
+        print(f"what the classes look like   {self.videos / 'classes.png'}")
+        print(f"curves                       {self.run / 'curves.png'}")
+        print(f"report                       {self.run / 'report.html'}")
+        print(f"log                          {self.run / 'log.jsonl'}")
+        print(f"run folder                   {self.run}")
+
+
+def parsed() -> argparse.Namespace:
+    """The arguments, in which method and backbone go together; else it ends with one sentence."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for all of it (default: %(default)s)")
     parser.add_argument("--method", default="st_adapter", help="a file in configs/demo (default: %(default)s)")
@@ -59,106 +168,27 @@ def main() -> None:
     parser.add_argument("--backbone", choices=SHAPES, default="clip", help="whose shape it has (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the table, the machine and the command here")
     args = parser.parse_args()
-    config = Path("configs/demo") / f"{args.method}.yaml"
-    if not (ROOT / config).exists():
-        known = ", ".join(sorted(path.stem for path in (ROOT / "configs/demo").glob("*.yaml")))
-        sys.exit(f"demo: {config} does not exist: --method is one of {known}.")
+    known = sorted(path.stem for path in (ROOT / "configs/demo").glob("*.yaml"))
+    if args.method not in known:
+        sys.exit(f"demo: configs/demo/{args.method}.yaml does not exist: --method is one of {', '.join(known)}.")
     if args.method == "tadaconvnext" and args.backbone != "clip":
         sys.exit("demo: tadaconvnext has a trunk of its own: leave out --backbone.")
-    out = args.out.resolve()
-    convolutional = args.method == "tadaconvnext"
-    below = out / "factors" if args.factors else out
-    videos, shards = below / "videos", below / "shards"
-    clip = out / ("convnext.safetensors" if convolutional else f"{args.backbone}.safetensors")
-    run = below / (args.method if args.backbone == "clip" else f"{args.method}_{args.backbone}")
-    train, val = (videos / f"{split}.csv" if args.factors else videos / split for split in ("train", "val"))
-    seconds = {}
+    return args
 
-    seconds["videos"] = call(
-        "write videos of moving shapes",
-        "-m",
-        "benchmarks.moving_shapes",
-        videos,
-        "--train",
-        120,
-        "--val",
-        40,
-        *(["--speeds"] if args.factors else []),
-        made=videos / "classes.png",
-    )
-    make = ("shard_tools/make_shards.py", "--short-side", 48, *(["--factors", "motion,speed"] if args.factors else []))
-    seconds["shards"] = call("shard them", *make, train, "--out", shards / "train")
-    seconds["shards"] += call(
-        "shard the others, with the same classes",
-        *make,
-        val,
-        "--out",
-        shards / "val",
-        "--classes",
-        shards / "train" / "manifest.json",
-    )
-    seconds["backbone"] = call(
-        f"train the backbone on still pictures, in place of {args.backbone}",
-        "benchmarks/pretrain_stills.py",
-        "--out",
-        clip,
-        *(["--shape", args.backbone] if SHAPES[args.backbone] else []),
-        *["--convnext"] * convolutional,
-        made=clip,
-    )
-    seconds["training"] = call(
-        f"train {args.method} from there",
-        "-m",
-        "i2v.train",
-        "--config",
-        config,
-        f"data.train={shards / 'train'}",
-        f"data.val={shards / 'val'}",
-        f"model.weights={clip}",
-        *([f"model.backbone={json.dumps(GEOMETRY | SHAPES[args.backbone])}"] if SHAPES[args.backbone] else []),
-        f"out={run}",
-        *(["model.head={type: factors, dropout: 0.0}"] if args.factors else []),
-    )
-    last = run / "last.safetensors"
-    evaluate = ("-m", "i2v.evaluate", "--checkpoint", last, "--batch-size", 32)
-    seconds["evaluation"] = call("evaluate", *evaluate, "--json", run / "scores.json", "--scores", run / "scores.npz")
-    seconds["evaluation"] += call(
-        "a control: frames in random order",
-        *evaluate,
-        "--json",
-        run / "scores_shuffled.json",
-        "--scores",
-        run / "scores_shuffled.npz",
-        "shuffle_frames=true",
-    )
-    call("all of it on one page", "-m", "i2v.report", run, "--out", run / "report.html")
-    one = sorted((videos / "val").rglob("*.mp4"))[-1]
-    call("predict one video", "-m", "i2v.predict", "--checkpoint", last, one, "--top", 3)
 
-    scores, shuffled = (json.loads((run / name).read_text()) for name in ("scores.json", "scores_shuffled.json"))
-    print(f"\n=== {args.method}: {scores['counted']} validation videos")
-    rows = figures(scores, shuffled)
-    for name, (ordered, without_order, chance) in rows.items():
-        for what, share in ((f"{name}, frames in order", ordered), (f"{name}, frames in random order", without_order)):
-            print(f"{what:31} {100 * share:5.1f} %")
-        print(f"{'chance':31} {100 * chance:5.1f} %")
-    print("\n" + "   ".join(f"{name} {spent:.0f} s" for name, spent in seconds.items()))
+def main() -> None:
+    args = parsed()
+    demo = Demo(args.out.resolve(), args.method, args.backbone, args.factors)
+    demo.make_videos()
+    demo.make_shards()
+    demo.make_backbone()
+    demo.train()
+    demo.evaluate()
+    demo.show()
+    demo.print_table()
     if args.json:
-        result = {
-            "method": args.method,
-            "backbone": args.backbone,
-            "top1": scores["top1"],
-            "top1_shuffled": shuffled["top1"],
-            "videos": scores["counted"],
-        }
-        result |= {"figures": rows} if args.factors else {}
-        command = "python benchmarks/demo.py " + " ".join(sys.argv[1:])
-        write_result(args.json, command, result | {"seconds": {name: round(spent, 1) for name, spent in seconds.items()}})
-    print(f"what the classes look like   {videos / 'classes.png'}")
-    print(f"curves                       {run / 'curves.png'}")
-    print(f"report                       {run / 'report.html'}")
-    print(f"log                          {run / 'log.jsonl'}")
-    print(f"run folder                   {run}")
+        demo.write(args.json)
+    demo.print_paths()
 
 
 if __name__ == "__main__":

@@ -231,9 +231,9 @@ def losses(
     }
     sure = g >= 0.75
     for place, kind in enumerate(kinds):
-        logits = output[f"{kind}_map"].movedim(1, -1)[sure]  # (cells, classes)
-        lost = F.cross_entropy(logits, labels["label_map"][:, place][sure], reduction="sum")
-        found[f"{kind}_loss"] = lost / sure.sum().clamp(min=1)
+        # Of all cells, (B, D, T): to take out those that are sure, the host would have to wait for how many there are.
+        lost = F.cross_entropy(output[f"{kind}_map"], labels["label_map"][:, place], reduction="none")
+        found[f"{kind}_loss"] = (lost * sure).sum() / sure.sum().clamp(min=1)
     return found
 
 

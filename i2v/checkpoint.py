@@ -131,9 +131,7 @@ def save_state(path: Path, tensors: dict, meta: Meta, world: World) -> None:
 
     Raises FloatingPointError, and leaves the file as it was, for a state that is not finite: nothing continues from one.
     """
-    step, bad = meta.progress["step"], not_finite(tensors)
-    if not math.isfinite(meta.progress["loss"]):
-        bad.insert(0, "the loss")
+    step, bad = meta.progress["step"], bad_numbers(tensors, meta.progress)
     if not all_agree(not bad):
         what = f"{bad[0]} and {len(bad) - 1} more" if len(bad) > 1 else bad[0] if bad else "the state of another process"
         raise FloatingPointError(f"After step {step} {what} is not finite, so the state is not saved")
@@ -150,6 +148,11 @@ def save_state(path: Path, tensors: dict, meta: Meta, world: World) -> None:
 def weights_of(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Of a checkpoint's tensors the model's own, under its names."""
     return {name: tensor for name, tensor in tensors.items() if not name.startswith((OPTIMIZER, EMA))}
+
+
+def bad_numbers(tensors: dict[str, torch.Tensor], progress: dict) -> list[str]:
+    """What keeps a state from being saved: the loss or tensors, by name, that are not finite. progress: as_dict of it."""
+    return ([] if math.isfinite(progress["loss"]) else ["the loss"]) + not_finite(tensors)
 
 
 def not_finite(tensors: dict[str, torch.Tensor]) -> list[str]:

@@ -49,7 +49,7 @@ def figure_of(records: list[dict], title: str):
 def shares(tests: list[dict]) -> list[str]:
     """The figures of validations that are drawn: of the weights themselves, also of every factor."""
     names = [name for name in (tests[0] if tests else ()) if not name.startswith("ema_")]
-    return [name for name in names if name in ("top1", "top5", "map", "mAP") or name.endswith("_top1")]
+    return [name for name in names if name in ("top1", "top5", "map") or name.endswith("_top1") or name.startswith("map_")]
 
 
 def draw_sheet(logs: dict[str, list[dict]], png: Path, title: str) -> None:

@@ -32,8 +32,8 @@ class Finder:
         if how["weights"] != session.fingerprint():
             raise ValueError(f"{source} was trained on features of another model, {how.get('model')}: give that one.")
         config = build_config(LocaliseConfig, header["config"], source)
-        self.its = make_localiser(config, header["channels"], header["row_seconds"], header["classes"], session.device)
-        load_into(self.its.model, weights_of(tensors), str(source))
+        self.localiser = make_localiser(config, header["channels"], header["row_seconds"], header["classes"], session.device)
+        load_into(self.localiser.model, weights_of(tensors), str(source))
         self.options, self.beside = how["options"], how.get("crops_as") == "beside"
         self.kinds = how.get("scores", {}).get("classes")
         if not self.kinds and not config.model.class_maps:
@@ -42,7 +42,7 @@ class Finder:
             )
 
     def place(self, device: torch.device) -> None:
-        self.its = replace(self.its, model=self.its.model.to(device).eval(), device=device)
+        self.localiser = replace(self.localiser, model=self.localiser.model.to(device).eval(), device=device)
 
     def rows(self, model: torch.nn.Module, plan) -> Rows:
         return Rows(model, plan, self.beside, self.kinds)
@@ -53,14 +53,13 @@ class Finder:
         arrays = {key: np.concatenate([rows[key] for _, _, rows in pieces]) for key in pieces[0][2]}
         times = np.array([[start, end] for start, end, _ in pieces])
         scores = {key.removeprefix("scores."): array for key, array in arrays.items() if key}
-        apart, nothing = self.its.cut.row_seconds, Annotated(np.zeros((0, 2)), [])
+        apart, nothing = self.localiser.cut.row_seconds, Annotated(np.zeros((0, 2)), [])
         video = long_video(name, (arrays[""],), scores, times, nothing, apart)
         if len(times) > 1 and abs(video.row_seconds / apart - 1) > 0.01:
             raise ValueError(f"Rows of {name} are {video.row_seconds:.4g} s apart, the network takes {apart:.4g} s.")
-        found = segments_of(
-            self.its, replace(video, row_seconds=apart), ClassScores(self.its.cut.steps, self.its.cut.durations)
-        )
-        classes = list(self.its.labels.classes.values())
+        looks = ClassScores(self.localiser.cut.steps, self.localiser.cut.durations)
+        found = segments_of(self.localiser, replace(video, row_seconds=apart), looks)
+        classes = list(self.localiser.labels.classes.values())
         answers = [
             {"start": start, "end": end, "score": score, "class": " / ".join(names[i] for names, i in zip(classes, labels))}
             for (start, end), score, labels in zip(found.segments.tolist(), found.scores.tolist(), found.labels.tolist())

@@ -14,8 +14,9 @@ Ctrl-C with 130.
 from __future__ import annotations
 
 import json
+import math
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,12 @@ import yaml
 from i2v.atomic import replacing
 from i2v.average_precision import Precision, mean_average_precision
 from i2v.bmn import losses
-from i2v.checkpoint import not_finite, optimizer_tensors, restore_optimizer, weights_of, write_tensors
+from i2v.checkpoint import bad_numbers, optimizer_tensors, restore_optimizer, weights_of, write_tensors
 from i2v.config import apply_override, build_config, read_config
 from i2v.console import begin_command
 from i2v.continuation import flatten
 from i2v.distributed import World, close_world, init_world, told_by_launcher
-from i2v.localise_config import FREE_TO_CHANGE, LocaliseConfig
+from i2v.localise_config import FREE_TO_CHANGE, LocaliseConfig, LocaliseTraining
 from i2v.localiser import (
     Localiser,
     ahead,
@@ -50,7 +51,7 @@ from i2v.long_videos import LongVideos, TrainingWindows, find_classes
 from i2v.optim import learning_rate, parameter_groups
 from i2v.pipelines.options import OrderOptions
 from i2v.pipelines.order import Order
-from i2v.pipelines.philox import uniforms
+from i2v.pipelines.philox import CELLS, uniforms
 from i2v.progress import Progress
 from i2v.runlog import RunLog
 from i2v.saving import crosses
@@ -58,7 +59,7 @@ from i2v.segments import read_segments
 from i2v.session import command
 from i2v.stop import StopSignal
 
-DRAWS = 15  # of the streams of random numbers, one that makes no clips
+NAMES = {"loss": "loss", "grad_norm": "gradient"}  # of the means in a report, what they are of
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
@@ -69,8 +70,29 @@ def run(config: LocaliseConfig, world: World, stop: StopSignal) -> bool:
     try:
         with held(Path(config.out), world):
             return train_in(Path(config.out), config, world, stop)
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{error}: {after_divergence(config)}") from error
     finally:
         stop.close()
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the loop works with; see train_in."""
+
+    out: Path
+    localiser: Localiser
+    windows: TrainingWindows
+    val: LongVideos | None
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+    log: RunLog
+    stop: StopSignal
+    last_step: int
+
+    @property
+    def epoch(self) -> float:
+        return self.progress.samples / len(self.windows)
 
 
 def train_in(out: Path, config: LocaliseConfig, world: World, stop: StopSignal) -> bool:
@@ -85,16 +107,17 @@ def train_in(out: Path, config: LocaliseConfig, world: World, stop: StopSignal) 
     tensors, header = read_localiser(last) if last.exists() else ({}, None)
 
     # ---- model -------------------------------------------------------------------------------------------------------
-    its = make_localiser(config, videos.channels, videos.row_seconds, classes, world.device)
-    windows = TrainingWindows(videos, its.cut, its.labels)
-    its = replace(its, stream=windows.fingerprint(), features=folders[0].about or None if len(folders) == 1 else None)
+    localiser = make_localiser(config, videos.channels, videos.row_seconds, classes, world.device)
+    windows = TrainingWindows(videos, localiser.cut, localiser.labels)
+    made = folders[0].about or None if len(folders) == 1 else None
+    localiser = replace(localiser, stream=windows.fingerprint(), features=made)
     if header:
-        check_same_run(its, header, last)
-        load_into(its.model, weights_of(tensors), str(last))
+        check_same_run(localiser, header, last)
+        load_into(localiser.model, weights_of(tensors), str(last))
     elif train.init:
-        load_into(its.model, unwrap_weights(train.init), train.init)
-    check_val(val, its)
-    groups = parameter_groups(dict(its.model.named_parameters()), train)
+        load_into(localiser.model, unwrap_weights(train.init), train.init)
+    check_val(val, localiser)
+    groups = parameter_groups(dict(localiser.model.named_parameters()), train)
     optimizer = torch.optim.AdamW(groups, lr=train.lr, betas=tuple(train.betas), eps=1e-8, fused=True)
     restore_optimizer(optimizer, tensors)
 
@@ -106,75 +129,113 @@ def train_in(out: Path, config: LocaliseConfig, world: World, stop: StopSignal) 
     actions = sum(len(segments) for _, _, segments, _ in windows.windows)
     begun = f"continuing after step {progress.step}" if header else "starting"
     log.say(
-        f"{begun}: {len(windows)} windows of {its.cut.seconds:.4g} s with "
-        f"{actions} segments, features of {its.channels} channels every {its.cut.row_seconds:.4g} s, on {world.device}"
+        f"{begun}: {len(windows)} windows of {localiser.cut.seconds:.4g} s with {actions} segments, features of "
+        f"{localiser.channels} channels every {localiser.cut.row_seconds:.4g} s, on {world.device}"
     )
     write_text(out / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
 
-    def save():
-        save_last(out, its, optimizer, progress)
-
-    def check():
-        """Save, for the case that what follows is interrupted; score; and save what came of it."""
-        progress.validation_due = True
-        save()
-        validate(out, its, val, progress, progress.samples / len(windows), log)
-        save()
-
     # ---- loop --------------------------------------------------------------------------------------------------------
     stop.begin()
-    order = Order(np.zeros(len(windows), dtype=np.int64), OrderOptions(), train.seed)
-    places = (
-        [order[step * train.batch_size + i].clip for i in range(train.batch_size)] for step in range(progress.step, last_step)
-    )
-    batches = log.waiting_for(ahead(windows.batch, places))
+    this = Run(out, localiser, windows, val, optimizer, progress, log, stop, last_step)
     try:
         if progress.validation_due and val:
-            check()
-        while progress.step < last_step:
-            if stop.wanted:
-                save()
-                log.say(f"stopped after step {progress.step}: the same command continues from there")
-                return False
-            before, epoch = progress.samples, progress.samples / len(windows)
-            lr = learning_rate(epoch, train)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * group["lr_scale"]
-            loss, norm = take_step(its, optimizer, next(batches), progress.step)
-            progress.advance(train.batch_size, loss, norm, torch.ones((), dtype=torch.bool, device=world.device))
-            finished = progress.finished = progress.step == last_step
-            if progress.step % train.log_every == 0 or finished:
-                log.train(progress.step, progress.samples, progress.samples / len(windows), lr, progress.take_means())
-            if val and (finished or crosses(before, progress.samples, train.eval_every * len(windows))):
-                check()
-            elif finished or progress.step % train.save_every == 0:
-                save()
+            check(this)
+        if not loop(this):
+            log.say(f"stopped after step {progress.step}: the same command continues from there")
+            return False
         made = ("best.safetensors", "last.safetensors", "results.csv", "detections.json", "log.jsonl")
         log.say(f"done: {out} has {', '.join(name for name in made if (out / name).exists())}")
         return True
     finally:
-        batches.close()
         log.close()
 
 
-def take_step(its: Localiser, optimizer, batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step of the optimizer -> the loss and the gradient's norm, (). Raises FloatingPointError if they are not finite."""
-    train = its.config.train
-    features, maps = batch[0].to(its.device), {name: value.to(its.device) for name, value in batch[1].items()}
-    shape = maps["iou_map"].shape
-    draws = torch.from_numpy(uniforms(train.seed, DRAWS, 0, step, 2 * maps["iou_map"].numel())).float().view(2, *shape)
-    output = its.model(features)
-    kinds = tuple(its.labels.classes) if its.config.model.class_maps else ()
-    parts = losses(output, maps, draws.to(its.device), kinds=kinds)
+def loop(run: Run) -> bool:
+    """The steps that are left, with what is due after them; whether none is left.
+
+    Nothing in it waits for the device but the log, every log_every steps, and what is saved.
+    """
+    train, progress, optimizer = run.localiser.config.train, run.progress, run.optimizer
+    steps, taken = range(progress.step, run.last_step), torch.ones((), dtype=torch.bool, device=run.localiser.device)
+    batches = run.log.waiting_for(ahead(Batches(run.windows, train, run.localiser.device).of, steps))
+    try:
+        while progress.step < run.last_step:
+            if run.stop.wanted:
+                save_last(run)
+                return False
+            before, lr = progress.samples, learning_rate(run.epoch, train)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["lr_scale"]
+            progress.advance(train.batch_size, *take_step(run.localiser, optimizer, next(batches)), taken)
+
+            finished = progress.finished = progress.step == run.last_step
+            if progress.step % train.log_every == 0 or finished:
+                means = progress.take_means()
+                check_finite(means, progress.step)
+                run.log.train(progress.step, progress.samples, run.epoch, lr, means)
+            if run.val and (finished or crosses(before, progress.samples, train.eval_every * len(run.windows))):
+                check(run)
+            elif finished or progress.step % train.save_every == 0:
+                save_last(run)
+        return True
+    finally:
+        batches.close()
+
+
+class Batches:
+    """What each step learns from: a function of the step, so that a continued run goes on with what would have come."""
+
+    def __init__(self, windows: TrainingWindows, train: LocaliseTraining, device: torch.device):
+        self.windows, self.train, self.device = windows, train, device
+        self.order = Order(np.zeros(len(windows), dtype=np.int64), OrderOptions(), train.seed)
+
+    def of(self, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+        """features (B, channels, T), the maps of ground_truth, (B, ...) each, and draws (2, B, D, T): which cells count.
+
+        They are on their way to the device; nobody waits for them to be there.
+        """
+        size = self.train.batch_size
+        features, maps = self.windows.batch([self.order[step * size + i].clip for i in range(size)])
+        shape = (2, *maps["iou_map"].shape)
+        draws = torch.from_numpy(uniforms(self.train.seed, CELLS, 0, step, math.prod(shape))).float().view(shape)
+        return self._sent(features), {name: self._sent(value) for name, value in maps.items()}, self._sent(draws)
+
+    def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+
+def take_step(localiser: Localiser, optimizer, batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """One step of the optimizer -> the loss and the gradient's norm before clipping, () each, on the device."""
+    train = localiser.config.train
+    features, maps, draws = batch
+    output = localiser.model(features)
+    kinds = tuple(localiser.labels.classes) if localiser.config.model.class_maps else ()
+    parts = losses(output, maps, draws, kinds=kinds)
     weights = dict(zip(("tem", "pem_reg", "pem_cls"), train.loss_weights))
     loss = sum(weights.get(name, train.loss_weights[3]) * part for name, part in parts.items())
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(its.model.parameters(), train.clip_grad or float("inf"))
-    if not norm.isfinite():
-        raise FloatingPointError(f"The gradient of step {step + 1} is not finite: start again with a lower train.lr.")
+    norm = torch.nn.utils.clip_grad_norm_(localiser.model.parameters(), train.clip_grad or float("inf"))
     optimizer.step()
     return loss.detach(), norm.detach()
+
+
+def check_finite(means: dict[str, float], step: int) -> None:
+    """Raises FloatingPointError if one of the means since the last report is infinite or no number."""
+    bad = [name for name, value in means.items() if not math.isfinite(value)]
+    if bad:
+        raise FloatingPointError(f"The {NAMES[bad[0]]} of the steps up to step {step} is not finite")
+
+
+def after_divergence(config: LocaliseConfig) -> str:
+    """What there is to do when numbers are not finite any more: the same command would come to the same end."""
+    last, kept = Path(config.out) / "last.safetensors", "nothing was saved yet"
+    if last.exists():
+        kept = f"{last} is kept as it was after step {read_localiser(last)[1]['progress']['step']}"
+    return (
+        f"{kept}, but continued it would come to the same end; start again in another folder with a lower learning rate "
+        f"(out={config.out}-2 train.lr={config.train.lr / 3:.1g})."
+    )
 
 
 def open_val(config: LocaliseConfig, folders, scores) -> LongVideos | None:
@@ -183,60 +244,72 @@ def open_val(config: LocaliseConfig, folders, scores) -> LongVideos | None:
     return LongVideos(read_segments(config.data.val, "val"), folders, scores, config.data.row_seconds)
 
 
-def check_same_run(its: Localiser, header: dict, path: Path) -> None:
+def check_same_run(localiser: Localiser, header: dict, path: Path) -> None:
     """Raises ValueError if a checkpoint belongs to another run than the one that is about to continue from it."""
-    new, old = (flatten(json.loads(json.dumps(each))) for each in (asdict(its.config), header["config"]))
+    new, old = (flatten(json.loads(json.dumps(each))) for each in (asdict(localiser.config), header["config"]))
     for key in sorted(new.keys() | old.keys()):
         if key not in FREE_TO_CHANGE and new.get(key) != old.get(key):
             raise ValueError(
                 f"{path} belongs to a run with {key} = {old.get(key)!r}, this one has {new.get(key)!r}: restore the value, or "
                 "choose another folder with out=..."
             )
-    about = its.header(Progress())
+    about = localiser.header(Progress())
     others = {"row_seconds": "another distance of rows", "classes": "other classes", "stream": "other segments"}
     for key, what in {"channels": "features of another width", **others}.items():
         if about[key] != header[key]:
             raise ValueError(f"{path} belongs to a run with {what}: choose another folder with out=...")
 
 
-def save_last(out: Path, its: Localiser, optimizer, progress: Progress) -> None:
-    tensors = dict(its.model.state_dict()) | optimizer_tensors(optimizer)
-    bad = not_finite(tensors)
+def check(run: Run) -> None:
+    """Save, for the case that what follows is interrupted; score; and save what came of it."""
+    run.progress.validation_due = True
+    save_last(run)
+    validate(run)
+    save_last(run)
+
+
+def save_last(run: Run) -> None:
+    save(run, "last.safetensors", optimizer_tensors(run.optimizer))
+
+
+def save(run: Run, name: str, more: dict[str, torch.Tensor], **header) -> None:
+    """Raises FloatingPointError, and leaves the file as it was, for a state that is not finite: nothing continues from one."""
+    tensors, header = run.localiser.model.state_dict() | more, run.localiser.header(run.progress, **header)
+    bad = bad_numbers(tensors, header["progress"])
     if bad:
-        raise FloatingPointError(
-            f"After step {progress.step} {bad[0]} is not finite, so the state is not saved: lower train.lr."
-        )
-    write_tensors(out / "last.safetensors", tensors, its.header(progress))
+        raise FloatingPointError(f"After step {run.progress.step} {bad[0]} is not finite, so the state is not saved")
+    write_tensors(run.out / name, tensors, header)
 
 
 # ---- scoring ---------------------------------------------------------------------------------------------------------
 
 
-def validate(out: Path, its: Localiser, val: LongVideos, progress: Progress, epoch: float, log: RunLog) -> None:
+def validate(run: Run) -> None:
     """Find the segments of data.val, and score them where the list has some; best.safetensors keeps the best weights."""
-    with log.pausing():
-        results = score(out, its, val)
-    progress.validation_due = False
+    with run.log.pausing():
+        results = score(run.out, run.localiser, run.val)
+    run.progress.validation_due = False
     if results is None:
         return
-    kind, mean = next(iter(results)), {kind: float(its.mean.mean()) for kind, its in results.items()}
-    figures = {"mAP": mean[kind]} | ({f"mAP_{other}": value for other, value in mean.items()} if len(mean) > 1 else {})
-    figures |= {f"mAP@{level:g}": float(value) for level, value in zip(its.config.detect.thresholds, results[kind].mean)}
-    words = ", ".join(f"{other} {100 * value:.2f} %" for other, value in mean.items())
-    log.figures(progress.step, epoch, figures, f"mean average precision: {words}")
-    if progress.best is None or mean[kind] > progress.best:
-        progress.best = mean[kind]
-        write_tensors(out / "best.safetensors", its.model.state_dict(), its.header(progress, scores=figures))
+    kind, means = next(iter(results)), {kind: float(found.mean.mean()) for kind, found in results.items()}
+    figures = {"map": means[kind]} | {f"map_{other}": value for other, value in means.items() if other != kind}
+    thresholds = run.localiser.config.detect.thresholds
+    figures |= {f"map@{level:g}": float(value) for level, value in zip(thresholds, results[kind].mean)}
+    words = ", ".join(f"{other} {100 * value:.2f} %" for other, value in means.items())
+    run.log.figures(run.progress.step, run.epoch, figures, f"mean average precision: {words}")
+    if run.progress.best is None or means[kind] > run.progress.best:
+        run.progress.best = means[kind]
+        save(run, "best.safetensors", {}, scores=figures)
 
 
-def score(out: Path, its: Localiser, videos: LongVideos) -> dict[str, Precision] | None:
+def score(out: Path, localiser: Localiser, videos: LongVideos) -> dict[str, Precision] | None:
     """Write detections.json, and results.csv if the list has segments; returns the precision of each kind."""
-    found = find_segments(its, videos)
-    write_text(out / "detections.json", json.dumps(as_json(found, its.labels, bool(videos.kinds)), indent=1) + "\n")
+    found = find_segments(localiser, videos)
+    write_text(out / "detections.json", json.dumps(as_json(found, localiser.labels, bool(videos.kinds)), indent=1) + "\n")
     if not any(len(video.actions.segments) for video in videos.videos):
         return None
-    thresholds = its.config.detect.thresholds
-    results = mean_average_precision(its.labels.truth(videos), found, tuple(its.labels.classes), thresholds)
+    thresholds = localiser.config.detect.thresholds
+    results = mean_average_precision(localiser.labels.truth(videos), found, tuple(localiser.labels.classes), thresholds)
     write_text(out / "results.csv", table(results, thresholds))
     return results
 
@@ -263,11 +336,11 @@ def score_checkpoint(path: str, overrides: list[str]) -> dict[str, Precision] | 
     if not config.data.val:
         raise ValueError(f"{path} has no data.val, the list of videos to look at: set data.val=...")
     videos = open_val(config, *open_folders(config.data))
-    its = make_localiser(config, header["channels"], header["row_seconds"], header["classes"], world.device)
-    load_into(its.model, weights_of(tensors), str(path))
-    check_val(videos, its)
+    localiser = make_localiser(config, header["channels"], header["row_seconds"], header["classes"], world.device)
+    load_into(localiser.model, weights_of(tensors), str(path))
+    check_val(videos, localiser)
     with held(Path(config.out), world):
-        return score(Path(config.out), its, videos)
+        return score(Path(config.out), localiser, videos)
 
 
 def main() -> None:

@@ -90,28 +90,28 @@ def unwrap_weights(path: str) -> dict[str, torch.Tensor]:
     return weights_of(unwrap(read_file(path), path)[0])
 
 
-def check_val(val: LongVideos | None, its: Localiser) -> None:
+def check_val(val: LongVideos | None, localiser: Localiser) -> None:
     """Raises ValueError if the network cannot look at these videos."""
     if val is None:
         return
-    if val.channels != its.channels:
+    if val.channels != localiser.channels:
         raise ValueError(
-            f"Features of {val.path} have {val.channels} channels, the network takes {its.channels}: use the same ones."
+            f"Features of {val.path} have {val.channels} channels, the network takes {localiser.channels}: use the same ones."
         )
-    if abs(val.row_seconds / its.cut.row_seconds - 1) > 0.01:
+    if abs(val.row_seconds / localiser.cut.row_seconds - 1) > 0.01:
         raise ValueError(
-            f"Rows of features of {val.path} are {val.row_seconds:.4g} s apart, the network takes {its.cut.row_seconds:.4g} s: "
-            "use the same ones."
+            f"Rows of features of {val.path} are {val.row_seconds:.4g} s apart, the network takes "
+            f"{localiser.cut.row_seconds:.4g} s: use the same ones."
         )
-    if val.kinds and val.kinds != tuple(its.labels.classes):
-        theirs, ours = (" and ".join(kinds) for kinds in (val.kinds, its.labels.classes))
+    if val.kinds and val.kinds != tuple(localiser.labels.classes):
+        theirs, ours = (" and ".join(kinds) for kinds in (val.kinds, localiser.labels.classes))
         raise ValueError(
             f"{val.path} has labels of {theirs}, the network knows {ours}: give a list like the one it trained with."
         )
-    its.labels.truth(val)
-    for kind, names in its.labels.classes.items():
+    localiser.labels.truth(val)
+    for kind, names in localiser.labels.classes.items():
         for video in val.videos:
-            if len(names) > 1 and not its.config.model.class_maps and kind not in video.scores:
+            if len(names) > 1 and not localiser.config.model.class_maps and kind not in video.scores:
                 raise ValueError(
                     f"There are no class scores of {kind} for {video.name}: make features with i2v.features --scores, set "
                     "data.scores, or train with model.class_maps=true."
@@ -149,26 +149,26 @@ def open_folders(data: FeatureData) -> tuple[list[FeatureFolder], FeatureFolder]
 
 
 @torch.no_grad()
-def find_segments(its: Localiser, videos: LongVideos) -> dict[str, Detections]:
+def find_segments(localiser: Localiser, videos: LongVideos) -> dict[str, Detections]:
     """What happens when in every video."""
-    looks = ClassScores(its.cut.steps, its.cut.durations)
-    its.model.eval()
+    looks = ClassScores(localiser.cut.steps, localiser.cut.durations)
+    localiser.model.eval()
     progress = tqdm(videos.videos, unit="video", disable=not sys.stderr.isatty(), leave=False)
-    found = {video.name: segments_of(its, video, looks) for video in progress}
-    its.model.train()
+    found = {video.name: segments_of(localiser, video, looks) for video in progress}
+    localiser.model.train()
     return found
 
 
-def segments_of(its: Localiser, video: LongVideo, looks: ClassScores) -> Detections:
+def segments_of(localiser: Localiser, video: LongVideo, looks: ClassScores) -> Detections:
     """The segments of a video: the maps of its windows joined, proposals of these, the best of them with their classes."""
-    cut, options = its.cut, its.config.detect
+    cut, options = localiser.cut, localiser.config.detect
     firsts = [first for first in cut.firsts(video.seconds) if first < video.rows]
     places, mask = [cut.place(first, video.rows) for first in firsts], cells(cut.steps, cut.durations)[2]
     outputs = []
-    size = its.config.train.batch_size
+    size = localiser.config.train.batch_size
     parts = [firsts[i : i + size] for i in range(0, len(firsts), size)]
     for x in ahead(lambda part: torch.stack([video.window(cut, first) for first in part]), parts):
-        maps = {name: value.cpu() for name, value in its.model(x.to(its.device)).items()}
+        maps = {name: value.cpu() for name, value in localiser.model(x.to(localiser.device)).items()}
         outputs += [{name: value[i] for name, value in maps.items()} for i in range(len(x))]
     boundaries = [{name: output[name].double().numpy() for name in ("start", "end", "confidence_map")} for output in outputs]
     proposals = propose(join_windows(boundaries, places, mask, cut.grid(video.rows)))
@@ -180,8 +180,8 @@ def segments_of(its: Localiser, video: LongVideo, looks: ClassScores) -> Detecti
     )
     taken = wanted[taken]
 
-    classes = its.labels.classes
-    probabilities = partial(class_probabilities, its, video, looks, firsts, outputs)
+    classes = localiser.labels.classes
+    probabilities = partial(class_probabilities, localiser, video, looks, firsts, outputs)
     joined = join_classes(probabilities, places, proposals.cells[taken], mask, [len(names) for names in classes.values()])
     candidates = [*options.candidates, *[options.candidates[-1]] * len(classes)]
     labels, products = best_labels(joined, candidates[: len(classes)], options.labels)
@@ -189,14 +189,14 @@ def segments_of(its: Localiser, video: LongVideo, looks: ClassScores) -> Detecti
 
 
 def class_probabilities(
-    its: Localiser, video: LongVideo, looks, firsts, outputs, window: int, cells: np.ndarray
+    localiser: Localiser, video: LongVideo, looks, firsts, outputs, window: int, cells: np.ndarray
 ) -> list[np.ndarray]:
     """(n, K) of each kind for cells (n, 2) of a window: by class scores, else by the network's own maps, else the only one."""
     found = []
-    for kind, names in its.labels.classes.items():
+    for kind, names in localiser.labels.classes.items():
         if kind in video.scores:
-            found.append(looks.of(video.scores_in(its.cut, firsts[window], kind, len(names)), cells))
-        elif its.config.model.class_maps:
+            found.append(looks.of(video.scores_in(localiser.cut, firsts[window], kind, len(names)), cells))
+        elif localiser.config.model.class_maps:
             found.append(outputs[window][f"{kind}_map"].softmax(0)[:, cells[:, 0], cells[:, 1]].T.numpy())
         else:
             found.append(np.ones((len(cells), 1)))
@@ -207,9 +207,9 @@ def as_json(found: dict[str, Detections], labels: Labels, has_truth: bool) -> di
     """As the challenge wants it: "label" of a validation set is "action" of a test set."""
     kinds, key = labels.classes, "label" if has_truth else "action"
     results = {}
-    for video, its in found.items():
+    for video, there in found.items():
         results[video] = []
-        for segment, score, numbers in zip(its.segments.tolist(), its.scores.tolist(), its.labels.tolist()):
+        for segment, score, numbers in zip(there.segments.tolist(), there.scores.tolist(), there.labels.tolist()):
             names = [names[number] for names, number in zip(kinds.values(), numbers)]
             entry = {"score": score, key: ",".join(names)}
             if len(kinds) > 1:
@@ -221,8 +221,8 @@ def as_json(found: dict[str, Detections], labels: Labels, has_truth: bool) -> di
 def table(results: dict[str, Precision], thresholds: list) -> str:
     """A row per kind: mean average precision in %, at each overlap and their mean."""
     text = io.StringIO()
-    rows = [[kind, *(f"{100 * value:.4f}" for value in [*its.mean, its.mean.mean()])] for kind, its in results.items()]
-    csv.writer(text, lineterminator="\n").writerows([["labels", *(f"mAP@{level:g}" for level in thresholds), "mean"], *rows])
+    rows = [[kind, *(f"{100 * value:.4f}" for value in [*found.mean, found.mean.mean()])] for kind, found in results.items()]
+    csv.writer(text, lineterminator="\n").writerows([["labels", *(f"map@{level:g}" for level in thresholds), "mean"], *rows])
     return text.getvalue()
 
 

@@ -12,10 +12,11 @@ from i2v.metrics import VIEWS_AT_ONCE
 
 
 def class_kinds(session) -> dict[str, list[str]]:
-    """The kinds of labels that a head tells apart, in order, with their classes."""
-    factors = session.meta.model.get("head", {}).get("factors")
+    """The kinds of labels that a head tells apart, in order, with their classes; those of factors are called by their
+    numbers, as in EPIC-KITCHENS' lists and its challenge."""
+    factors = session.meta.factors
     if factors:
-        return {kind: [str(number) for number in range(count)] for kind, count in factors.items()}
+        return {kind: [str(number) for number in range(len(names))] for kind, names in factors.items()}
     return {"class": session.meta.classes}
 
 

@@ -1,7 +1,7 @@
 """i2v.train with something that goes wrong: python failing_train.py WHAT ... --config ...
 
 die RANK STEP FILE    rank RANK kills itself at the beginning of step STEP, once: FILE says that it has
-hang RANK STEP FILE   rank RANK waits for somebody to write into FILE while it reads the clips of step STEP
+hang RANK STEP FILE   rank RANK hangs while it reads the clips of step STEP, until it is told to stop: FILE says that it does
 signal start|evaluate every rank is sent SIGTERM when it builds its model, or SIGUSR1 in the middle of its first evaluation
 fail RANK             rank RANK cannot read its clips in an evaluation
 """
@@ -9,6 +9,7 @@ fail RANK             rank RANK cannot read its clips in an evaluation
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ what, *how = sys.argv[1:at]
 sys.argv[1:at] = []
 rank = int(os.environ["RANK"])
 learning_rate, build_model, build_loader = program.learning_rate, trainee.build_model, feed.build_loader
+StopSignal, stops = program.StopSignal, []
 
 
 def dying(*args):
@@ -58,8 +60,15 @@ def each(change):
 
 
 def hanging(split, number):
-    if split == "train" and rank == int(how[0]) and number == int(how[1]) * 1:
-        Path(how[2]).read_text()
+    if split == "train" and rank == int(how[0]) and number == int(how[1]):
+        Path(how[2]).touch()
+        while not stops[0].wanted:
+            time.sleep(0.02)
+
+
+def noted(*args):
+    stops.append(StopSignal(*args))
+    return stops[-1]
 
 
 def signalled(split, number):
@@ -75,7 +84,7 @@ def failing(split, number):
 if what == "die":
     program.learning_rate = dying
 elif what == "hang":
-    feed.build_loader = each(hanging)
+    feed.build_loader, program.StopSignal = each(hanging), noted
 elif what == "signal" and how == ["start"]:
     trainee.build_model = stopped
 elif what == "signal":

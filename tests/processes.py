@@ -1,5 +1,5 @@
-"""Other processes: how they are started, and waiting for them as long as it takes. A limit is for tests that would hang, not
-for slow machines."""
+"""Programs: called in this process or started in others, and waited for as long as it takes. A limit is for tests that would
+hang, not for slow machines."""
 
 import importlib
 import multiprocessing
@@ -58,6 +58,12 @@ def _be(words: list[str], environment: dict[str, str], out: str, err: str) -> No
         importlib.import_module(words[1]).main()
     else:
         runpy.run_path(words[0], run_name="__main__")
+
+
+def call(monkeypatch, program, *arguments):
+    """What a program's main returns, in this process, where these are its arguments. program: the module."""
+    monkeypatch.setattr(sys, "argv", [program.__file__, *map(str, arguments)])
+    return program.main()
 
 
 def wait_for(condition) -> None:

@@ -14,8 +14,9 @@ from i2v.pipelines.shards import ShardSet
 from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import EncodeSettings
 from i2v.shard_tools.make_shards import main
-from i2v.shard_tools.output import Output, OutputError
+from i2v.shard_tools.output import OutputError
 from i2v.shard_tools.sources import Video, load_sources
+from tests.making import Stop, contents, stop_after, stop_publishing
 from tests.videos import noise, write_video
 
 OPTIONS = ["--short-side", "48", "--shard-clips", "3", "--workers", "1"]
@@ -43,10 +44,6 @@ def grow(source):
 
 def make(source, out, **arguments):
     return make_shards(*load_sources(source), out, SETTINGS, **{"shard_clips": 3, **arguments})
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
 def sources(shards: ShardSet) -> list[str]:
@@ -159,10 +156,6 @@ def test_all_were_rejected_and_then_not(source, tmp_path):
     assert rejected(tmp_path / "out") == [] and len(require_consistent(tmp_path / "out")) == 2
 
 
-class Stop(Exception):
-    pass
-
-
 @pytest.fixture
 def grown(source, tmp_path):
     """The data set before an append, and after one that nothing interrupted."""
@@ -181,16 +174,8 @@ def grown(source, tmp_path):
 @pytest.mark.parametrize("after", [False, True])
 def test_killed_anywhere_the_old_data_set_is_whole(step, after, source, grown, monkeypatch):
     out, expected = grown
-    publish = Output.publish
-
-    def die(self, path, name=None, keep=False):
-        if after or not path.name.startswith(step):
-            publish(self, path, name, keep)
-        if path.name.startswith(step):
-            raise Stop
-
     for attempt in range(2):
-        monkeypatch.setattr(Output, "publish", die)
+        stop_publishing(monkeypatch, step, after)
         if attempt == 0 or not after:
             with pytest.raises(Stop):
                 make(source, out, append=True, retry=True, shard_clips=2)
@@ -204,15 +189,9 @@ def test_killed_anywhere_the_old_data_set_is_whole(step, after, source, grown, m
 
 def test_a_shard_without_clips_whose_append_was_killed_last(source, tmp_path, monkeypatch):
     """Its number is free again, but what it left behind is not a part of the next append."""
-    out, publish = tmp_path / "out", Output.publish
+    out = tmp_path / "out"
     make(source, out)
-
-    def die(self, path, name=None, keep=False):
-        publish(self, path, name, keep)
-        if name == "manifest.json":
-            raise Stop
-
-    monkeypatch.setattr(Output, "publish", die)
+    stop_publishing(monkeypatch, "manifest.json", after=True)
     with pytest.raises(Stop):
         make(source, out, retry=True)  # in vain
     monkeypatch.undo()
@@ -225,12 +204,7 @@ def test_a_job_array_that_crashes_appends_the_same(seed, source, grown):
     out, expected = grown
     rng = np.random.default_rng(seed)
     for _ in range(5):
-        tasks, stop_at = int(rng.integers(1, 4)), int(rng.integers(1, 4))
-
-        def stop(done, total, rejected):
-            if done >= stop_at:
-                raise Stop
-
+        tasks, stop = int(rng.integers(1, 4)), stop_after(int(rng.integers(1, 4)))
         arguments = {"append": True, "retry": True, "shard_clips": 2, "task": (int(rng.integers(tasks)), tasks)}
         try:
             make(source, out, on_progress=stop, **arguments)
@@ -253,16 +227,11 @@ def test_in_a_store_it_is_the_same(source, grown, tmp_path):
             retry=True,
             shard_clips=2,
             staging=tmp_path / "staging",
-            on_progress=stop_at_three,
+            on_progress=stop_after(3),
         )
     make(source, "memory://bucket/x", append=True, retry=True, shard_clips=2, staging=tmp_path / "other")
     found = {entry["name"].rsplit("/", 1)[-1]: fs.cat_file(entry["name"]) for entry in fs.ls("/bucket/x", detail=True)}
     assert {name: hashlib.sha256(data).hexdigest() for name, data in found.items()} == contents(expected)
-
-
-def stop_at_three(done, total, rejected):
-    if done == 3:
-        raise Stop
 
 
 def test_parts_of_one_video_are_videos_of_their_own(source, tmp_path):
@@ -321,7 +290,7 @@ def test_what_cannot_be_appended(prepare, options, sentence, source, tmp_path, c
     grow(source)
     if prepare in ("half", "appending"):
         with pytest.raises(Stop):
-            make(source, out, append=prepare == "appending", on_progress=stop_at_three)
+            make(source, out, append=prepare == "appending", on_progress=stop_after(3))
     before = contents(out) if prepare else {}
     assert main([str(source), "--out", str(out), "--append", *OPTIONS, *options]) == 2
     assert sentence in capsys.readouterr().err
@@ -362,7 +331,7 @@ def test_parts_of_an_unknown_append_are_not_taken(source, tmp_path):
     out = tmp_path / "out"
     make(source, out)
     with pytest.raises(Stop):
-        make(grow(source), out, append=True, on_progress=stop_at_three)
+        make(grow(source), out, append=True, on_progress=stop_after(3))
     (out / "making.json").unlink()
     with pytest.raises(OutputError, match="holds parts of shards but no making.json that says how they were made: delete them"):
         make(source, out, append=True)

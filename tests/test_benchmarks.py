@@ -19,7 +19,7 @@ from benchmarks import contenders, floor_plan, gpu, index, kernels, keys, loader
 from benchmarks.measure import shown_command
 from i2v.pipelines.shards import ClipError, ShardSet
 from i2v.shard_tools.encode import EncodeSettings
-from tests.processes import LIMIT
+from tests.processes import LIMIT, call
 from tests.videos import moving, write_video
 
 ROOT = Path(__file__).parent.parent
@@ -92,8 +92,7 @@ def cache(tmp_path_factory):
 
 
 def run(monkeypatch, module, *options):
-    monkeypatch.setattr(sys, "argv", [module.__file__, *map(str, options)])
-    module.main()
+    call(monkeypatch, module, *options)
     return json.loads(Path(options[-1]).read_text())
 
 
@@ -267,23 +266,8 @@ def test_the_reference_of_keys_is_up_to_date():
 @pytest.mark.process
 def test_predicting_looks_at_every_video_in_every_way(tmp_path, monkeypatch):
     """The ways find the same; one at a time is what the others are compared with."""
-    arguments = [
-        "--count",
-        "2",
-        "--seconds",
-        "1",
-        "--rounds",
-        "1",
-        "--workers",
-        "1",
-        "--device",
-        "cpu",
-        "--cache",
-        str(tmp_path),
-    ]
-    monkeypatch.setattr("sys.argv", ["predicting.py", *arguments, "--json", str(tmp_path / "r.json"), "--note", "A test."])
-    predicting.main()
-    result = json.loads((tmp_path / "r.json").read_text())
+    small = ("--count", 2, "--seconds", 1, "--rounds", 1, "--workers", 1, "--device", "cpu", "--cache", tmp_path)
+    result = run(monkeypatch, predicting, *small, "--note", "A test.", "--json", tmp_path / "r.json")
     assert result["videos"]["videos"] == 2 and len(result["videos_per_s"]) == 5
     assert result["times"][predicting.ALONE] == 1 and all(rate["median"] > 0 for rate in result["videos_per_s"].values())
     monkeypatch.setattr(report, "RESULTS", tmp_path)

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,11 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import get_shape
 
-from i2v.complexity import PUBLISHED, cells, cost, costs, count_macs, every_token, main
+from i2v import complexity
+from i2v.complexity import PUBLISHED, cells, cost, costs, count_macs, every_token
 from i2v.config import load_config
 from i2v.model import create_model
+from tests.processes import call
 from tests.trunks import trunk_of
 
 ROOT = Path(__file__).parent.parent
@@ -178,19 +179,14 @@ def test_dist_saves_the_frames_that_clip_does_not_see():
     assert (cost("", config, 174)["macs"] + saved) / 1e9 == pytest.approx(163.07, abs=0.01)
 
 
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["complexity", *map(str, arguments)])
-    main()
-
-
 def test_the_command_prints_a_table_and_writes_json(monkeypatch, capsys, tmp_path):
     demo = ROOT / "configs/demo/st_adapter.yaml"
-    run(monkeypatch, demo, "--classes", 8, "--json", tmp_path / "costs.json")
+    call(monkeypatch, complexity, demo, "--classes", 8, "--json", tmp_path / "costs.json")
     head, line = capsys.readouterr().out.splitlines()
     assert head.startswith("config") and line.split()[0] == "demo/st_adapter"
     (row,) = json.loads((tmp_path / "costs.json").read_text())
     assert row["macs"] == sum(row["macs_by_operator"].values()) > 0 and row["views"] == 1 and row["published"] is None
-    run(monkeypatch, demo.parent, "--classes", 8, "--markdown")
+    call(monkeypatch, complexity, demo.parent, "--classes", 8, "--markdown")
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"<!-- python -m i2v.complexity .*configs/demo --classes 8 --markdown -->", lines[0])
     assert "| demo/st_adapter | " + " | ".join(cells(row)[1:]) + " |" in lines
@@ -205,4 +201,4 @@ def test_the_command_prints_a_table_and_writes_json(monkeypatch, capsys, tmp_pat
 )
 def test_mistakes_end_in_one_sentence(monkeypatch, arguments, text):
     with pytest.raises(SystemExit, match=f"i2v.complexity: .*{text}"):
-        run(monkeypatch, *arguments)
+        call(monkeypatch, complexity, *arguments)

@@ -15,14 +15,10 @@ from i2v.model import create_model, merge_adapters
 from i2v.session import own_tensors, restore_model
 from i2v.vit import VisionTransformer, ViTSpec
 from i2v.weights import fingerprint, load_weights, read_state_dict
+from tests.processes import call
 
 ROOT = Path(__file__).parent.parent
 GEOMETRY = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "heads": 4, "embed_dim": 32}
-
-
-def convert(monkeypatch, *arguments):
-    monkeypatch.setattr("sys.argv", ["convert", *map(str, arguments)])
-    program.main()
 
 
 def test_released_weights_become_a_checkpoint_with_the_same_logits(tmp_path, monkeypatch, capsys):
@@ -53,8 +49,9 @@ def test_released_weights_become_a_checkpoint_with_the_same_logits(tmp_path, mon
         )
     )
     assert facts
-    convert(
+    call(
         monkeypatch,
+        program,
         "--config",
         tmp_path / "run.yaml",
         "--source",
@@ -88,7 +85,7 @@ def zeroi2v(tmp_path, shapes):
 
 def test_a_merged_checkpoint_needs_no_other_file(zeroi2v, shapes, monkeypatch, capsys):
     out = zeroi2v.with_name("merged.safetensors")
-    convert(monkeypatch, "--checkpoint", zeroi2v, "--merge", "--out", out, "--data", shapes / "vp9-val")
+    call(monkeypatch, program, "--checkpoint", zeroi2v, "--merge", "--out", out, "--data", shapes / "vp9-val")
     assert "before" in capsys.readouterr().out
     before = restore_model(*load_checkpoint(zeroi2v)).eval()
     zeroi2v.with_name("clip.safetensors").unlink()
@@ -102,7 +99,7 @@ def test_a_merged_checkpoint_needs_no_other_file(zeroi2v, shapes, monkeypatch, c
 
 def test_a_merged_model_goes_back_to_clip_names(zeroi2v, monkeypatch):
     out = zeroi2v.with_name("plain.safetensors")
-    convert(monkeypatch, "--checkpoint", zeroi2v, "--merge", "--plain", "--out", out)
+    call(monkeypatch, program, "--checkpoint", zeroi2v, "--merge", "--plain", "--out", out)
     state = read_state_dict(out)
     merged = merge_adapters(restore_model(*load_checkpoint(zeroi2v)))
     clip = VisionTransformer(ViTSpec(**GEOMETRY))
@@ -123,7 +120,7 @@ def test_a_merge_that_changes_the_logits_is_refused_and_nothing_is_written(zeroi
 
     monkeypatch.setattr(program, "merge_adapters", wrong)
     with pytest.raises(SystemExit, match="merged model's logits differ .* nothing is written"):
-        convert(monkeypatch, "--checkpoint", zeroi2v, "--merge", "--out", zeroi2v.with_name("merged.safetensors"))
+        call(monkeypatch, program, "--checkpoint", zeroi2v, "--merge", "--out", zeroi2v.with_name("merged.safetensors"))
     assert not zeroi2v.with_name("merged.safetensors").exists()
 
 
@@ -132,4 +129,4 @@ def test_a_method_without_a_merge_says_so(tmp_path, monkeypatch):
     backbone = Backbone(GEOMETRY, "included", None)
     save_checkpoint(tmp_path / "a.safetensors", own_tensors(model, backbone), Meta(model.config, backbone, []))
     with pytest.raises(SystemExit, match="'st_adapter' model cannot be merged"):
-        convert(monkeypatch, "--checkpoint", tmp_path / "a.safetensors", "--merge", "--out", tmp_path / "b.safetensors")
+        call(monkeypatch, program, "--checkpoint", tmp_path / "a.safetensors", "--merge", "--out", tmp_path / "b.safetensors")

@@ -403,7 +403,7 @@ def test_a_mount_that_is_gone_ends_the_run_and_a_file_that_cannot_be_read_does_n
 @pytest.mark.process
 def test_a_store_that_cannot_be_asked_ends_the_run_of_a_pool():
     with pytest.raises(StoreError, match="nosuch://x/a.mp4 cannot be opened: Protocol not known: nosuch.$"):
-        list(encode_videos([Video("nosuch://x/a.mp4")], SMALL, workers=1, timeout=60))
+        list(encode_videos([Video("nosuch://x/a.mp4")], SMALL, workers=1, timeout=LIMIT))
 
 
 def test_a_video_in_a_store_has_the_time_in_which_a_store_is_given_up(monkeypatch):

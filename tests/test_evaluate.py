@@ -26,7 +26,7 @@ from i2v.predictor import Patience, find_videos, predict
 from i2v.session import open_session, restore_model
 from i2v.vit import VisionTransformer, ViTSpec
 from i2v.weights import fingerprint, load_weights
-from tests.processes import ENVIRONMENT, LIMIT, on_ranks
+from tests.processes import ENVIRONMENT, LIMIT, call, on_ranks
 
 ROOT = Path(__file__).parent.parent
 GEOMETRY = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "heads": 4, "embed_dim": 32}
@@ -125,10 +125,11 @@ def test_a_film_that_takes_long_is_told_of(checkpoint, shapes, monkeypatch, caps
         assert len(times) == 20 and times == sorted(times) and set(times) == {"0:00:00", "0:00:01"}  # of every frame
     assert told[-1] == "looking at 1 of 1 videos"
 
-    patience, now = Patience(), time.monotonic()
-    for seconds in (1, 9, 11, 12, 22):
-        monkeypatch.setattr(time, "monotonic", lambda: now + seconds)
-        patience(f"at {seconds}")
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    patience = Patience()
+    for clock[0] in (1, 9, 11, 12, 22):
+        patience(f"at {clock[0]}")
     assert capsys.readouterr().err == "at 11\nat 22\n"
 
 
@@ -143,10 +144,7 @@ def test_videos_come_from_a_list_and_from_stores_too(checkpoint, shapes, monkeyp
     given = io.TextIOWrapper(io.BytesIO(os.fsencode(list_ends.join(names) + list_ends)))
     out = tmp_path / "out.json"
     monkeypatch.setattr("sys.stdin", given)
-    monkeypatch.setattr(
-        "sys.argv", ["predict", "--checkpoint", str(checkpoint), "--list", "--json", str(out), "--device", "cpu"]
-    )
-    program.main()
+    call(monkeypatch, program, "--checkpoint", checkpoint, "--list", "--json", out, "--device", "cpu")
     found = json.loads(out.read_text())
     assert [answer["video"] for answer in found] == [*names[:2], "memory://predicted/a.mp4", "memory://predicted/b.mp4"]
     for here, there in zip(found[:2], found[2:]):
@@ -156,9 +154,8 @@ def test_videos_come_from_a_list_and_from_stores_too(checkpoint, shapes, monkeyp
 def test_an_empty_list_and_none_are_one_sentence(checkpoint, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n\n")))
     for given, told in ((["--list"], "standard input holds no video files"), ([], "there is nothing to look at")):
-        monkeypatch.setattr("sys.argv", ["predict", "--checkpoint", str(checkpoint), *given])
         with pytest.raises(SystemExit, match=told):
-            program.main()
+            call(monkeypatch, program, "--checkpoint", checkpoint, *given)
 
 
 def test_wrong_paths_are_one_sentence(checkpoint, tmp_path):

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import sys
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from i2v.model import create_model, merge_adapters
 from i2v.pipelines import build_loader
 from i2v.session import INCLUDED
 from i2v.weights import fingerprint
+from tests.processes import call
 from tests.trunks import trunk_of
 
 GEOMETRY = {"image_size": 16, "patch_size": 8, "width": 96, "layers": 1, "heads": 2, "embed_dim": 16}
@@ -46,15 +46,10 @@ def checkpoint(method, folder, val=None, head=None):
     return folder / f"{method}.safetensors", model.eval().requires_grad_(False)
 
 
-def call(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
-    export.main()
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_leaves_through_torch_export(method, tmp_path, monkeypatch, capsys):
     path, model = checkpoint(method, tmp_path)
-    call(monkeypatch, "--checkpoint", path, "--out", tmp_path / "model.pt2")
+    call(monkeypatch, export, "--checkpoint", path, "--out", tmp_path / "model.pt2")
     assert "only random clips are compared" in (said := capsys.readouterr().out) and "6 random and 0 real clips" in said
     extra = {"i2v.json": ""}
     found = torch.export.load(tmp_path / "model.pt2", extra_files=extra).module()
@@ -69,7 +64,7 @@ def test_uint8_frames_go_in_and_real_clips_are_compared(shapes, tmp_path, monkey
     path, model = checkpoint(
         "st_adapter", tmp_path, val=str(shapes / "vp9-val"), head={"type": "text", "text_features": torch.randn(8, 16)}
     )
-    call(monkeypatch, "--checkpoint", path, "--out", tmp_path / "model.pt2", "--preprocess")
+    call(monkeypatch, export, "--checkpoint", path, "--out", tmp_path / "model.pt2", "--preprocess")
     assert "(batch, 4, 16, 16, 3) -> logits; largest difference on 6 random and 4 real clips" in capsys.readouterr().out
     found = torch.export.load(tmp_path / "model.pt2").module()
     options = {"num_frames": 4, "size": 16}
@@ -80,7 +75,7 @@ def test_uint8_frames_go_in_and_real_clips_are_compared(shapes, tmp_path, monkey
 
 def test_zeroi2v_leaves_as_a_plain_transformer(tmp_path, monkeypatch):
     path, model = checkpoint("zeroi2v", tmp_path)
-    call(monkeypatch, "--checkpoint", path, "--out", tmp_path / "model.pt2", "--merge")
+    call(monkeypatch, export, "--checkpoint", path, "--out", tmp_path / "model.pt2", "--merge")
     found = torch.export.load(tmp_path / "model.pt2")
     assert not [name for name in found.state_dict if "Adapter" in name]
     clips = torch.randn(2, 3, 4, 16, 16)
@@ -95,7 +90,7 @@ def test_every_method_leaves_through_onnx(method, tmp_path, monkeypatch):
     import onnxruntime
 
     path, model = checkpoint(method, tmp_path)
-    call(monkeypatch, "--checkpoint", path, "--out", tmp_path / "model.onnx", "--preprocess")
+    call(monkeypatch, export, "--checkpoint", path, "--out", tmp_path / "model.onnx", "--preprocess")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     frames = torch.randint(0, 256, (5, 4, *[model.spec.image_size] * 2, 3), dtype=torch.uint8)
     found = torch.from_numpy(session.run(None, {"clips": frames.numpy()})[0])
@@ -109,7 +104,7 @@ def test_a_compiled_package(tmp_path, monkeypatch):
 
     monkeypatch.setattr(config.aot_inductor, "compile_wrapper_opt_level", "O0")  # half of the time is this compiler's
     path, model = checkpoint("clip", tmp_path)
-    call(monkeypatch, "--checkpoint", path, "--out", tmp_path / "model.pt2", "--format", "aoti")
+    call(monkeypatch, export, "--checkpoint", path, "--out", tmp_path / "model.pt2", "--format", "aoti")
     found = torch._inductor.aoti_load_package(str(tmp_path / "model.pt2"))
     clips = torch.randn(5, 3, 4, 16, 16)
     assert (found(clips) - model(clips)).abs().max() < 1e-4
@@ -121,7 +116,7 @@ def test_what_differs_is_not_written(tmp_path, monkeypatch):
     (tmp_path / "model.pt2").write_text("from before")
     monkeypatch.setattr(export, "make", lambda kind, *_: _[2].write_text("") or (lambda clips: model(clips) * 1.001 + 0.01))
     with pytest.raises(SystemExit, match="logits differ by .* more than 1e-04: nothing is written"):
-        call(monkeypatch, "--checkpoint", path, "--out", tmp_path / "model.pt2")
+        call(monkeypatch, export, "--checkpoint", path, "--out", tmp_path / "model.pt2")
     assert (tmp_path / "model.pt2").read_text() == "from before" and len(list(tmp_path.iterdir())) == 2
 
 
@@ -144,11 +139,11 @@ def test_wrong_arguments_are_one_sentence(arguments, said, tmp_path, monkeypatch
     (tmp_path / "empty.safetensors").touch()
     path, _ = checkpoint("clip", tmp_path)
     with pytest.raises(SystemExit, match=said):
-        call(monkeypatch, "--checkpoint", path, *arguments)
+        call(monkeypatch, export, "--checkpoint", path, *arguments)
 
 
 def test_onnx_that_is_not_installed_is_one_sentence(tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name.startswith("onnx") else find(name, *a))
     with pytest.raises(SystemExit, match=r"onnxruntime, not installed here: pip install 'i2v\[export\]'"):
-        call(monkeypatch, "--checkpoint", "x", "--out", tmp_path / "model.onnx")
+        call(monkeypatch, export, "--checkpoint", "x", "--out", tmp_path / "model.onnx")

@@ -2,8 +2,8 @@
 
 import json
 import re
-import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from i2v import evaluate as program
+from i2v import evaluate
 from i2v.checkpoint import load_checkpoint
 from i2v.config import ConfigError, load_config
 from i2v.convert import verify_merge
@@ -24,6 +24,7 @@ from i2v.pipelines.joined import JoinedShards
 from i2v.pipelines.shards import ShardSet
 from i2v.predictor import load
 from i2v.report import make_report
+from i2v.rows import class_kinds
 from i2v.runs import read_run
 from i2v.scores import VideoScores, ensemble, load_scores
 from i2v.shard_tools.dataset import make_shards
@@ -38,7 +39,8 @@ from i2v.train import run
 from i2v.weights import load_weights
 from tests import references
 from tests.lists import write
-from tests.test_train import CPU, GEOMETRY, assert_same, result
+from tests.processes import call
+from tests.test_train import CPU, GEOMETRY, assert_continues, result, train
 from tests.videos import moving, write_video
 
 VERBS, NOUNS = ["take", "wash", "cut"], ["plate", "knife", "pan", "cup"]
@@ -317,6 +319,7 @@ def config(kitchen):
             "class_weights": 0.5,
             "eval_every": 1,
             "save_every": 2,
+            "log_every": 2,
         },
     }
     return write(kitchen / "run.yaml", yaml.safe_dump(values))
@@ -330,25 +333,19 @@ def trained(config, kitchen):
 
 
 def test_a_run_continues_exactly_and_logs_every_factor(config, trained, tmp_path):
-    run(load_config(config, [f"out={tmp_path}", "train.max_steps=2"]), CPU)
-    run(load_config(config, [f"out={tmp_path}"]), CPU)
-    one, other = result(trained), result(tmp_path)
-    assert_same((one[0], [r for r in one[1] if "loss" not in r]), (other[0], [r for r in other[1] if "loss" not in r]))
-    last = one[1][-1]
+    train(config, tmp_path, "train.max_steps=2")
+    assert_continues(config, tmp_path, result(trained), saved=2)
+    last = result(trained)[1][-1]
     assert {"top1", "verb_top1", "verb_top5", "noun_top1", "noun_class_mean"} <= last.keys() and last["counted"] == 12
     meta = load_checkpoint(trained)[1]
     assert meta.factors == {"verb": VERBS, "noun": NOUNS} and meta.model["head"]["factors"] == {"verb": 3, "noun": 4}
     assert meta.config["train"]["best"] == "top1"
-
-
-def call(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
-    program.main()
-    return capsys.readouterr().out
+    assert class_kinds(SimpleNamespace(meta=meta)) == {"verb": list("012"), "noun": list("0123")}
 
 
 def test_evaluation_prediction_and_report_by_factor(trained, kitchen, tmp_path, monkeypatch, capsys):
-    out = call(monkeypatch, capsys, "--checkpoint", trained, "--scores", tmp_path / "a.npz", "--json", tmp_path / "a.json")
+    call(monkeypatch, evaluate, "--checkpoint", trained, "--scores", tmp_path / "a.npz", "--json", tmp_path / "a.json")
+    out = capsys.readouterr().out
     assert "verb top-1" in out and "noun top-5" in out and re.search(r"^verb +videos", out, re.M)
     found, videos = json.loads((tmp_path / "a.json").read_text()), load_scores(tmp_path / "a.npz")
     assert np.array(found["factors"]["verb"]["confusion"]).shape == (3, 3) and "confusion" not in found
@@ -357,7 +354,8 @@ def test_evaluation_prediction_and_report_by_factor(trained, kitchen, tmp_path, 
     for name in ("verb", "noun"):
         alone = videos.of_factor(name).scores()
         assert found[f"{name}_top1"] == alone.top1 and found["factors"][name]["confusion"] == alone.confusion.tolist()
-    assert call(monkeypatch, capsys, "--from-scores", tmp_path / "a.npz") == out
+    call(monkeypatch, evaluate, "--from-scores", tmp_path / "a.npz")
+    assert capsys.readouterr().out == out
     assert ensemble([videos, videos], "logits").factors == videos.factors
     page = make_report([read_run(tmp_path / "a.npz"), read_run(trained)])
     assert "a: verb" in page and "noun top-1" in page and "id=per-class-1" in page
@@ -368,8 +366,8 @@ def test_evaluation_prediction_and_report_by_factor(trained, kitchen, tmp_path, 
 def test_the_challenge_gets_every_narration_of_the_list_without_labels(trained, kitchen, tmp_path, monkeypatch, capsys):
     test = ("--checkpoint", trained, "--data", kitchen / "test")
     with pytest.raises(SystemExit, match="has videos without a label: only --scores and --submission"):
-        call(monkeypatch, capsys, *test)
-    call(monkeypatch, capsys, *test, "--scores", tmp_path / "t.npz", "--submission", tmp_path / "t.json")
+        call(monkeypatch, evaluate, *test)
+    call(monkeypatch, evaluate, *test, "--scores", tmp_path / "t.npz", "--submission", tmp_path / "t.json")
     content, videos = json.loads((tmp_path / "t.json").read_text()), load_scores(tmp_path / "t.npz")
     assert {key: value for key, value in content.items() if key != "results"} == {
         "version": "0.2",
@@ -384,12 +382,12 @@ def test_the_challenge_gets_every_narration_of_the_list_without_labels(trained, 
         assert one["verb"].keys() == {"0", "1", "2"} and one["noun"].keys() == {"0", "1", "2", "3"} and len(one["action"]) == 12
         assert sum(one["verb"].values()) == pytest.approx(1, abs=1e-5)
         assert one["action"] == {f"{v},{n}": joint[v, n].item() for v in range(3) for n in range(4)}
-    call(monkeypatch, capsys, "--from-scores", tmp_path / "t.npz", tmp_path / "t.npz", "--submission", tmp_path / "2.json")
+    call(monkeypatch, evaluate, "--from-scores", tmp_path / "t.npz", tmp_path / "t.npz", "--submission", tmp_path / "2.json")
     assert json.loads((tmp_path / "2.json").read_text()) == content
     plain = replace(videos, factors={})
     plain.save(tmp_path / "plain.npz")
     with pytest.raises(SystemExit, match="scores of verb and noun, in this order, but these are of no factors"):
-        call(monkeypatch, capsys, "--from-scores", tmp_path / "plain.npz", "--submission", tmp_path / "3.json")
+        call(monkeypatch, evaluate, "--from-scores", tmp_path / "plain.npz", "--submission", tmp_path / "3.json")
 
 
 def test_of_29100_combinations_no_matrix_is_made():

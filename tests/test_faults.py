@@ -3,9 +3,11 @@
 import hashlib
 import itertools
 import json
+import os
 import shutil
 import threading
 from collections import Counter
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from i2v.pipelines.store import Retry, StoreError
 from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import EncodeSettings
 from i2v.shard_tools.sources import load_sources
-from tests.processes import LIMIT
+from tests.processes import LIMIT, wait_for
 from tests.stores import Store, write_manifest
 
 OPTIONS = {"num_frames": 4, "size": 32, "threads": 1, "device": "cpu", "batch_size": 5}
@@ -34,10 +36,11 @@ def copy(shapes, tmp_path):
     return tmp_path / "copy"
 
 
-def batches(manifest, steps=10, **options):
+def batches(manifest, steps=10, after_each=lambda: None, **options):
     """(id, label, weight, checksum of the pixels) of every sample."""
     with_pixels = []
     for batch in itertools.islice(build_loader(manifest, **OPTIONS, **options), steps):
+        after_each()
         pixels = (hashlib.sha256(clip.contiguous().numpy().tobytes()).hexdigest() for clip in batch.clips)
         with_pixels += zip(batch.ids.tolist(), batch.labels.tolist(), batch.weights.tolist(), pixels)
     return with_pixels
@@ -59,26 +62,31 @@ def test_batches_are_those_of_the_local_data_set(shapes, expected, tmp_path, kin
     manifest = json.loads((shapes / "vp9" / "manifest.json").read_text())
     largest = max(shard["bytes"] for shard in manifest["shards"])
     index = sum((shapes / "vp9" / f"{name}.npy").stat().st_size for name in ("clips", "fragments"))
-    url, count = Store.put(shapes / "vp9", "data"), Counter()
+    url, count, rotten = Store.put(shapes / "vp9", "data"), Counter(), []
     if kind == "memory":
         for path, data in Store.files.items():
             fsspec.filesystem("memory").pipe_file(f"/{path}", data)
         url = "memory://data"
 
     def answer(name, data):
-        """Fails two times in three; once, what was staged rots."""
+        """Fails two times in three."""
         count[name] += 1
         if kind == "failing" and count[name] % 3:
             raise OSError("reset")
-        if kind == "rotting" and name == "shard-000001.tar" and count[name] == 1:
-            for path in (tmp_path / "i2v-staged").glob("*/shard-000000-*.tar"):
-                path.write_bytes(bytes(path.stat().st_size))
         return data
+
+    def rot():
+        """After the first batch what is staged becomes zeros, which is at least one shard."""
+        if kind == "rotting" and not rotten:
+            wait_for(lambda: rotten.extend((tmp_path / "i2v-staged").glob("*/shard-*.tar")) or rotten)
+            for path in rotten:
+                with suppress(FileNotFoundError), open(path, "r+b") as file:  # staging goes on meanwhile
+                    file.write(bytes(os.fstat(file.fileno()).st_size))
 
     Store.answer = staticmethod(answer)
     quarantine = tmp_path / "quarantine.csv"
-    found = batches(url, cache=tmp_path, cache_size=index + 2 * largest, quarantine=quarantine)
-    assert found == expected and not quarantine.exists()
+    found = batches(url, after_each=rot, cache=tmp_path, cache_size=index + 2 * largest, quarantine=quarantine)
+    assert found == expected and not quarantine.exists() and bool(rotten) == (kind == "rotting")
 
 
 @pytest.mark.process

@@ -23,7 +23,7 @@ from i2v.pipelines.reader import Reader
 from i2v.rows import Rows, by_kind
 from i2v.session import build_model, describe_backbone, own_tensors
 from i2v.vit import VisionTransformer, ViTSpec
-from tests.processes import forked
+from tests.processes import call, forked
 
 GEOMETRY = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "heads": 4, "embed_dim": 32}
 
@@ -240,9 +240,8 @@ def test_scores_of_pairs_become_scores_of_each_kind():
     ],
 )
 def test_flags_that_mean_nothing_are_refused(arguments, sentence, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["i2v.features", "--data", "d", "--out", "o", *arguments])
     with pytest.raises(SystemExit) as ended:
-        features.main()
+        call(monkeypatch, features, "--data", "d", "--out", "o", *arguments)
     assert sentence in str(ended.value) + capsys.readouterr().err
 
 

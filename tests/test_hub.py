@@ -1,7 +1,6 @@
 """A model that leaves for the hub and comes back is the same model; no network is asked."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import i2v
 from i2v import push
 from i2v.checkpoint import load_checkpoint, save_checkpoint
 from i2v.hub import find_model, without_places
+from tests.processes import call
 from tests.test_evaluate import GEOMETRY, checkpoint  # noqa: F401 (a fixture)
 from tests.test_report import scored
 
@@ -38,11 +38,6 @@ def run(checkpoint, shapes, tmp_path):  # noqa: F811
     return folder
 
 
-def call(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["push", *map(str, arguments)])
-    push.main()
-
-
 def video_of(shapes):
     return next(iter(sorted((shapes / "val" / "left").iterdir())))
 
@@ -51,14 +46,14 @@ def test_what_is_loaded_from_everywhere_predicts_the_same(run, shapes, tmp_path,
     video = video_of(shapes)
     expected = i2v.load(run, device="cpu").predict(video, top=3)
     assert len(expected) == 3 and expected[0]["probability"] >= expected[1]["probability"]
-    call(monkeypatch, run, "org/name", "--out", tmp_path / "folder")
+    call(monkeypatch, push, run, "org/name", "--out", tmp_path / "folder")
     assert {path.name for path in (tmp_path / "folder").iterdir()} == {"model.safetensors", "config.json", "README.md"}
     weights = load_checkpoint(run / "best.safetensors")[1].backbone.weights
     assert i2v.load(tmp_path / "folder", device="cpu", weights=weights).predict(str(video), top=3) == expected
     # With the backbone no other file is needed; in the hub's cache it is found by its name
     cache = tmp_path / "cache" / "models--org--name"
     snapshot = cache / "snapshots" / ("0" * 40)
-    call(monkeypatch, run, "org/name", "--out", snapshot, "--include-backbone")
+    call(monkeypatch, push, run, "org/name", "--out", snapshot, "--include-backbone")
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text("0" * 40)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -83,7 +78,7 @@ def test_windows_and_what_cannot_be_read(run, shapes, tmp_path):
 
 def test_a_dry_run_shows_what_would_go_up_and_names_no_place_of_this_machine(run, shapes, monkeypatch, capsys):
     monkeypatch.setattr(push, "upload", lambda *_: pytest.fail("it sends"))
-    call(monkeypatch, run, "org/name", "--dry-run")
+    call(monkeypatch, push, run, "org/name", "--dry-run")
     said = capsys.readouterr().out
     assert "MB  model.safetensors" in said and "nothing was sent" in said
     assert "16 of 16" in said and "24 videos of 8 classes" in said and "ST-Adapter (Pan et al. 2022" in said
@@ -104,7 +99,7 @@ def test_the_folder_is_what_goes_up(run, monkeypatch, capsys):
             return f"https://hub/{repo_id}"
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    call(monkeypatch, run, "org/name", "--private")
+    call(monkeypatch, push, run, "org/name", "--private")
     assert "sent to https://hub/org/name" in capsys.readouterr().out and sent["repo"] == ("org/name", True)
     meta = json.loads(sent["files"]["config.json"])
     assert meta["classes"][0] == "clockwise" and meta["backbone"]["weights"] == "clip.safetensors"
@@ -116,7 +111,7 @@ def test_the_folder_is_what_goes_up(run, monkeypatch, capsys):
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Down)
     with pytest.raises(SystemExit, match="org/name cannot be written on the hub .no route to host"):
-        call(monkeypatch, run, "org/name")
+        call(monkeypatch, push, run, "org/name")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +127,7 @@ def test_wrong_arguments_are_one_sentence(arguments, said, run, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match=said):
-        call(monkeypatch, *arguments, "--dry-run")
+        call(monkeypatch, push, *arguments, "--dry-run")
 
 
 def test_names_that_are_nothing(tmp_path, monkeypatch):

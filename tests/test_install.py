@@ -13,6 +13,7 @@ import pytest
 from i2v import doctor
 from i2v.__main__ import COMMANDS
 from i2v.config import ConfigError, find_config, installed_configs, load_config
+from tests import processes
 from tests.processes import LIMIT
 from tests.test_imports import ENTRY_POINTS
 from tests.videos import moving, write_video
@@ -171,9 +172,8 @@ def test_the_doctor_names_what_is_wrong(change, said):
 
 @pytest.mark.parametrize("arguments", [["--data", "/none"], ["--json", "/none/x.json", "--seconds", "0"]])
 def test_what_the_doctor_cannot_do_is_one_sentence(arguments, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["doctor", *arguments])
     with pytest.raises(SystemExit, match="i2v.doctor: .*/none"):
-        doctor.main()
+        processes.call(monkeypatch, doctor, *arguments)
 
 
 def test_the_short_name_of_a_checkout_is_the_same_package():

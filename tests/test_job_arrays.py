@@ -1,7 +1,6 @@
 """Whoever makes the shards, wherever they go and whatever breaks on the way: the same bytes."""
 
 import functools
-import hashlib
 import json
 import multiprocessing
 import os
@@ -28,6 +27,7 @@ from i2v.shard_tools.make_shards import main
 from i2v.shard_tools.output import MAKING, Output, OutputError
 from i2v.shard_tools.sources import load_sources
 from i2v.shard_tools.writer import part_name
+from tests.making import Stop, contents, stop_after
 from tests.processes import LIMIT
 from tests.videos import noise, write_video
 
@@ -60,22 +60,6 @@ def make(source, out, **arguments):
 def build(source, out, **arguments):
     make(source, out, **arguments)
     return out
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
-
-
-class Stop(Exception):
-    pass
-
-
-def stop_after(count):
-    def on_progress(done, total, rejected):
-        if done >= count:
-            raise Stop
-
-    return on_progress
 
 
 # ---- job arrays

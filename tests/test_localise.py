@@ -4,15 +4,18 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from itertools import count
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from i2v import localise
 from i2v.bmn import BMN, MASK
@@ -102,7 +105,7 @@ def records(out):
 def test_training_raises_the_mean_average_precision(data, tmp_path):
     before = trained(data, tmp_path / "before", "train.max_steps=1")
     after = trained(data, tmp_path / "after")
-    first, last = (records(out)[-1]["mAP"] for out in (before, after))
+    first, last = (records(out)[-1]["map"] for out in (before, after))
     assert first < 0.2 and last > 0.5
     losses = [record["loss"] for record in records(after) if "loss" in record]
     assert losses[-1] < 0.5 * losses[0]
@@ -126,42 +129,40 @@ def test_training_raises_the_mean_average_precision(data, tmp_path):
     assert [its["action"] for its in alone["val0"]] == [its["label"] for its in found["results"]["val0"]]
 
 
-def test_stopped_and_continued_is_as_uninterrupted(data, tmp_path):
+def test_stopped_and_continued_is_as_uninterrupted(data, tmp_path, monkeypatch):
     options = ("train.max_steps=12", "train.eval_every=1", "train.log_every=1", "train.save_every=4")
     whole = trained(data, tmp_path / "whole", *options)
-    config, step, original = configured(data, f"out={tmp_path / 'parts'}", *options), [0], localise.take_step
-    while not (tmp_path / "parts").exists() or step[0] < 12:
+    config, steps, original = configured(data, f"out={tmp_path / 'parts'}", *options), count(1), localise.take_step
+    finished = False
+    while not finished:
         stop = StopSignal()
 
-        def one_more(its, optimizer, batch, at):
-            step[0] = at + 1
-            stop.wanted = step[0] % 5 == 0
-            return original(its, optimizer, batch, at)
+        def one_more(*args):
+            stop.wanted = next(steps) % 5 == 0
+            return original(*args)
 
-        localise.take_step = one_more
-        try:
-            run(config, WORLD, stop)
-        finally:
-            localise.take_step = original
+        monkeypatch.setattr(localise, "take_step", one_more)
+        finished = run(config, WORLD, stop)
+    assert next(steps) == 13
     for name in ("last.safetensors", "best.safetensors"):
         ours, theirs = (read_tensors(out / name)[0] for out in (whole, tmp_path / "parts"))
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert (whole / "detections.json").read_bytes() == (tmp_path / "parts" / "detections.json").read_bytes()
     figures = [
-        [{k: r[k] for k in r.keys() & {"step", "loss", "mAP"}} for r in records(out)] for out in (whole, tmp_path / "parts")
+        [{k: r[k] for k in r.keys() & {"step", "loss", "map"}} for r in records(out)] for out in (whole, tmp_path / "parts")
     ]
     assert figures[0] == figures[1]
 
 
 KILLED = """
-import os, signal, sys, torch
+import itertools, os, signal, sys, torch
 torch.set_num_threads(1)
 import i2v.localise as program
-original = program.take_step
-def take_step(its, optimizer, batch, step):
-    if step == 7:
+original, steps = program.take_step, itertools.count()
+def take_step(*args):
+    if next(steps) == 7:
         os.kill(os.getpid(), signal.SIGKILL)
-    return original(its, optimizer, batch, step)
+    return original(*args)
 program.take_step = take_step
 program.main()
 """
@@ -179,6 +180,63 @@ def test_killed_and_started_again_comes_to_the_same_bits(data, tmp_path):
     assert done.returncode == 0 and "continuing after step 6" in done.stderr, done.stderr
     ours, theirs = (read_tensors(out / "last.safetensors")[0] for out in (whole, tmp_path / "killed"))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+class NobodyWaits(TorchDispatchMode):
+    """Refuses what makes the host wait for a device: its numbers, and shapes that depend on them."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        chosen = args[1] if function.overloadpacket is torch.ops.aten.index else ()
+        assert not any(where is not None and where.dtype == torch.bool for where in chosen), "a mask as an index"
+        assert function.overloadpacket not in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero), function
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("class_maps", ["false", "true"])
+def test_no_step_waits_for_the_device(data, tmp_path, monkeypatch, class_maps):
+    original = localise.take_step
+
+    def watched(*args):
+        with NobodyWaits():
+            return original(*args)
+
+    monkeypatch.setattr(localise, "take_step", watched)
+    trained(data, tmp_path / "out", "train.max_steps=2", "data.val=null", f"model.class_maps={class_maps}")
+
+
+@pytest.mark.parametrize("what, said", [("loss", "loss"), ("weight", "head.x_1d_p.0.bias"), ("state", "exp_avg_sq")])
+@pytest.mark.parametrize("due", ["log_every", "save_every", "eval_every", "stop"])
+def test_a_step_that_is_not_finite_ends_the_run_and_is_not_saved(data, tmp_path, monkeypatch, what, said, due):
+    """Whatever comes first: the log, a save, a validation, a signal. And what the sentence says can be done, can be."""
+    options = ["train.log_every=100", "train.save_every=100", "train.eval_every=100", f"out={tmp_path / 'out'}"]
+    if due == "eval_every":
+        options[2] = "train.eval_every=0.25"  # of 63 windows, in steps of 6: after the third
+    elif due != "stop":
+        options.append(f"train.{due}=3")
+    trained(data, tmp_path / "out", *options, "train.max_steps=2")
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in ("last.safetensors", "best.safetensors")}
+    original, steps, stop = localise.take_step, count(3), StopSignal()
+
+    def spoilt(localiser, optimizer, batch):
+        loss, norm = original(localiser, optimizer, batch)
+        if next(steps) == 3:
+            parameter = localiser.model.head["x_1d_p"][0].bias
+            place = {"loss": loss, "weight": parameter.data, "state": optimizer.state[parameter]["exp_avg_sq"]}[what]
+            place.view(-1)[0] = float("inf")
+            stop.wanted = due == "stop"
+        return loss, norm
+
+    with monkeypatch.context() as patched, pytest.raises(FloatingPointError) as raised:
+        patched.setattr(localise, "take_step", spoilt)
+        run(configured(data, *options, "train.max_steps=9"), WORLD, stop)
+    sentence = str(raised.value)
+    last = tmp_path / "out" / "last.safetensors"
+    assert said in sentence or (what, due) == ("weight", "log_every")  # of which the next loss tells
+    assert "\n" not in sentence and f"{last} is kept as it was after step 2, but continued it would" in sentence
+    assert before == {name: (tmp_path / "out" / name).read_bytes() for name in before}
+    assert all(np.isfinite(record.get("loss", 0)) for record in records(tmp_path / "out"))
+    remedy = re.search(r"\((out=\S+) (train.lr=\S+)\)", sentence).groups()
+    assert run(configured(data, *options, *remedy, "train.max_steps=1"), WORLD, StopSignal())
 
 
 def test_a_finished_run_has_nothing_to_do_and_another_one_is_refused(data, tmp_path):
@@ -203,7 +261,7 @@ def test_class_maps_of_the_network_stand_in_for_scores(data, tmp_path):
     with pytest.raises(ValueError, match="no class scores of class for val0"):
         trained(data, tmp_path / "no", *given)
     out = trained(data, tmp_path / "maps", *given, "model.class_maps=true", "train.epochs=12")
-    assert records(out)[-1]["mAP"] > 0.3
+    assert records(out)[-1]["map"] > 0.3
 
 
 def test_weights_of_the_authors_start_a_run(data, tmp_path):
@@ -262,6 +320,12 @@ def test_several_kinds_of_labels_and_several_folders(data, tmp_path):
     with open(out / "results.csv", newline="") as file:
         rows = {row["labels"]: float(row["mean"]) for row in csv.DictReader(file)}
     assert rows.keys() == {"action", "verb", "noun"} and rows["noun"] > 0
+    logged = {name: value for name, value in records(out)[-1].items() if name.startswith("map")}
+    assert (
+        logged.keys() == {"map", "map_verb", "map_noun", "map@0.1"}
+        and logged == read_tensors(out / "best.safetensors")[1]["scores"]
+    )
+    assert [100 * logged[name] for name in ("map", "map_noun")] == pytest.approx([rows["action"], rows["noun"]], abs=1e-4)
     best = max(json.loads((out / "detections.json").read_text())["results"]["val0"], key=lambda its: its["score"])
     assert best["label"] == f"{best['verb']},{best['noun']}" and best["noun"] == 1
 
@@ -313,7 +377,7 @@ def test_from_our_own_features_to_a_table(shapes, tmp_path):
     out = trained(tmp_path, tmp_path / "out", config="run.yaml")
     with open(out / "results.csv", newline="") as file:
         (row,) = csv.DictReader(file)
-    assert row["labels"] == "class" and float(row["mAP@0.1"]) > 0
+    assert row["labels"] == "class" and float(row["map@0.1"]) > 0
     found = json.loads((out / "detections.json").read_text())["results"]
     assert found.keys() == set(sources) and {its["label"] for its in found[sources[0]]} == set(classes)
 

@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import hashlib
 import io
 import json
 import os
@@ -24,9 +23,10 @@ from i2v.shard_tools import source_video, writer
 from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import EncodeSettings, encode_video
 from i2v.shard_tools.make_shards import main
-from i2v.shard_tools.output import Output, OutputError
+from i2v.shard_tools.output import OutputError
 from i2v.shard_tools.source_video import RejectedVideo
 from i2v.shard_tools.sources import Video, load_sources
+from tests.making import Stop, contents, stop_after, stop_publishing
 from tests.videos import REAL_VIDEOS, decode, moving, noise, write_audio, write_video
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -57,10 +57,6 @@ def build(source, out, **arguments):
     videos, classes = load_sources(source)
     make_shards(videos, classes, out, EncodeSettings(short_side=48), **{"seed": 3, "shard_clips": 5, **arguments})
     return out
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
 def command(*arguments, program="shard_tools/make_shards.py") -> subprocess.Popen:
@@ -117,22 +113,12 @@ def test_the_bytes_do_not_depend_on_the_processes(source, whole, tmp_path):
     assert contents(build(source, tmp_path / "other", seed=4)) != contents(whole)
 
 
-class Stop(Exception):
-    pass
-
-
 @pytest.mark.parametrize("seed", range(12))
 def test_interrupted_and_damaged_at_random_it_ends_the_same(seed, source, whole, tmp_path):
     rng, out = np.random.default_rng(seed), tmp_path / "out"
     for _ in range(4):
-        stop_at = rng.integers(1, 17)
-
-        def stop(done, total, rejected):
-            if done >= stop_at:
-                raise Stop
-
         try:
-            build(source, out, on_progress=stop)
+            build(source, out, on_progress=stop_after(rng.integers(1, 17)))
         except Stop:
             assert not (out / "manifest.json").exists()
             damage(out, rng)
@@ -155,15 +141,7 @@ def damage(out: Path, rng) -> None:
 @pytest.mark.parametrize("after", [False, True])
 def test_killed_around_every_step_that_others_see(step, after, source, whole, tmp_path, monkeypatch):
     """A tar, its part of the index, and the index are published one after the other: what if it ends in between?"""
-    publish = Output.publish
-
-    def die(self, path, name=None, keep=False):
-        if after or not path.name.startswith(step):
-            publish(self, path, name, keep)
-        if path.name.startswith(step):
-            raise Stop
-
-    monkeypatch.setattr(Output, "publish", die)
+    stop_publishing(monkeypatch, step, after)
     with pytest.raises(Stop):
         build(source, tmp_path / "out")
     monkeypatch.undo()
@@ -287,18 +265,13 @@ def test_a_folder_of_something_else_is_refused(change, sentence, complete, sourc
     if not complete:
         out = tmp_path / "out"
         with pytest.raises(Stop):
-            build(source, out, on_progress=stop_after_three)
+            build(source, out, on_progress=stop_after(3))
     before = contents(out)
     (tmp_path / "list.csv").write_text("a.mp4,x\n")
     arguments = [str(source if change else tmp_path / "list.csv"), "--out", str(out), *OPTIONS, *(change or [])]
     assert main(arguments) == 2
     assert sentence in capsys.readouterr().err
     assert contents(out) == before
-
-
-def stop_after_three(done, total, rejected):
-    if done == 3:
-        raise Stop
 
 
 @pytest.mark.parametrize(
@@ -341,17 +314,12 @@ def test_folders_that_cannot_be_written(source, whole, tmp_path, capsys):
     assert main([str(source), "--out", str(tmp_path / "strange"), *OPTIONS]) == 2
     assert "holds shards but no making.json" in capsys.readouterr().err
     with pytest.raises(Stop):
-        build(source, tmp_path / "lost", on_progress=stop_after_ten)
+        build(source, tmp_path / "lost", on_progress=stop_after(10))
     (tmp_path / "lost/shard-000000.tar").unlink()
     with pytest.raises(OutputError, match="shard-000000.tar is missing or not as .*: delete shard-000000.part beside"):
         build(source, tmp_path / "lost")
     (tmp_path / "lost/shard-000000.part").unlink()
     assert contents(build(source, tmp_path / "lost")) == contents(whole)
-
-
-def stop_after_ten(done, total, rejected):
-    if done == 10:
-        raise Stop
 
 
 @pytest.mark.process

@@ -1,6 +1,5 @@
 """Memory that does not suffice is a sentence with a remedy: beforehand where that can be counted, else when it runs out."""
 
-import sys
 from dataclasses import replace
 
 import pytest
@@ -10,6 +9,7 @@ from i2v import memory
 from i2v import train as train_module
 from i2v.config import TrainConfig
 from i2v.model import create_model
+from tests.processes import call
 from tests.test_train import CPU, GEOMETRY, config, train  # noqa: F401  a fixture
 
 TRAIN = TrainConfig(epochs=1, batch_size=16, lr=1.0)
@@ -74,10 +74,8 @@ def test_errors_that_say_so(error, fits):
 
 def test_a_run_that_is_out_of_memory_ends_in_one_sentence(config, tmp_path, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setattr(train_module, "take_step", lambda *_: torch.empty(2**58))  # the allocator's own error
-    command = ["i2v.train", "--config", str(config), f"out={tmp_path}", "data.val=null"]
-    monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as ended:
-        train_module.main()
+        call(monkeypatch, train_module, "--config", config, f"out={tmp_path}", "data.val=null")
     said = "i2v.train: Out of memory with 8 clips per device and forward pass: set train.micro_batch=4 (a step stays one of 8"
     assert str(ended.value).startswith(said) and "\n" not in str(ended.value)
     with pytest.raises(MemoryError, match="micro_batch is 1 already, so set train.recompute=all"):

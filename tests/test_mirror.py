@@ -18,9 +18,10 @@ from i2v.distributed import World
 from i2v.mirror import Mirror
 from i2v.pipelines import ShardError, store
 from i2v.pipelines.store import Retry
+from i2v.runlog import RunLog
 from i2v.train import run
 from tests.experiments import ST_ADAPTER, write_experiment
-from tests.processes import LIMIT
+from tests.processes import LIMIT, wait_for
 
 CPU = World(0, 1, torch.device("cpu"))
 
@@ -47,7 +48,7 @@ class Away(LocalFileSystem):
 @pytest.fixture(autouse=True)
 def stores(monkeypatch):
     fsspec.register_implementation("away", Away, clobber=True)
-    monkeypatch.setattr(store, "RETRY", Retry(2, 0.01, 60))
+    monkeypatch.setattr(store, "RETRY", Retry(2, 0.01, LIMIT))
     Away.failures, Away.gone = 0, False
     MemoryFileSystem.store.clear()
     yield
@@ -120,11 +121,23 @@ def test_continued_from_the_mirror_equals_uninterrupted(config, uninterrupted, t
     assert not list((tmp_path / "third").glob("*.tmp"))
 
 
-def test_a_store_that_fails_costs_a_line_and_what_it_lacks_comes_later(config, uninterrupted, tmp_path, capfd):
+def test_a_store_that_fails_costs_a_line_and_what_it_lacks_comes_later(config, uninterrupted, tmp_path, monkeypatch):
+    """Of a run that, before its first validation, waits until the first save has failed: others come after that."""
+    lines, say, evaluate = [], RunLog.say, program.evaluate
+
+    def said():
+        return [line for line in lines if line.startswith("WARNING") and "mirror" in line]
+
+    def later(*arguments):
+        wait_for(said)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(RunLog, "say", lambda log, line: (say(log, line), lines.append(line)))
+    monkeypatch.setattr(program, "evaluate", later)
     Away.failures = 3  # of two tries each: the first save and a part of the second
     assert same(train(config, tmp_path / "run", f"train.mirror=away://{tmp_path}/copy"), uninterrupted)
-    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("WARNING") and "mirror" in line]
-    assert len(said) == 1 and "cannot be written, tried 2 times" in said[0] and "the run goes on" in said[0]
+    (line,) = said()
+    assert "cannot be written, tried 2 times" in line and "the run goes on" in line
     assert same_files(tmp_path / "run", tmp_path / "copy")
 
 

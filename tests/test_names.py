@@ -24,6 +24,7 @@ from i2v.session import describe_backbone
 from i2v.shard_tools import describe, make_shards, verify
 from i2v.vit import VisionTransformer, ViTSpec
 from i2v.weights import load_weights
+from tests.processes import call
 from tests.videos import moving, write_video
 
 ROOT = Path(__file__).parent.parent
@@ -94,11 +95,10 @@ def test_a_strict_terminal_stops_no_command(name, place, monkeypatch):
     module, arguments, shown, ends = COMMANDS[name]
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii", errors="strict", write_through=True))
-    monkeypatch.setattr(sys, "argv", [name, *(argument.replace("{}", str(place)) for argument in arguments)])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     result = None
     try:
-        result = module.main()
+        result = call(monkeypatch, module, *(argument.replace("{}", str(place)) for argument in arguments))
     except SystemExit as stop:
         result = stop.code
     assert result == ends
@@ -110,9 +110,8 @@ def test_a_strict_terminal_stops_no_command(name, place, monkeypatch):
 def test_names_come_back_from_predictions_and_features(place, monkeypatch):
     for name in ("predict", "features"):
         module, arguments, *_ = COMMANDS[name]
-        monkeypatch.setattr(sys, "argv", [name, *(argument.replace("{}", str(place)) for argument in arguments)])
         try:
-            module.main()
+            call(monkeypatch, module, *(argument.replace("{}", str(place)) for argument in arguments))
         except SystemExit:
             pass
     listed = {str(Path(name, file)) for name in CLASSES for file in FILES}
@@ -129,9 +128,8 @@ def test_names_come_back_from_predictions_and_features(place, monkeypatch):
 def test_a_name_that_breaks_a_line_is_one_name(place, tmp_path, monkeypatch):
     (tmp_path / "a\rb\n.mp4").write_bytes(b"no video" * 99)
     arguments = ["--checkpoint", place / CHECKPOINT, tmp_path, "--json", tmp_path / "predict.json"]
-    monkeypatch.setattr(sys, "argv", ["predict", *map(str, arguments)])
     with pytest.raises(SystemExit, match="1 of 1 videos could not be read"):
-        predict.main()
+        call(monkeypatch, predict, *arguments)
     (answer,) = json.loads((tmp_path / "predict.json").read_text())
     assert answer["video"] == str(tmp_path / "a\rb\n.mp4") and answer["error"].startswith("it cannot be opened as a video")
 

@@ -22,7 +22,7 @@ from i2v.placement import compile_blocks, recompute_blocks
 from i2v.saving import kept_epoch
 from i2v.session import restore_model
 from tests.test_precision import METHODS, model_of
-from tests.test_train import CPU, assert_same, config, result, run, spawn, train  # noqa: F401  config is a fixture
+from tests.test_train import CPU, assert_continues, config, result, run, spawn, train  # noqa: F401  config is a fixture
 from tests.trunks import TRUNKS
 
 AIM = ["model.method=aim", "model.options={drop_path: 0.2}"]
@@ -308,8 +308,7 @@ def test_fp16_follows_float32_and_its_scale_is_in_the_checkpoint(config, tmp_pat
     train(config, tmp_path / "parts", *options, "train.precision=fp16", "train.max_steps=5")
     scaler = load_checkpoint(tmp_path / "parts" / "last.safetensors")[1].progress["scaler"]
     assert scaler["scale"] >= 1 and scaler["_growth_tracker"] == 5
-    parts = train(config, tmp_path / "parts", *options, "train.precision=fp16")
-    assert_same(parts, half)
+    assert_continues(config, tmp_path / "parts", half, *options, "train.precision=fp16", saved=5)
 
 
 # ---- other weights to start from -------------------------------------------------------------------------------------

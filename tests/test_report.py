@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from i2v.pipelines.shards import ShardSet
 from i2v.runs import read_run
 from i2v.scores import VideoScores
 from tests.browser import CHROMIUM, Browser
+from tests.processes import call
 from tests.test_scores import made_up
 
 HOSTILE = "</script><b>&\"'"
@@ -63,13 +63,8 @@ def runs(shapes, tmp_path_factory):
     return root
 
 
-def call(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["report", *map(str, arguments)])
-    report.main()
-
-
 def test_the_page_says_what_the_scores_say_and_needs_nothing_else(runs, tmp_path, monkeypatch, capsys):
-    call(monkeypatch, runs / "first", "--out", tmp_path / "r.html")
+    call(monkeypatch, report, runs / "first", "--out", tmp_path / "r.html")
     assert "wrote" in capsys.readouterr().out
     html = (tmp_path / "r.html").read_text()
     run = read_run(runs / "first")
@@ -102,7 +97,7 @@ def test_two_runs_are_compared_on_the_same_videos(runs, tmp_path):
 
 def test_parts_that_are_not_there_are_left_out_and_said(runs, shapes, tmp_path, monkeypatch, capsys):
     (tmp_path / "log.jsonl").write_text('{"step": 1, "samples": 8, "epoch": 0.5, "loss": 1.0, "lr": 0.1, "clips_per_s": 2}\n')
-    call(monkeypatch, tmp_path, "--out", tmp_path / "r.html")
+    call(monkeypatch, report, tmp_path, "--out", tmp_path / "r.html")
     assert "curves only" in capsys.readouterr().out and 'id="confusion"' not in (tmp_path / "r.html").read_text()
     run = read_run(runs / "first")
     run.scores.how["data"] = "/none"
@@ -127,17 +122,17 @@ def test_a_folder_that_is_no_run_is_one_sentence(content, said, tmp_path, monkey
     for name, text in content.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(SystemExit, match=said):
-        call(monkeypatch, tmp_path, "--out", tmp_path / "r.html")
+        call(monkeypatch, report, tmp_path, "--out", tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
 
 
 def test_wrong_arguments_are_one_sentence(runs, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="none does not exist: give the folder"):
-        call(monkeypatch, tmp_path / "none", "--out", tmp_path / "r.html")
+        call(monkeypatch, report, tmp_path / "none", "--out", tmp_path / "r.html")
     with pytest.raises(SystemExit, match="none does not exist: --out needs"):
-        call(monkeypatch, runs / "first", "--out", tmp_path / "none" / "r.html")
+        call(monkeypatch, report, runs / "first", "--out", tmp_path / "none" / "r.html")
     with pytest.raises(SystemExit, match="--strips is -1"):
-        call(monkeypatch, runs / "first", "--out", tmp_path / "r.html", "--strips", -1)
+        call(monkeypatch, report, runs / "first", "--out", tmp_path / "r.html", "--strips", -1)
 
 
 @pytest.mark.parametrize("low, high", [(0, 1), (0.95, 0.97), (-3, 1e6), (5, 5), (0, 0), (1e-5, 2.3e-4)])

@@ -1,7 +1,6 @@
 """Scores of every video: what is stored is what was counted, and what is made of it is right."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ import torch
 from i2v import evaluate
 from i2v.pipelines.shards import ShardSet
 from i2v.scores import VideoScores, calibration, ensemble, load_scores, paired_bootstrap, wilson
+from tests.processes import call
 from tests.test_evaluate import checkpoint, command  # noqa: F401 (a fixture)
 
 
@@ -21,11 +21,6 @@ def made_up(n=60, classes=4, seed=0, how=None):
     names = [f"class {i}" for i in range(classes)]
     keys, paths = [f"{i:06d}" for i in range(n)], [f"videos/{i}.mp4" for i in range(n)]
     return VideoScores(torch.arange(n), labels, logits.softmax(-1), keys, paths, names, n, how or {"model": f"seed {seed}"})
-
-
-def call(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
-    evaluate.main()
 
 
 @pytest.mark.process
@@ -95,7 +90,7 @@ def test_a_file_without_scores_is_one_sentence(content, tmp_path, monkeypatch):
     path = tmp_path / "x.npz"
     np.savez(path, a=np.zeros(3)) if content == "npz" else path.write_bytes(content)
     with pytest.raises(SystemExit, match=r"i2v.evaluate: .*x.npz holds no scores"):
-        call(monkeypatch, "--from-scores", path)
+        call(monkeypatch, evaluate, "--from-scores", path)
     with pytest.raises(ValueError, match="does not exist"):
         load_scores(tmp_path / "none.npz")
 
@@ -109,6 +104,6 @@ def test_scores_that_do_not_fit_together_or_cannot_be_written(tmp_path, monkeypa
     with pytest.raises(ValueError, match="its parts do not fit together"):
         load_scores(tmp_path / "b.npz")
     with pytest.raises(SystemExit, match="none does not exist: --scores needs a folder"):
-        call(monkeypatch, "--from-scores", tmp_path / "a.npz", "--scores", tmp_path / "none" / "c.npz")
+        call(monkeypatch, evaluate, "--from-scores", tmp_path / "a.npz", "--scores", tmp_path / "none" / "c.npz")
     with pytest.raises(OSError, match="cannot be written"):
         made_up().save(tmp_path / "none" / "c.npz")

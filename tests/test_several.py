@@ -1,7 +1,6 @@
 """Videos with several classes each: how lists say so, binary cross entropy, mean average precision, the whole way."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from i2v import evaluate as program
+from i2v import evaluate
 from i2v.checkpoint import load_checkpoint
 from i2v.config import load_config
 from i2v.losses import clip_losses
@@ -33,8 +32,9 @@ from i2v.sweep import SHOWN, result
 from i2v.tally import Labels, average_precision, tally_for
 from i2v.train import run
 from tests.lists import write
+from tests.processes import call
 from tests.test_evaluate import command
-from tests.test_train import CPU, GEOMETRY, assert_same
+from tests.test_train import CPU, GEOMETRY, assert_continues, train
 from tests.test_train import result as state
 from tests.videos import moving, write_video
 
@@ -285,7 +285,7 @@ def config(data):
         },
         "data": {"train": str(data / "shards"), "val": str(data / "shards"), "device": "cpu", "threads": 1},
         "train": {"epochs": 2, "batch_size": 6, "lr": 1e-3, "compile": False, "mixup": 0.2, "cutmix": 1.0}
-        | {"label_smoothing": 0.1, "class_weights": 0.5, "ema": 0.9, "save_every": 2, "eval_every": 1},
+        | {"label_smoothing": 0.1, "class_weights": 0.5, "ema": 0.9, "save_every": 2, "log_every": 2, "eval_every": 1},
     }
     return write(data / "run.yaml", yaml.safe_dump(values))
 
@@ -298,13 +298,11 @@ def trained(config, data):
 
 
 def test_a_run_continues_exactly_and_its_best_is_by_map(config, trained, tmp_path):
-    run(load_config(config, [f"out={tmp_path}", "train.max_steps=2"]), CPU)
-    run(load_config(config, [f"out={tmp_path}"]), CPU)
-    one, other = state(trained), state(tmp_path)
-    assert_same((one[0], [r for r in one[1] if "loss" not in r]), (other[0], [r for r in other[1] if "loss" not in r]))
+    train(config, tmp_path, "train.max_steps=2")
+    assert_continues(config, tmp_path, state(trained), saved=2)
     meta = load_checkpoint(trained / "best.safetensors")[1]
-    assert meta.several and meta.config["train"]["best"] == "map" and "top1" not in one[1][-1]
-    tests = [record for record in one[1] if "map" in record]
+    assert meta.several and meta.config["train"]["best"] == "map" and "top1" not in state(trained)[1][-1]
+    tests = [record for record in state(trained)[1] if "map" in record]
     assert meta.scores["map"] == max(max(record["map"], record["ema_map"]) for record in tests)
     assert (trained / "curves.png").exists()
     row = result(
@@ -313,14 +311,9 @@ def test_a_run_continues_exactly_and_its_best_is_by_map(config, trained, tmp_pat
     assert SHOWN["map"] == "mAP" and row["best mAP"] == meta.scores["map"]
 
 
-def call(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
-    program.main()
-    return capsys.readouterr().out
-
-
 def test_evaluation_prediction_and_report_of_average_precision(trained, data, tmp_path, monkeypatch, capsys):
-    out = call(monkeypatch, capsys, "--checkpoint", trained, "--scores", tmp_path / "a.npz", "--json", tmp_path / "a.json")
+    call(monkeypatch, evaluate, "--checkpoint", trained, "--scores", tmp_path / "a.npz", "--json", tmp_path / "a.json")
+    out = capsys.readouterr().out
     found, videos = json.loads((tmp_path / "a.json").read_text()), load_scores(tmp_path / "a.npz")
     assert "mAP" in out and "counted 12 of 12 videos" in out and "top-1" not in out and found["counted"] == 12
     labels = {path: tuple(row.nonzero().flatten().tolist()) for path, row in zip(videos.paths, videos.labels)}
@@ -328,7 +321,8 @@ def test_evaluation_prediction_and_report_of_average_precision(trained, data, tm
     has, score = videos.labels.bool().numpy(), videos.probabilities.numpy()
     wanted = [by_definition(has[:, k], score[:, k]) for k in range(4)]
     assert list(found["per_class"].values()) == pytest.approx(wanted) and found["map"] == pytest.approx(np.mean(wanted))
-    assert call(monkeypatch, capsys, "--from-scores", tmp_path / "a.npz") == out
+    call(monkeypatch, evaluate, "--from-scores", tmp_path / "a.npz")
+    assert capsys.readouterr().out == out
     assert torch.allclose(ensemble([videos, videos], "logits").probabilities, videos.probabilities, atol=1e-6)
     page = make_report([read_run(tmp_path / "a.npz"), read_run(trained)])
     assert "mean average precision" in page and "Confused most often" not in page and "best mAP while training" in page
@@ -358,7 +352,7 @@ def test_data_of_the_other_kind_is_refused(trained, config, data, tmp_path, monk
     with pytest.raises(ValueError, match="only one has several classes a video: make both alike"):
         run(load_config(config, [f"out={tmp_path / 'out'}", f"data.val={tmp_path / 'plain'}"]), CPU)
     with pytest.raises(SystemExit, match="The model was trained for several class"):
-        call(monkeypatch, capsys, "--checkpoint", trained, "--data", tmp_path / "plain")
+        call(monkeypatch, evaluate, "--checkpoint", trained, "--data", tmp_path / "plain")
 
 
 @pytest.mark.process

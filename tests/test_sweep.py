@@ -16,6 +16,7 @@ from i2v.checkpoint import load_checkpoint
 from i2v.config import load_config
 from i2v.distributed import World
 from i2v.train import run
+from tests import processes
 from tests.experiments import ST_ADAPTER, write_experiment
 from tests.processes import ENVIRONMENT, LIMIT, ROOT, wait_for
 
@@ -41,8 +42,7 @@ def call(config, monkeypatch):
 
     def called(*arguments):
         started.clear()
-        monkeypatch.setattr(sys, "argv", ["sweep", "--config", str(config), *map(str, arguments)])
-        sweep.main()
+        processes.call(monkeypatch, sweep, "--config", config, *arguments)
         return list(started)
 
     started = called.started = []
@@ -202,7 +202,7 @@ def test_a_signal_saves_the_run_in_progress_and_no_other_begins(config, tmp_path
     quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True, "start_new_session": True}
     with subprocess.Popen(program, env=ENVIRONMENT, cwd=ROOT, **quiet) as sweeping:
         try:
-            wait_for(lambda: log.exists() and "loss" in log.read_text())
+            wait_for(lambda: log.exists() and "loss" in log.read_text() or sweeping.poll() is not None)
             os.killpg(sweeping.pid, number) if number == signal.SIGINT else sweeping.send_signal(number)
             shown = sweeping.communicate(timeout=LIMIT)[0]
         finally:

@@ -87,6 +87,23 @@ def assert_same(one, other):
     assert all(torch.equal(one[0][name], other[0][name]) for name in one[0])
 
 
+def saved_step(out):
+    return load_checkpoint(out / "last.safetensors")[1].progress["step"]
+
+
+def assert_continues(config, out, whole, *overrides, saved, ranks=None):
+    """The run in `out`, whose state after step `saved` is there, goes on and comes to the same as `whole`, a result.
+
+    ranks: of processes of their own; None: in this one.
+    """
+    assert saved_step(out) == saved
+    if ranks is None:
+        train(config, out, *overrides)
+    else:
+        assert spawn(config, out, *overrides, ranks=ranks) == 0
+    assert_same(result(out), whole)
+
+
 def spawn(config, out, *overrides, ranks=1, kill=None):
     """Train in processes of their own; kill: (signal name, step). Returns the exit code."""
     return spawn_process(config, out, *overrides, ranks=ranks, kill=kill).returncode
@@ -132,15 +149,13 @@ def test_stopped_after_any_step_and_continued_equals_uninterrupted(config, unint
 def test_killed_twice_and_continued_equals_uninterrupted(config, uninterrupted, tmp_path):
     assert spawn(config, tmp_path, kill=("SIGKILL", 5)) == -9
     assert spawn(config, tmp_path, kill=("SIGKILL", 6)) == -9  # counted from step 3, where the last checkpoint is
-    assert spawn(config, tmp_path) == 0
-    assert_same(result(tmp_path), uninterrupted)
+    assert_continues(config, tmp_path, uninterrupted, saved=9, ranks=1)
 
 
 @pytest.mark.process
 def test_sigterm_writes_a_checkpoint_and_exits_with_0(config, uninterrupted, tmp_path):
     assert spawn(config, tmp_path, kill=("SIGTERM", 4)) == 0
-    assert load_checkpoint(tmp_path / "last.safetensors")[1].progress["step"] == 4  # the last step that was finished
-    assert_same(train(config, tmp_path), uninterrupted)
+    assert_continues(config, tmp_path, uninterrupted, saved=4)  # the last step that was finished
 
 
 @pytest.mark.process
@@ -148,8 +163,7 @@ def test_ctrl_c_is_acknowledged_saves_and_lets_no_other_command_follow(config, u
     done = spawn_process(config, tmp_path, kill=("SIGINT", 4))
     said = ["stopping after this step, with the state saved; Ctrl-C once more ends at once", "stopped after step 4: the same"]
     assert done.returncode == 130 and all(text in done.stderr for text in said), done.stderr
-    assert load_checkpoint(tmp_path / "last.safetensors")[1].progress["step"] == 4
-    assert_same(train(config, tmp_path), uninterrupted)
+    assert_continues(config, tmp_path, uninterrupted, saved=4)
 
 
 def test_the_best_checkpoint_is_that_of_the_best_evaluation(config, tmp_path, monkeypatch):
@@ -169,9 +183,7 @@ def test_the_best_checkpoint_is_that_of_the_best_evaluation(config, tmp_path, mo
 def test_two_ranks_killed_and_continued_equal_two_ranks_uninterrupted(config, tmp_path):
     assert spawn(config, tmp_path / "whole", ranks=2) == 0
     assert spawn(config, tmp_path / "killed", ranks=2, kill=("SIGKILL", 7)) != 0
-    assert load_checkpoint(tmp_path / "killed" / "last.safetensors")[1].progress["step"] == 6
-    assert spawn(config, tmp_path / "killed", ranks=2) == 0
-    assert_same(result(tmp_path / "killed"), result(tmp_path / "whole"))
+    assert_continues(config, tmp_path / "killed", result(tmp_path / "whole"), saved=6, ranks=2)
 
 
 @pytest.mark.process
@@ -230,7 +242,7 @@ def test_a_run_whose_checkpoint_holds_every_weight_continues_without_the_backbon
     train(config, tmp_path / "run", *whole, "train.max_steps=1")
     clip.unlink()
     train(config, tmp_path / "run", *whole, "train.max_steps=2")
-    assert load_checkpoint(tmp_path / "run" / "last.safetensors")[1].progress["step"] == 2
+    assert saved_step(tmp_path / "run") == 2
 
 
 def test_a_random_backbone_travels_with_the_checkpoint(config, tmp_path):
@@ -343,7 +355,7 @@ def test_a_store_that_fails_on_one_of_two_ranks_stops_both_with_the_state_saved(
         out = f"failed{failing}"
         failed = run_two(out, failing, 16)  # in the second pass of the second step: the graph works one batch ahead
         assert failed.returncode != 0 and "the store does not answer." in failed.stderr
-        assert load_checkpoint(tmp_path / out / "last.safetensors")[1].progress["step"] == 1
+        assert saved_step(tmp_path / out) == 1
         assert run_two(out).returncode == 0
         assert_same(result(tmp_path / out), result(tmp_path / "whole"))
 
@@ -358,10 +370,7 @@ def test_data_that_fails_stops_the_run_with_its_state_saved(config, tmp_path, mo
     with monkeypatch.context() as patched, pytest.raises(ShardError, match="does not answer. The state of the run is saved"):
         patched.setattr(feed, "build_loader", failing_from(8 * step + 7))
         train(config, tmp_path / "failed", "data.val=null")
-    _, meta = load_checkpoint(tmp_path / "failed" / "last.safetensors")
-    assert meta.progress["step"] == saved
-    again = train(config, tmp_path / "failed", "data.val=null")
-    assert_same(again, whole)
+    assert_continues(config, tmp_path / "failed", whole, "data.val=null", saved=saved)
 
 
 @pytest.mark.process
@@ -378,8 +387,7 @@ def test_a_validation_that_fails_is_made_up_for(config, shapes, tmp_path, monkey
     with monkeypatch.context() as patched, pytest.raises(ShardError, match="The state of the run is saved"):
         patched.setattr(ShardSet, "read", failing)
         train(config, tmp_path / "failed", "train.max_steps=3")
-    again = train(config, tmp_path / "failed", "train.max_steps=3")
-    assert_same(again, whole)
+    assert_continues(config, tmp_path / "failed", whole, "train.max_steps=3", saved=3)
     assert (tmp_path / "failed" / "best.safetensors").exists()
 
 
@@ -388,8 +396,7 @@ def test_a_mixture_of_data_sets_trains_and_continues(config, shapes, tmp_path):
     order = "data.order={shuffle: window, window_shards: 2, balance: 1.0, repeats: 2, epoch_clips: 24}"
     whole = train(config, tmp_path / "whole", mixed, order, "data.val=null", "train.max_steps=4")
     train(config, tmp_path / "stopped", mixed, order, "data.val=null", "train.max_steps=2")
-    again = train(config, tmp_path / "stopped", mixed, order, "data.val=null", "train.max_steps=4")
-    assert_same(again, whole)
+    assert_continues(config, tmp_path / "stopped", whole, mixed, order, "data.val=null", "train.max_steps=4", saved=2)
     with pytest.raises(ValueError, match="other videos, weights or shares"):
         train(config, tmp_path / "stopped", mixed.replace("weight: 3", "weight: 4"), order, "data.val=null")
     with pytest.raises(ValueError, match="data.order.seed is unknown"):
@@ -448,7 +455,7 @@ def test_a_run_from_before_a_key_existed_is_continued_at_its_default(config, tmp
     with pytest.raises(ValueError, match=f"belongs to a run with {name}.* = .*, this one has"):
         train(config, tmp_path, "train.max_steps=2", "data.val=null", f"{name}={other}")
     train(config, tmp_path, "train.max_steps=2", "data.val=null", f"{name}={default}")
-    assert load_checkpoint(tmp_path / "last.safetensors")[1].progress["step"] == 2
+    assert saved_step(tmp_path) == 2
 
 
 def test_a_checkpoint_that_says_less_is_read_and_continued(config, uninterrupted, tmp_path):
@@ -608,7 +615,7 @@ def test_the_remedy_for_divergence_works(config, tmp_path):
     remedy = re.search(r"\((out=\S+) (train.lr=\S+)\)", str(raised.value)).groups()
     assert load_config(config, ["train.lr=3e-3", *remedy]).train.lr == pytest.approx(1e30 / 3, rel=0.2)
     run(load_config(config, [*options, remedy[0], "train.lr=1e-3"]), CPU)
-    assert load_checkpoint(tmp_path / "a-2" / "last.safetensors")[1].progress["step"] == 4
+    assert saved_step(tmp_path / "a-2") == 4
 
 
 @pytest.mark.parametrize(

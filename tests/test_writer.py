@@ -1,6 +1,5 @@
 """One shard: what is on the disk is believed only as far as it is what was written, and is on the disk before it counts."""
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -13,11 +12,8 @@ from i2v.shard_tools.output import Output, OutputError
 from i2v.shard_tools.source_video import RejectedVideo
 from i2v.shard_tools.sources import load_sources
 from i2v.shard_tools.writer import ShardWriter
+from tests.making import Stop, contents, stop_after
 from tests.videos import noise, write_video
-
-
-class Stop(Exception):
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +28,13 @@ def source(tmp_path_factory):
 
 def make(source, out: Path, stop_at=None, **arguments) -> dict[str, str]:
     """Checksums of what is made, or of what there is after `stop_at` videos."""
-
-    def on_progress(done, total, rejected):
-        if done == stop_at:
-            raise Stop
-
+    on_progress = stop_after(stop_at) if stop_at else None
     videos, classes = load_sources(source)
     try:
         make_shards(videos, classes, out, EncodeSettings(short_side=48), shard_clips=6, on_progress=on_progress, **arguments)
     except Stop:
         pass
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.iterdir())}
+    return contents(out)
 
 
 @pytest.fixture(scope="module")
