@@ -11,6 +11,7 @@ And of all pairs of name and tag that open_clip has: which build, and why the ot
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
 from collections import Counter
@@ -36,7 +37,7 @@ from i2v.timm_towers import spec_of_timm
 from i2v.trunks import TIMM, backbone_spec, plain
 from i2v.vit import VisionTransformer
 
-SMALL = {"embed_dim": 64, "depth": 3, "num_heads": 4, "img_size": 32, "patch_size": 8}
+SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 4, "img_size": 32, "patch_size": 8}
 FAMILIES = {  # a timm model of each, and what is another size there than in SMALL
     "CLIP": ("vit_base_patch16_clip_224", {}),
     "SigLIP, SigLIP 2": ("vit_base_patch16_siglip_224", {}),
@@ -140,6 +141,8 @@ def gmacs(family: str, method: str) -> float:
     spec = backbone_spec({"name": TIMM + name, "image_size": size})
     if method == "attentive":
         options["heads"] = spec.heads
+    if method == "tada":
+        options["route_head_dim"] = math.gcd(64, spec.width // 4)  # 64, or what divides the width that is routed
     with torch.device("meta"):
         model = i2v.create_model(method, plain(spec), 8, 400, **options)
     return sum(count_macs(model).values()) / 1e9

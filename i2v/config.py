@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -37,8 +38,8 @@ NumbersOrZero = Annotated[list[float], different("a list of different numbers, a
 @dataclass(frozen=True)
 class ModelConfig:
     method: str
-    backbone: str | dict = "ViT-B-16"  # an open_clip name, or a geometry (see i2v.create_model)
-    weights: str = "openai"  # an open_clip tag, a file, or "random"
+    backbone: str | dict = "ViT-B-16"  # a name, a folder of Hugging Face's, or a geometry (docs/trunks.md)
+    weights: str = "openai"  # a tag, a file, or "random"; a folder as backbone has its own
     init: str | None = None  # a checkpoint of this method, ours or its authors', to start from; the head may be another
     num_frames: Count = 8
     # type linear, factors or text, and its options (docs/training.md)
@@ -193,6 +194,16 @@ class _OnceEach(yaml.SafeLoader):
         return node
 
 
+class _Quoting(yaml.SafeDumper):
+    """Quotes text that _OnceEach would read as a number."""
+
+
+for _kind in (_OnceEach, _Quoting):  # 1e-3 is a number, as in YAML 1.2 and JSON, and not text, as PyYAML reads it
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("+-.0123456789")
+    )
+
+
 def parse_option(text: str) -> tuple[str, object]:
     """ "crops=3" -> ("crops", 3): the value is YAML. Raises ConfigError."""
     name, equals, value = text.partition("=")
@@ -225,6 +236,11 @@ def _refuse_infinite(value, where: str, path: str, inside: tuple = ()) -> None:
 def to_dict(config: Config) -> dict:
     """Plain dicts and lists: what YAML and JSON can hold."""
     return dataclasses.asdict(config)
+
+
+def to_yaml(config) -> str:
+    """The text of a file that load_config reads as this configuration."""
+    return yaml.dump(to_dict(config), Dumper=_Quoting, sort_keys=False)
 
 
 def with_defaults(values: dict, kind=Config) -> dict:
@@ -295,27 +311,16 @@ def _hint(key: str, known, whole: type) -> str:
 def _convert(hint, value, where: str, path: str, whole: type):
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, where, path, whole)
-    is_number = float in _types(hint)
-    value = _number(value) if is_number else value  # YAML reads 1e-3 as text
-    if list[float] in _types(hint) and isinstance(value, list):
-        value = [_number(part) for part in value]
     rule = broken(hint, value)
     if rule is not None:
         raise ConfigError(f"{path}: {where} is {value!r}: it must be {rule}.")
-    return float(value) if is_number and value is not None else value
+    return float(value) if float in _types(hint) and value is not None else value
 
 
 def _types(hint) -> list:
     """The types under their rules."""
     parts = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else [hint]
     return [typing.get_args(part)[0] if typing.get_origin(part) is Annotated else part for part in parts]
-
-
-def _number(value):
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 def with_epochs(config: Config, epochs: float) -> Config:

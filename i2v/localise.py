@@ -21,13 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 
 from i2v.atomic import replacing
 from i2v.average_precision import Precision, mean_average_precision
 from i2v.bmn import losses
 from i2v.checkpoint import bad_numbers, optimizer_tensors, restore_optimizer, weights_of, write_tensors
-from i2v.config import apply_override, build_config, read_config
+from i2v.config import apply_override, build_config, read_config, to_yaml
 from i2v.console import begin_command
 from i2v.continuation import flatten
 from i2v.distributed import World, close_world, init_world, told_by_launcher
@@ -132,7 +131,7 @@ def train_in(out: Path, config: LocaliseConfig, world: World, stop: StopSignal) 
         f"{begun}: {len(windows)} windows of {localiser.cut.seconds:.4g} s with {actions} segments, features of "
         f"{localiser.channels} channels every {localiser.cut.row_seconds:.4g} s, on {world.device}"
     )
-    write_text(out / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
+    write_text(out / "config.yaml", to_yaml(config))
 
     # ---- loop --------------------------------------------------------------------------------------------------------
     stop.begin()

@@ -24,6 +24,7 @@ import torch
 
 from i2v.archive import read_file
 from i2v.foreign import DEEPEST, unwrap
+from i2v.huggingface import family_of, to_timm
 from i2v.model import VideoClassifier, method_module
 from i2v.timm_towers import from_timm, is_timm
 from i2v.vit import VisionTransformer, ViTSpec
@@ -32,7 +33,15 @@ LAYOUTS = ("clip", "authors", "i2v", "auto", "image")
 NOT_IMAGE = ("logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size")
 TEXT_FEATURES = "head.text_features"  # computed from the class names; the head refuses to run without
 COUNTER = "num_batches_tracked"  # of batch norms, which older files and other tools leave out
-TEXT_TOWER = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection", "text.")
+TEXT_TOWER = (
+    "transformer.",
+    "token_embedding.",
+    "positional_embedding",
+    "ln_final.",
+    "text_projection",
+    "text.",
+    "text_model.",
+)
 
 
 @dataclass
@@ -57,12 +66,15 @@ def load_weights(model: VideoClassifier, source: str | Path | Mapping, layout: s
         raise ValueError(f"layout {layout!r} is unknown: use one of {', '.join(LAYOUTS)}")
     where = "the state dict" if isinstance(source, Mapping) else str(source)
     state, notes = unwrap(source if isinstance(source, Mapping) else read_file(source), where)
-    if is_timm(state) and isinstance(model.spec, ViTSpec):
+    family = family_of(state)
+    if (family or is_timm(state)) and isinstance(model.spec, ViTSpec):
+        whose = family or "timm"
         try:
-            state, more = from_timm(state, model.spec)
-        except ValueError as error:
-            raise ValueError(f"{where} is damaged or no whole model of timm's ({error}): download it again") from error
-        notes += ["its names are those of timm", *more]
+            state, more = from_timm(to_timm(state) if family else state, model.spec)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:  # of what lacks or differs
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{where} is damaged or no whole model of {whose} ({reason}): download it again") from error
+        notes += [f"its names are those of {whose}", *more]
     target = model.state_dict()
     find = partial(_detect, where=where) if layout == "auto" else partial(_plan, layout=layout)
     plan = find(model, target, state, may_stay=may_stay)
