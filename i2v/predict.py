@@ -43,7 +43,7 @@ from i2v.hub import find_model
 from i2v.metrics import videos_at_once, view_probabilities
 from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.memory import ClipsInMemory
-from i2v.session import Session, add_flags, command, open_session, parse
+from i2v.session import Session, add_flags, command, open_classifier, parse
 from i2v.shard_tools.encode import EncodedClip, EncodeSettings
 from i2v.shard_tools.live import STANDARD_INPUT, is_live, is_stream
 from i2v.shard_tools.paths import exists, is_folder, join, videos_below
@@ -240,7 +240,7 @@ def load(source: str | Path, *, device: str = "auto", precision: str = "auto", w
     device: auto, cpu or gpu. precision: auto, bf16 or float32. weights: the backbone's file or tag, if it is not where the
     run had it. Raises ValueError or OSError, one sentence.
     """
-    session = open_session(argparse.Namespace(checkpoint=find_model(source), config=None, weights=weights))
+    session = open_classifier(argparse.Namespace(checkpoint=find_model(source), config=None, weights=weights))
     session.place(init_world(device).device, precision)
     return Predictor(session)
 
@@ -283,7 +283,7 @@ def main() -> None:
         check(args)
         videos = find_videos(args.videos + (listed(sys.stdin.buffer) if args.list else []))
         check_videos(args, videos)
-        session = open_session(args)
+        session = open_classifier(args)
         finder = Finder(args.segments, session) if args.segments else None
         session.place(init_world(args.device).device, args.precision)
         with closing(Told(args, session.meta.classes)) as told:

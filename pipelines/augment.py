@@ -167,7 +167,7 @@ def draw_augmentation(options: AugmentOptions, width: int, height: int, size: in
     if "color" in names or "noise" in names:
         u = draw(COLOR, 12)
         if "color" in names:
-            drawn["color"] = _draw_color(options, u[:6])
+            drawn["color"] = draw_color(options, u[:6])
         if "noise" in names:
             drawn["noise"] = _draw_noise(options.pca_noise, u[6:])
     if "erase" in names:
@@ -324,8 +324,8 @@ def _rotation(degrees: float, width: int, height: int) -> tuple:
 # ---- colour, erasing -------------------------------------------------------------------------------------------------
 
 
-def _draw_color(options: AugmentOptions, u: np.ndarray) -> np.ndarray:
-    """(3, 4) as in Augmentation; u: (6,)."""
+def draw_color(options: AugmentOptions, u) -> np.ndarray:
+    """(3, 4) as in Augmentation; u: six uniform numbers."""
     apply, brightness, contrast, saturation, hue, grey = u
     color = np.eye(3, 4)
     if apply < options.color_jitter_p:

@@ -25,7 +25,8 @@ class Clip:
     def graph_inputs(self):
         augmentation = self.spec.augmentation.arrays() if self.spec.augmentation is not None else ()
         cut = {1: (self.frames, self.spec.boxes), 4: (self.spec.boxes,), 5: ()}[self.data.ndim]  # what is still to be done
-        return self.data, *cut, np.array([self.spec.flip], dtype=np.int32), *augmentation
+        mirror = self.spec.flip and self.spec.motion is None  # a moving crop is mirrored when it has been cut
+        return self.data, *cut, np.array([mirror], dtype=np.int32), *augmentation
 
 
 @dataclass(eq=False)
@@ -72,7 +73,7 @@ class Reader:
         g, boxes = self.graph, clip.spec.boxes
         if not reader_resizes(g, self.device):
             return replace(clip, data=decode_clip(clip.data, clip.frames))
-        rows, columns = looked_at(boxes)
+        rows, columns = looked_at(boxes, g.interpolation)
         video = decode_clip(clip.data, clip.frames, (rows, columns))
         boxes = boxes - np.float32([rows.start or 0, columns.start or 0] * 2)
         return replace(clip, data=crop_and_resize(video, boxes, g.size, g.interpolation, g.antialias))
