@@ -51,6 +51,51 @@ def figures(scores: dict, shuffled: dict) -> dict[str, tuple[float, float, float
     return {shown[name]: (scores[name], shuffled[name], chance) for name, chance in chances.items()}
 
 
+def make_data(
+    out: Path, factors: bool = False, backbone: str = "clip", convolutional: bool = False
+) -> tuple[Path, Path, dict[str, float]]:
+    """Videos, shards of them and a backbone, where they are not there yet: the folder of shards, the backbone, seconds."""
+    below = out / "factors" if factors else out
+    videos, shards = below / "videos", below / "shards"
+    clip = out / ("convnext.safetensors" if convolutional else f"{backbone}.safetensors")
+    train, val = (videos / f"{split}.csv" if factors else videos / split for split in ("train", "val"))
+    seconds = {}
+
+    seconds["videos"] = call(
+        "write videos of moving shapes",
+        "-m",
+        "benchmarks.moving_shapes",
+        videos,
+        "--train",
+        120,
+        "--val",
+        40,
+        *(["--speeds"] if factors else []),
+        made=videos / "classes.png",
+    )
+    make = ("shard_tools/make_shards.py", "--short-side", 48, *(["--factors", "motion,speed"] if factors else []))
+    seconds["shards"] = call("shard them", *make, train, "--out", shards / "train")
+    seconds["shards"] += call(
+        "shard the others, with the same classes",
+        *make,
+        val,
+        "--out",
+        shards / "val",
+        "--classes",
+        shards / "train" / "manifest.json",
+    )
+    seconds["backbone"] = call(
+        f"train the backbone on still pictures, in place of {backbone}",
+        "benchmarks/pretrain_stills.py",
+        "--out",
+        clip,
+        *(["--shape", backbone] if SHAPES[backbone] else []),
+        *["--convnext"] * convolutional,
+        made=clip,
+    )
+    return shards, clip, seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for all of it (default: %(default)s)")
@@ -66,46 +111,10 @@ def main() -> None:
     if args.method == "tadaconvnext" and args.backbone != "clip":
         sys.exit("demo: tadaconvnext has a trunk of its own: leave out --backbone.")
     out = args.out.resolve()
-    convolutional = args.method == "tadaconvnext"
     below = out / "factors" if args.factors else out
-    videos, shards = below / "videos", below / "shards"
-    clip = out / ("convnext.safetensors" if convolutional else f"{args.backbone}.safetensors")
+    videos = below / "videos"
     run = below / (args.method if args.backbone == "clip" else f"{args.method}_{args.backbone}")
-    train, val = (videos / f"{split}.csv" if args.factors else videos / split for split in ("train", "val"))
-    seconds = {}
-
-    seconds["videos"] = call(
-        "write videos of moving shapes",
-        "-m",
-        "benchmarks.moving_shapes",
-        videos,
-        "--train",
-        120,
-        "--val",
-        40,
-        *(["--speeds"] if args.factors else []),
-        made=videos / "classes.png",
-    )
-    make = ("shard_tools/make_shards.py", "--short-side", 48, *(["--factors", "motion,speed"] if args.factors else []))
-    seconds["shards"] = call("shard them", *make, train, "--out", shards / "train")
-    seconds["shards"] += call(
-        "shard the others, with the same classes",
-        *make,
-        val,
-        "--out",
-        shards / "val",
-        "--classes",
-        shards / "train" / "manifest.json",
-    )
-    seconds["backbone"] = call(
-        f"train the backbone on still pictures, in place of {args.backbone}",
-        "benchmarks/pretrain_stills.py",
-        "--out",
-        clip,
-        *(["--shape", args.backbone] if SHAPES[args.backbone] else []),
-        *["--convnext"] * convolutional,
-        made=clip,
-    )
+    shards, clip, seconds = make_data(out, args.factors, args.backbone, args.method == "tadaconvnext")
     seconds["training"] = call(
         f"train {args.method} from there",
         "-m",

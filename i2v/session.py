@@ -81,8 +81,8 @@ def open_classifier(args) -> Session:
     session = open_session(args)
     if session.meta.clips.get("pretext"):
         raise ValueError(
-            f"{args.checkpoint} tells how a crop moves over a still (clips.pretext), not what videos show: train on them first, "
-            "from there (model.init)."
+            f"{args.checkpoint} tells how a crop moves over a still (clips.pretext), not what videos show: train on videos "
+            "first, from there (model.init)."
         )
     return session
 

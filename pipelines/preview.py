@@ -77,6 +77,7 @@ def read_rows(loader, clips: int, columns: int) -> list[tuple[str, np.ndarray]]:
         views = batch.clips.numpy()
         views = views[0] if views.ndim == 6 else views  # (V, 3, T, H, W)
         frames = spec.frames.reshape(plan.clips, -1)  # (clips, T)
+        frames = np.repeat(frames, views.shape[2] // frames.shape[1], axis=1)  # of a still all are one
         shown = np.unique(np.linspace(0, frames.shape[1] - 1, min(columns, frames.shape[1])).round().astype(int))
         for view, pixels in enumerate(views):
             crop, clip = divmod(view, plan.clips)
@@ -87,7 +88,7 @@ def read_rows(loader, clips: int, columns: int) -> list[tuple[str, np.ndarray]]:
                 "box " + ", ".join(f"{side:.0f}" for side in spec.boxes[crop]),
             ]
             parts += ["mirrored"] * spec.flip + [f"view {view + 1} of {len(views)}"] * (len(views) > 1)
-            parts += [] if batch.weights[0] else [f"BAD, never trained on: {loader.bad.get(spec.id)}"]
+            parts += [] if batch.weights[0] else [f"BAD, never trained on: {loader.quarantine.reason(spec.id)}"]
             rgb = np.moveaxis(pixels[:, shown], 0, -1) * std + mean  # (shown, H, W, 3)
             rows.append(("   ".join(parts), np.clip(np.rint(rgb), 0, 255).astype(np.uint8)))
     return rows

@@ -26,6 +26,10 @@ class Quarantine:
         self._lock = threading.Lock()
         self.bad: dict[int, str] = self._read()
 
+    def reason(self, clip_id: int) -> str | None:
+        """Why a clip cannot be used, if that is known."""
+        return self.bad.get(clip_id // self.per_video)
+
     def refreshed(self) -> dict[int, str]:
         """`bad`, with what other ranks have written down by now."""
         with self._lock:

@@ -20,7 +20,7 @@ from i2v.checkpoint import load_checkpoint
 from i2v.config import load_config
 from i2v.curves import read_log
 from i2v.distributed import World
-from i2v.pipelines import build_loader
+from i2v.pipelines import build_loader, preview
 from i2v.pipelines.augment import AugmentOptions, draw_color
 from i2v.pipelines.boxes import square_box
 from i2v.pipelines.decode import decode_clip
@@ -352,3 +352,10 @@ def test_single_frames_have_no_windows(shapes):
         build_loader(shapes / "vp9", "windows", **OPTIONS)
     assert ClipOptions(size=112).still_size == 320 and ClipOptions(size=224).still_size == 640  # the authors' 320 for 112
     assert len(build_loader(shapes / "vp9", "test", clips=3, crops=3, **OPTIONS).plan) == 9 * 24  # views are of clips
+
+
+def test_the_preview_draws_the_moving_crops(shapes, tmp_path):
+    loader = build_loader(shapes / "vp9", batch_size=1, mosi_mask=None, flip=0, **OPTIONS)
+    for (title, frames), label in zip(preview.read_rows(loader, 9, 16), range(9)):
+        assert title.startswith(f"{MOTIONS[label]}   ") and frames.shape == (4, 32, 32, 3)
+        assert (frames[0] == frames[-1]).all() == (label == 8)
