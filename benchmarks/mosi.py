@@ -22,8 +22,10 @@ from i2v.curves import read_log
 
 CONFIG = "configs/demo/st_adapter.yaml"
 SIZE = 64  # of the stills: all the way is then about as fast as the shapes are
-COLOURS = "color_jitter: [0.5, 0.5, 0.5, 0.25], grayscale: 0.3"
-CLIPS = f"{{pretext: mosi, mosi_size: {SIZE}, flip: 0.5, flip_labels: [[0, 3], [1, 2]], {COLOURS}}}"
+MOTIONS = f"pretext: mosi, mosi_size: {SIZE}, flip: 0.5, flip_labels: [[0, 3], [1, 2]]"
+# In pictures of 32 pixels, most of them ground, the authors' box often has nothing in it that moves: so without it
+CLIPS = f"{{{MOTIONS}, mosi_mask: null}}"
+MASKED = f"{{{MOTIONS}, color_jitter: [0.5, 0.5, 0.5, 0.25], grayscale: 0.3}}"
 
 
 def train(title: str, out: Path, *overrides: str) -> list[float]:
@@ -35,9 +37,9 @@ def train(title: str, out: Path, *overrides: str) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="the demo's folder (default: %(default)s)")
-    parser.add_argument("--pretraining", type=int, default=2, help="epochs of MoSI, nine clips a video (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=6, help="with labels (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs each way (default: %(default)s)")
+    parser.add_argument("--pretraining", type=int, default=1, help="epochs of MoSI, nine clips a video (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=4, help="with labels (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=2, help="runs each way (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write figures, machine and command here")
     args = parser.parse_args()
     out = args.out.resolve()
@@ -45,17 +47,20 @@ def main() -> None:
     common = (f"data.train={shards / 'train'}", f"data.val={shards / 'val'}", f"model.weights={backbone}")
 
     runs, first = out / "mosi", out / "mosi" / "pretrained"
-    motions = train("MoSI", first, *common, f"clips={CLIPS}", f"train.epochs={args.pretraining}", "train.batch_size=72")
+    mosi = (f"train.epochs={args.pretraining}", "train.warmup_epochs=0.1", "train.batch_size=72")
+    motions = train("MoSI", first, *common, f"clips={CLIPS}", *mosi)
     found = {"fresh": [], "mosi": []}
     for seed in range(args.seeds):
         for name, top1 in found.items():
             begin = [f"model.init={first}"] if name == "mosi" else []
             overrides = (f"train.epochs={args.epochs}", f"train.seed={seed}", *begin)
             top1.append(train(f"{name}, seed {seed}", runs / f"{name}-{seed}", *common, *overrides))
+    masked = train("MoSI with the authors' mask and colours", runs / "masked", *common, f"clips={MASKED}", *mosi)
     for name, top1 in found.items():
         print(name, *(f"{100 * sum(epoch) / len(epoch):.1f}" for epoch in zip(*top1)))
     if args.json:
-        result = {"method": "st_adapter", "motions_top1": motions, "top1": found, "clips": CLIPS}
+        result = {"method": "st_adapter", "top1": found}
+        result |= {"motions_top1": motions, "clips": CLIPS, "masked": {"motions_top1": masked, "clips": MASKED}}
         write_result(args.json, shown_command("mosi.py"), result)
 
 

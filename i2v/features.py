@@ -26,14 +26,14 @@ from i2v.extraction import extract
 from i2v.metrics import videos_at_once
 from i2v.pipelines import ShardError, build_loader
 from i2v.rows import Rows, class_kinds
-from i2v.session import add_flags, command, open_classifier, open_session, parse
+from i2v.session import add_flags, command, open_session, parse
 
 MEMORY = 4.0  # GB for clips
 
 
 def write(args, world: World) -> tuple[int, list[str]]:
     """Write the features. Returns how many videos there are, and the keys of those that could not be read."""
-    session = open_classifier(args) if args.scores else open_session(args)
+    session = open_session(args)
     weights = session.fingerprint()
     session.place(world.device, args.precision)
     views = session.views(args.options, args.window, args.hop)

@@ -131,7 +131,8 @@ class Augmentation:
 
     ops: np.ndarray | None = None  # (steps,) int32, primitives
     values: np.ndarray | None = None  # (steps, VALUES) float32
-    color: np.ndarray | None = None  # (3, 4) float32: new colour = this @ (red, green, blue, mean grey of the frame)
+    # (3, 4) float32: new colour = this @ (red, green, blue, mean grey of the frame); of a still's clip one for each frame
+    color: np.ndarray | None = None
     noise: np.ndarray | None = None  # (3,) float32, added to the pixels, 0..255
     erase: np.ndarray | None = None  # (4,) float32: top, left, height, width in pixels of the crop
 

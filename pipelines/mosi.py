@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from i2v.pipelines.augment import AugmentOptions, draw_color
+from i2v.pipelines.augment import Augmentation, AugmentOptions, draw_color
 from i2v.pipelines.frames import linspace
 from i2v.pipelines.options import ClipOptions, OrderOptions
 from i2v.pipelines.philox import COLOR, MOTION
@@ -33,7 +33,6 @@ class Motion:
     flip: bool  # of every frame, after cutting
     kept: int  # the frame that is seen all the time outside of `moving`
     moving: np.ndarray  # (4,) int64: top, left, bottom, right in pixels of the crop
-    colors: np.ndarray | None = None  # (T, 3, 4) as Augmentation.color, one for each frame
 
 
 def check_pretext(split: str, order: OrderOptions, augment: AugmentOptions) -> None:
@@ -63,20 +62,21 @@ class Draws:
         return low + math.floor(next(self._numbers) * (high - low + 1))
 
 
-def draw_still(label: int, options: ClipOptions, augment: AugmentOptions, training: bool, box: Callable, draw):
-    """(box, Motion) of a clip. box(offset): the square of the picture that becomes the still, with offset(slack, axis) to say
+def draw_still(label: int, options: ClipOptions, training: bool, box: Callable, draw) -> tuple[np.ndarray, Motion]:
+    """Box and motion of a clip. box(offset): the square of the picture that becomes the still, with offset(slack, axis) to say
     where it begins; draw(stream, numbers): as draw_augmentation has it."""
     draws = Draws(draw(MOTION, NUMBERS))
-    place = box(lambda slack, axis: draws.randint(0, slack))
-    colors = None
-    if augment.arrays and training:
-        whether, grey, *each = draw(COLOR, 2 + 4 * options.num_frames)
-        rows = np.reshape(each, (options.num_frames, 4))
-        colors = np.stack([draw_color(augment, (whether, *row, grey)) for row in rows])
-    return place, draw_motion(label, options, training, draws, colors)
+    return box(lambda slack, axis: draws.randint(0, slack)), draw_motion(label, options, training, draws)
 
 
-def draw_motion(label: int, options: ClipOptions, training: bool, draws, colors: np.ndarray | None = None) -> Motion:
+def draw_colors(augment: AugmentOptions, frames: int, draw) -> Augmentation:
+    """Of a clip of so many frames, with a `color` (T, 3, 4) for each of them; grey is the whole clip."""
+    whether, grey, *each = draw(COLOR, 2 + 4 * frames)
+    rows = np.reshape(each, (frames, 4))
+    return Augmentation(color=np.stack([draw_color(augment, (whether, *row, grey)) for row in rows]))
+
+
+def draw_motion(label: int, options: ClipOptions, training: bool, draws) -> Motion:
     """The motion of a label over a still of options.still_size. Not in training: from the middle, and nothing is mirrored."""
     left, top = (_path(speed / FASTEST, options, training, draws) for speed in SPEEDS[label])
     flip = training and draws.uniform(0, 1) < options.flip
@@ -86,7 +86,7 @@ def draw_motion(label: int, options: ClipOptions, training: bool, draws, colors:
         side = int(options.size * draws.uniform(*options.mosi_mask))
         x, y = (draws.randint(0, options.size - side) for _ in range(2))
         moving = np.array([y, x, y + side, x + side])
-    return Motion(top, left, flip, kept, moving, colors)
+    return Motion(top, left, flip, kept, moving)
 
 
 def _path(speed: float, options: ClipOptions, training: bool, draws) -> np.ndarray:

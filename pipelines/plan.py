@@ -17,7 +17,7 @@ import numpy as np
 from i2v.pipelines.augment import Augmentation, AugmentOptions, draw_augmentation, no_augmentation
 from i2v.pipelines.boxes import square_box, test_boxes, train_box
 from i2v.pipelines.frames import test_frames, timeline, train_frames, window_frames
-from i2v.pipelines.mosi import MOTIONS, Motion, draw_still
+from i2v.pipelines.mosi import MOTIONS, Motion, draw_colors, draw_still
 from i2v.pipelines.options import ClipOptions, OrderOptions, in_seconds
 from i2v.pipelines.order import Mixture, Order, Place
 from i2v.pipelines.philox import FLIP, FRAMES, SHUFFLE, uniforms
@@ -72,7 +72,7 @@ class Plan:
         self.order = order or Order(np.zeros(len(frames), dtype=np.int64), OrderOptions(), seed)
         self.augment = augment if split == "train" else AugmentOptions()
         self.stills = options.pretext is not None
-        self._augments = bool(self.augment.arrays) and not self.stills
+        self._augments = bool(self.augment.arrays)
         self.times = times or (lambda sample: np.arange(int(frames[sample])) / float(fps[sample]))
         self.clips = options.clips if split == "test" and not self.stills else 1
         self.crops = options.crops if split in ("test", "windows") and not self.stills else 1
@@ -140,8 +140,9 @@ class Plan:
         frame = np.floor(_draw(seed, place.epoch, video, FRAMES, 1) * int(self.frames[clip])).astype(np.int32)
         picture = int(self.widths[clip]), int(self.heights[clip]), *[self.options.still_size] * 2
         draw = partial(_draw, seed, place.epoch, place.draw)
-        box, motion = draw_still(label, self.options, self.augment, training, partial(square_box, *picture), draw)
-        return ClipSpec(clip, frame, box[None].astype(np.float32), motion.flip, weight, motion=motion)
+        box, motion = draw_still(label, self.options, training, partial(square_box, *picture), draw)
+        colors = draw_colors(self.augment, self.options.num_frames, draw) if self._augments else None
+        return ClipSpec(clip, frame, box[None].astype(np.float32), motion.flip, weight, colors, motion)
 
     def _train(self, position: int) -> ClipSpec:
         place, options = self.order[position], self.options

@@ -225,9 +225,9 @@ class Loader:
         if self._torch_normalises:
             pixels = normalised(pixels, *self.graph.grey, self._buffers.lend)
         if self.plan.stills:
-            options, motions = self.plan.options, [spec.motion for spec in specs]
-            stills = pixels[:, :, 0].movedim(1, -1)
-            pixels = moving_crops(stills, motions, options.size, self.graph.mean, self.graph.std, self._to_device)
+            how = (self.plan.options.size, self.graph.mean, self.graph.std, self._to_device)
+            colors = [spec.augmentation.color for spec in specs if spec.augmentation]
+            pixels = moving_crops(pixels[:, :, 0].movedim(1, -1), [spec.motion for spec in specs], *how, colors)
         labels = torch.tensor([(self._mirrored if spec.flip else self._labels)[spec.id] for spec in specs])
         if self.shards.label_sets is not None:
             labels = torch.from_numpy(several_hot([self._sets[label] for label in labels], len(self.shards.classes)))

@@ -23,9 +23,10 @@ class Clip:
     frames: np.ndarray  # (clips * T,) int32, positions in `data`
 
     def graph_inputs(self):
-        augmentation = self.spec.augmentation.arrays() if self.spec.augmentation is not None else ()
+        plain = self.spec.augmentation is None or self.spec.motion is not None  # a still is changed when it has been cut
+        augmentation = () if plain else self.spec.augmentation.arrays()
         cut = {1: (self.frames, self.spec.boxes), 4: (self.spec.boxes,), 5: ()}[self.data.ndim]  # what is still to be done
-        mirror = self.spec.flip and self.spec.motion is None  # a moving crop is mirrored when it has been cut
+        mirror = self.spec.flip and self.spec.motion is None
         return self.data, *cut, np.array([mirror], dtype=np.int32), *augmentation
 
 
