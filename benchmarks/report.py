@@ -60,10 +60,10 @@ def mosi_table() -> str:
         heads = [f"`{r['method']}`, top-1 in %", *(f"epoch {i + 1}" for i in range(len(rows[0]) - 1))]
         open_, masked = (f"{100 * of['motions_top1'][-1]:.1f} %" for of in (r, r["masked"]))
         parts.append(
-            f"{table(heads, rows)}\n\nMean, lowest and highest of {len(r['top1']['fresh'])} seeds; chance is 12.5 %. Before, MoSI "
-            f"had gone {len(r['motions_top1'])} time(s) over the videos, nine clips of each, without mask and colour jitter, and "
-            f"told {open_} of the motions of the validation's stills; with the authors' mask and jitter it told {masked}, where "
-            f"chance is 11.1 %. On {where(r)}."
+            f"{table(heads, rows)}\n\nMean, lowest and highest of {len(r['top1']['fresh'])} seeds; chance is 12.5 %. Before, "
+            f"MoSI had gone over the videos {len(r['motions_top1'])} x, nine clips of each, without mask and colour jitter, "
+            f"and told {open_} of the motions of the validation's stills; with the authors' mask and jitter it told {masked}, "
+            f"where chance is 11.1 %. On {where(r)}."
         )
     return "\n\n".join(parts)
 

@@ -8,6 +8,7 @@ Nothing is dropped, padded or repeated at the end of an epoch, and the state of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +37,11 @@ class ClipSpec:
     weight: float  # 0: fills up the batch, counts for nothing
     augmentation: Augmentation | None = None
     motion: Motion | None = None  # of a clip that is made of one frame
+
+    @property
+    def decoded(self) -> np.ndarray:
+        """The indices of the frames that it is made of."""
+        return self.frames if self.motion is None else self.frames[:1]
 
 
 class Plan:
@@ -137,12 +143,13 @@ class Plan:
         # An evaluation is the same whatever the seed of the run
         place, seed = (self._place(position), self.seed) if training else (Place(clip, 0, clip), 0)
         video, label = divmod(place.draw, self._per_video)
-        frame = np.floor(_draw(seed, place.epoch, video, FRAMES, 1) * int(self.frames[clip])).astype(np.int32)
+        frame = math.floor(_draw(seed, place.epoch, video, FRAMES, 1)[0] * int(self.frames[clip]))
+        frames = np.full(self.options.num_frames, frame, dtype=np.int32)
         picture = int(self.widths[clip]), int(self.heights[clip]), *[self.options.still_size] * 2
         draw = partial(_draw, seed, place.epoch, place.draw)
         box, motion = draw_still(label, self.options, training, partial(square_box, *picture), draw)
         colors = draw_colors(self.augment, self.options.num_frames, draw) if self._augments else None
-        return ClipSpec(clip, frame, box[None].astype(np.float32), motion.flip, weight, colors, motion)
+        return ClipSpec(clip, frames, box[None].astype(np.float32), motion.flip, weight, colors, motion)
 
     def _train(self, position: int) -> ClipSpec:
         place, options = self.order[position], self.options

@@ -77,7 +77,6 @@ def read_rows(loader, clips: int, columns: int) -> list[tuple[str, np.ndarray]]:
         views = batch.clips.numpy()
         views = views[0] if views.ndim == 6 else views  # (V, 3, T, H, W)
         frames = spec.frames.reshape(plan.clips, -1)  # (clips, T)
-        frames = np.repeat(frames, views.shape[2] // frames.shape[1], axis=1)  # of a still all are one
         shown = np.unique(np.linspace(0, frames.shape[1] - 1, min(columns, frames.shape[1])).round().astype(int))
         for view, pixels in enumerate(views):
             crop, clip = divmod(view, plan.clips)

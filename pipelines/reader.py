@@ -48,7 +48,7 @@ class Reader:
         try:
             spec = self.plan[position]
             if spec.weight and position not in self.refused:
-                return self._decoded(Clip(spec, *self.shards.read(spec.id, spec.frames)))
+                return self._decoded(Clip(spec, *self.shards.read(spec.id, spec.decoded)))
         except DecodeError:
             self.quarantine.add(spec.id, "the decoder refuses it")
         except ClipError as error:
@@ -61,7 +61,7 @@ class Reader:
         data, box = self._harmless
         spec = replace(spec, boxes=np.tile(box, (self.plan.crops, 1)), weight=0.0)
         try:
-            return self._decoded(Clip(spec, data, np.zeros_like(spec.frames)))
+            return self._decoded(Clip(spec, data, np.zeros_like(spec.decoded)))
         except DecodeError as error:
             raise ShardError(
                 f"The first sound clip of {self.shards.root} cannot be decoded ({error}): restore the shards."
