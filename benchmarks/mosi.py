@@ -23,7 +23,7 @@ from i2v.curves import read_log
 CONFIG = "configs/demo/st_adapter.yaml"
 SIZE = 64  # of the stills: all the way is then about as fast as the shapes are
 MOTIONS = f"pretext: mosi, mosi_size: {SIZE}, flip: 0.5, flip_labels: [[0, 3], [1, 2]]"
-# In pictures of 32 pixels, most of them ground, the authors' box often has nothing in it that moves: so without it
+# In pictures of 32 pixels, most of them dark ground, there is little to see in the authors' box: so without it
 CLIPS = f"{{{MOTIONS}, mosi_mask: null}}"
 MASKED = f"{{{MOTIONS}, color_jitter: [0.5, 0.5, 0.5, 0.25], grayscale: 0.3}}"
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="the demo's folder (default: %(default)s)")
     parser.add_argument("--pretraining", type=int, default=1, help="epochs of MoSI, nine clips a video (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=4, help="with labels (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=2, help="runs each way (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs each way (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write figures, machine and command here")
     args = parser.parse_args()
     out = args.out.resolve()

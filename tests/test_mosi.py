@@ -27,7 +27,7 @@ from i2v.pipelines.decode import decode_clip
 from i2v.pipelines.mosi import MOTIONS, SPEEDS, Draws, draw_motion
 from i2v.pipelines.moving import moving_crops
 from i2v.pipelines.options import ClipOptions
-from i2v.pipelines.resize import crop_and_resize
+from i2v.pipelines.resize import crop_and_resize, looked_at
 from i2v.pipelines.shards import ShardSet
 from i2v.session import open_session
 from i2v.shard_tools.dataset import make_shards
@@ -88,6 +88,15 @@ def test_clips_are_the_authors_bit_for_bit(name):
     assert np.array_equal(crops, golden["crop_xy"]) and np.array_equal(SPEEDS, golden["speed_xy"])
     clips = moving_crops(torch.stack(stills), motions, options.size, config["MEAN"], config["STD"])
     assert torch.equal(clips, golden["clip"])
+
+
+def test_a_still_is_cut_out_of_the_whole_picture_where_its_box_is_of_whole_pixels_too():
+    video = np.random.default_rng(0).integers(0, 256, (1, 20, 40, 3), dtype=np.uint8)
+    box = square_box(40, 20, 40, 40, lambda slack, axis: slack // 4)
+    assert box.tolist() == [0, 5, 20, 25] and looked_at(box[None], "floor") == (slice(None), slice(None))
+    still = crop_and_resize(video, box[None].astype(np.float32), 40, "floor", False)[0, 0]
+    resized = torch.nn.functional.interpolate(torch.from_numpy(video).permute(0, 3, 1, 2).float(), (40, 80), mode="bilinear")
+    assert np.array_equal(still, resized.byte()[0, :, :, 10:50].permute(1, 2, 0).numpy())
 
 
 @given(
