@@ -29,7 +29,7 @@ from i2v.model import VideoClassifier, can_merge, create_model, head_kind
 from i2v.session import add_flags, command, parse
 from i2v.vit import VisionTransformer
 
-CLASSES = {"k400": 400, "k700": 700, "ssv2": 174, "ucf101": 101, "hmdb51": 51, "diving48": 48, "epic100": 97 * 300}
+CLASSES = {"k400": 400, "k700": 700, "ssv2": 174, "ucf101": 101, "hmdb51": 51, "diving48": 48, "mosi": 9, "epic100": 97 * 300}
 
 # What the authors print: GMACs, and for how many views. ST-Adapter, DiST, TAda2D and the rows left out print none.
 PUBLISHED = {

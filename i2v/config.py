@@ -20,6 +20,7 @@ import yaml
 
 import i2v
 from i2v.metrics import METRICS, OF_ONE, OF_SEVERAL
+from i2v.model import head_kind
 from i2v.optim import SCHEDULES
 from i2v.rules import Count, at_least, between, broken, different, is_finite, more_than, one_of
 
@@ -364,6 +365,17 @@ def check_values(config: Config, path: str | Path) -> None:
     for key in ("num_frames", "size", "dtype", "mean", "std"):
         if key in config.clips:
             raise ConfigError(f"{path}: clips.{key} is decided by the model: remove it (model.num_frames, model.backbone).")
+    if config.clips.get("pretext"):
+        _check_pretext(config, path)
+
+
+def _check_pretext(config: Config, path: str | Path) -> None:
+    """Raises ConfigError for what is made for the labels of videos, where the labels are motions."""
+    train, head = config.train, head_kind(config.model.head)
+    wrong = [f"train.{name} is on" for name in ("class_weights", "mixup", "cutmix") if getattr(train, name)]
+    wrong += [f"model.head is a {head} head, not a linear one"] if head != "linear" else []
+    if wrong:
+        raise ConfigError(f"{path}: {wrong[0]}, but clips.pretext is mosi, whose labels are nine motions: change one of them.")
 
 
 def _are_epochs(keep, last: float) -> bool:

@@ -39,8 +39,8 @@ def short_videos(plan) -> str | None:
     plan: of the training clips.
     """
     options = plan.options
-    if options.fps is not None or options.shuffle_frames:  # at a high rate frames are meant to repeat; shuffled: a control
-        return None
+    if options.fps is not None or options.shuffle_frames or plan.stills:
+        return None  # at a high rate frames are meant to repeat, as in a clip of a still; shuffled: a control
     specs = [plan[position] for position in range(min(len(plan), LOOKED_AT))]
     different = np.array([len(np.unique(spec.frames)) for spec in specs])
     lengths = np.array([plan.frames[spec.id] for spec in specs])

@@ -33,7 +33,7 @@ from i2v.distributed import init_world
 from i2v.finder import Finder
 from i2v.pipelines import ShardError
 from i2v.predictor import Patience, find_videos, predict, watch
-from i2v.session import Session, add_flags, command, open_session, parse
+from i2v.session import Session, add_flags, command, open_classifier, parse
 from i2v.shard_tools.live import STANDARD_INPUT, is_stream
 from i2v.shard_tools.source_video import RejectedVideo
 from i2v.told import Told
@@ -65,7 +65,7 @@ def main() -> None:
         check(args)
         videos = find_videos(args.videos + (listed(sys.stdin.buffer) if args.list else []))
         check_videos(args, videos)
-        session = open_session(args)
+        session = open_classifier(args)
         finder = Finder(args.segments, session) if args.segments else None
         session.place(init_world(args.device).device, args.precision)
         with closing(Told(args, session.meta.classes)) as told:

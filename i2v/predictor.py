@@ -23,7 +23,7 @@ from i2v.hub import find_model
 from i2v.metrics import videos_at_once, view_probabilities
 from i2v.pipelines import build_loader
 from i2v.pipelines.memory import ClipsInMemory
-from i2v.session import Session, open_session
+from i2v.session import Session, open_classifier
 from i2v.shard_tools.encode import EncodedClip, EncodeSettings
 from i2v.shard_tools.live import STANDARD_INPUT, is_live, is_stream
 from i2v.shard_tools.paths import exists, is_folder, join, videos_below
@@ -81,7 +81,7 @@ def load(source: str | Path, *, device: str = "auto", precision: str = "auto", w
     device: auto, cpu or gpu. precision: auto, bf16 or float32. weights: the backbone's file or tag, if it is not where the
     run had it. Raises ValueError or OSError, one sentence.
     """
-    session = open_session(argparse.Namespace(checkpoint=find_model(source), config=None, weights=weights))
+    session = open_classifier(argparse.Namespace(checkpoint=find_model(source), config=None, weights=weights))
     session.place(init_world(device).device, precision)
     return Predictor(session)
 

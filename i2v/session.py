@@ -55,6 +55,7 @@ class Session:
         over the video instead, each seen from its centre if `overrides` do not say otherwise.
         """
         options = self.meta.clips | {"num_frames": self.model.num_frames} | pictures(self.model.spec)
+        options.pop("pretext", None)  # what videos show is not seen in one frame; i2v.evaluate asks for it
         given = dict(map(parse_option, overrides))
         options |= given
         split = "test"
@@ -75,8 +76,21 @@ def open_session(args, classes_of: Callable[[Config], list[str]] | None = None) 
     return session_of(config, args.config, "give its run's --checkpoint", classes_of)
 
 
+def open_classifier(args) -> Session:
+    """As open_session, for who will be told the classes of videos. Raises ValueError for a model that knows none."""
+    session = open_session(args)
+    if session.meta.clips.get("pretext"):
+        raise ValueError(
+            f"{args.checkpoint} tells how a crop moves over a still (clips.pretext), not what videos show: train on videos "
+            "first, from there (model.init)."
+        )
+    return session
+
+
 def session_of(config: Config, name: str, instead: str, classes_of: Callable[[Config], list[str]] | None = None) -> Session:
     """The model of an experiment that needs no training; see open_session. instead: what to do about one that does."""
+    if config.clips.get("pretext"):
+        raise ValueError(f"{name} has clips.pretext, which is for i2v.train: leave it out.")
     classes, described = ["none"], replace(config.model, head={"type": "linear"})
     if classes_of:
         classes, described = classes_of(config), config.model

@@ -231,8 +231,8 @@ def say_quarantined(run: Run) -> None:
         bad = loader.quarantine.refreshed() if loader is not None else {}
         if bad:
             run.log.say(
-                f"WARNING: {len(bad)} of {len(loader.shards)} clips of {loader.shards.root} could not be used and counted for "
-                f"nothing: they are listed with reasons in {loader.quarantine.path}"
+                f"WARNING: {len(bad)} of {len(loader.quarantine.shards)} clips of {loader.shards.root} could not be used and "
+                f"counted for nothing: they are listed with reasons in {loader.quarantine.path}"
             )
 
 

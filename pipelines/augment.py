@@ -131,7 +131,8 @@ class Augmentation:
 
     ops: np.ndarray | None = None  # (steps,) int32, primitives
     values: np.ndarray | None = None  # (steps, VALUES) float32
-    color: np.ndarray | None = None  # (3, 4) float32: new colour = this @ (red, green, blue, mean grey of the frame)
+    # (3, 4) float32: new colour = this @ (red, green, blue, mean grey of the frame); of a still's clip one for each frame
+    color: np.ndarray | None = None
     noise: np.ndarray | None = None  # (3,) float32, added to the pixels, 0..255
     erase: np.ndarray | None = None  # (4,) float32: top, left, height, width in pixels of the crop
 
@@ -167,7 +168,7 @@ def draw_augmentation(options: AugmentOptions, width: int, height: int, size: in
     if "color" in names or "noise" in names:
         u = draw(COLOR, 12)
         if "color" in names:
-            drawn["color"] = _draw_color(options, u[:6])
+            drawn["color"] = draw_color(options, u[:6])
         if "noise" in names:
             drawn["noise"] = _draw_noise(options.pca_noise, u[6:])
     if "erase" in names:
@@ -324,8 +325,8 @@ def _rotation(degrees: float, width: int, height: int) -> tuple:
 # ---- colour, erasing -------------------------------------------------------------------------------------------------
 
 
-def _draw_color(options: AugmentOptions, u: np.ndarray) -> np.ndarray:
-    """(3, 4) as in Augmentation; u: (6,)."""
+def draw_color(options: AugmentOptions, u) -> np.ndarray:
+    """(3, 4) as in Augmentation; u: six uniform numbers."""
     apply, brightness, contrast, saturation, hue, grey = u
     color = np.eye(3, 4)
     if apply < options.color_jitter_p:

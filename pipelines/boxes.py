@@ -19,7 +19,7 @@ def train_box(width: int, height: int, options: ClipOptions, draw) -> np.ndarray
     u = draw(CROP, 3)
     low, high = options.scale
     short = round(options.size * (low + (high - low) * u[0]))
-    return _square_box(width, height, short, options.size, lambda slack, axis: math.floor(u[1 + axis] * (slack + 1)))
+    return square_box(width, height, short, options.size, lambda slack, axis: math.floor(u[1 + axis] * (slack + 1)))
 
 
 def random_resized_box(width: int, height: int, options: ClipOptions, u: np.ndarray) -> np.ndarray:
@@ -42,19 +42,19 @@ def test_boxes(width: int, height: int, options: ClipOptions, crops: int) -> np.
     """(crops, 4) squares along the long side: the centre, or both ends and the centre."""
     short = options.test_short_side or options.size
     if crops == 1:
-        return _square_box(width, height, short, options.size, lambda slack, axis: slack // 2)[None]
+        return square_box(width, height, short, options.size, lambda slack, axis: slack // 2)[None]
     along = 1 if width >= height else 0
     places = (lambda slack: 0, lambda slack: slack // 2, lambda slack: slack)
     return np.stack(
         [
-            _square_box(width, height, short, options.size, lambda slack, axis: (place if axis == along else places[1])(slack))
+            square_box(width, height, short, options.size, lambda slack, axis: (place if axis == along else places[1])(slack))
             for place in places
         ]
     )
 
 
-def _square_box(width: int, height: int, short: int, size: int, offset) -> np.ndarray:
-    """A size x size crop of the picture resized to short side `short`, in pixels of the picture as it is.
+def square_box(width: int, height: int, short: int, size: int, offset) -> np.ndarray:
+    """(4,) a size x size crop of the picture resized to short side `short`, in pixels of the picture as it is.
 
     offset(slack, axis) -> where the crop begins, 0..slack in resized pixels; axis 0 is vertical.
     """

@@ -30,7 +30,7 @@ def train_frames(count: int, fps: float, options: ClipOptions, u: np.ndarray) ->
         return _uniform(count, t, u[:1])
     if options.sampling == "segments":
         if variant == "tada":
-            bounds = _linspace(0, count, t + 1)
+            bounds = linspace(0, count, t + 1)
             return _rounded(bounds[:-1] + (bounds[1:] - bounds[:-1]) * u, count)[None]
         first, last = _parts(count, t)
         return (first + np.floor(u * (last - first + 1)).astype(np.int64))[None]
@@ -49,7 +49,7 @@ def test_frames(count: int, fps: float, options: ClipOptions, clips: int) -> np.
         return _uniform(count, t, (k[:, 0] + 0.5) / clips)
     if options.sampling == "segments":
         if variant == "tada":
-            bounds, place = _linspace(0, count, t + 1), (k + 1) / clips if clips > 1 else np.array([[0.5]])
+            bounds, place = linspace(0, count, t + 1), (k + 1) / clips if clips > 1 else np.array([[0.5]])
             return _rounded(bounds[:-1] + (bounds[1:] - bounds[:-1]) * place, count)
         first, last = _parts(count, t)
         if variant == "zeroi2v":
@@ -111,7 +111,7 @@ def _at_30_fps(place: np.ndarray, count: int, fps: float, options: ClipOptions) 
     """(K,) places of the start, 0 to 1 -> (K, T) indices of a clip that is as long as T strides at 30 frames per second."""
     length = max(options.num_frames * options.stride * fps / 30, 1.0)
     starts = place * max(count - length, 0)
-    rows = [_linspace(start, start + length - 1, options.num_frames) for start in starts]
+    rows = [linspace(start, start + length - 1, options.num_frames) for start in starts]
     return np.clip(np.stack(rows), 0, count - 1).astype(np.int64)
 
 
@@ -119,7 +119,7 @@ def _rounded(positions: np.ndarray, count: int) -> np.ndarray:
     return np.rint(np.clip(positions, 0, count - 1)).astype(np.int64)
 
 
-def _linspace(first: float, last: float, numbers: int) -> np.ndarray:
+def linspace(first: float, last: float, numbers: int) -> np.ndarray:
     """As torch.linspace in float32, to the bit: where the authors round, half a unit decides."""
     if numbers == 1:
         return np.array([first], dtype=np.float32)

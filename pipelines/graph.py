@@ -50,7 +50,7 @@ class GraphOptions:
 
     size: int = 224
     crops: int = 1
-    interpolation: Annotated[str, one_of("cubic", "linear")] = "cubic"
+    interpolation: Annotated[str, one_of("cubic", "linear", "floor")] = "cubic"  # floor: linear, fractions cut off, for MoSI
     antialias: bool = True  # filter when shrinking; the original recipes resize without
     dtype: Annotated[str, one_of(*DTYPES)] = "float32"  # of the clips; uint8: not normalised
     mean: Annotated[tuple, COLOURS] = CLIP_MEAN  # of red, green and blue from 0 to 1: a model's backbone decides
@@ -169,7 +169,8 @@ def _crop_and_resize(video, boxes, options: GraphOptions) -> list:
     if video.device == "cpu":
         resize = partial(crop_and_resize, size=options.size, interpolation=options.interpolation, antialias=options.antialias)
         return _views(fn.python_function(video, boxes, function=resize), options)
-    return [
+    floor = options.interpolation == "floor"
+    views = [
         fn.resize(
             video,
             size=[options.size, options.size],
@@ -177,9 +178,11 @@ def _crop_and_resize(video, boxes, options: GraphOptions) -> list:
             roi_end=boxes[crop, 2:4],
             interp_type=types.INTERP_CUBIC if options.interpolation == "cubic" else types.INTERP_LINEAR,
             antialias=options.antialias,
+            dtype=types.FLOAT if floor else None,
         )
         for crop in range(options.crops)
     ]
+    return [fn.cast(view + TRUNCATE, dtype=types.UINT8) for view in views] if floor else views
 
 
 def _views(views, options: GraphOptions) -> list:

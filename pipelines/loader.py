@@ -14,12 +14,14 @@ from i2v.pipelines.augment import AugmentOptions
 from i2v.pipelines.batch import Batch
 from i2v.pipelines.graph import GraphOptions, choose_decoder
 from i2v.pipelines.joined import JoinedShards
+from i2v.pipelines.mosi import MOTIONS, check_pretext
 from i2v.pipelines.options import ClipOptions, OrderOptions
 from i2v.pipelines.plan import Plan
 from i2v.pipelines.quarantine import Quarantine
 from i2v.pipelines.read_ahead import Loader
 from i2v.pipelines.shards import ShardError
 from i2v.pipelines.source import ClipSource
+from i2v.pipelines.stills import Stills
 from i2v.pipelines.stream import open_sources, training_order
 
 __all__ = ["Batch", "Loader", "build_loader"]
@@ -75,12 +77,18 @@ def build_loader(
     order = None
     if split == "train":
         order = training_order(shards, sets, shares, order_options, seed, sample_weights)
+    counted = Quarantine(quarantine, shards, len(MOTIONS) if clip_options.pretext else 1)
+    if clip_options.pretext:
+        check_pretext(split, order_options, augment)
+        shards = Stills(shards)
     facts = (shards.clips[name] for name in ("frames", "width", "height", "fps"))
     epoch = order_options.epoch_clips or len(shards) * order_options.repeats
     plan = Plan(*facts, clip_options, split, seed, order=order, augment=augment, times=shards.times, epoch_clips=epoch)
     device = _choose_device(device)
     views = plan.clips * plan.crops
     graph = _fields(GraphOptions, given) | {"size": clip_options.size, "crops": plan.crops, "augment": plan.augment}
+    if plan.stills:  # the rest is done to what is cut out of them (moving.py)
+        graph |= {"size": clip_options.still_size, "interpolation": "floor", "dtype": "uint8", "augment": AugmentOptions()}
     # Many views take much memory as floats: they are normalised when they are looked at (Batch.views).
     graph = GraphOptions(**graph | ({"dtype": "uint8"} if views > 1 else {}))
     return Loader(
@@ -94,7 +102,7 @@ def build_loader(
         world_size=world_size,
         start=start,
         threads=threads or _cores(),
-        quarantine=Quarantine(quarantine, shards),
+        quarantine=counted,
         prefetch_bytes=prefetch_bytes,
     )
 

@@ -52,14 +52,29 @@ class ClipOptions:
     # seconds that a clip covers, its frames at equal distances; 64f: so many frames of the video, or at the rate `fps`
     window: Seconds | Frames = 2.0
     hop: Seconds | Frames | None = None  # seconds or frames from window to window; None: `window`
+    # mosi: of every video nine crops that move over a still frame, labelled with their motion, in place of clips of it: what
+    # is said above of frames and crops does not count, but for `size` and `flip` (docs/training.md)
+    pretext: Annotated[str, one_of("mosi")] | None = None
+    mosi_size: Annotated[int, between(2, 16_384)] | None = None  # height and width of the still; None: 20/7 of `size`
+    mosi_distance: tuple[float, float] = (1.0, 1.0)  # random part of the distance that a motion goes: all, or half of the way
+    # side of the box in which the picture moves, as part of the crop; outside of it one frame stands still. None: all moves
+    mosi_mask: tuple[float, float] | None = (0.3, 0.5)
 
     def __post_init__(self):
-        for name, least, most in (("area", 1e-6, 1), ("aspect", 0.01, 100), ("scale", 1, 100)):
+        intervals = [("area", 1e-6, 1), ("aspect", 0.01, 100), ("scale", 1, 100), ("mosi_distance", 0.01, 1)]
+        intervals += [("mosi_mask", 0.01, 1)] if self.mosi_mask is not None else []
+        for name, least, most in intervals:
             object.__setattr__(self, name, interval(name, getattr(self, name), least, most))
         check(ClipOptions, vars(self), SENTENCE)
         object.__setattr__(self, "flip_labels", pairs(self.flip_labels))
         short, size = self.test_short_side, self.test_size or self.size
         require(short is None or short >= size, "test_short_side", self, "at least as large as size, or test_size")
+        require(self.mosi_size is None or self.mosi_size > size, "mosi_size", self, "larger than size, or test_size")
+
+    @property
+    def still_size(self) -> int:
+        """Height and width of the stills over which crops move."""
+        return self.mosi_size or -(-20 * self.size // 7)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 
 # Independent streams: adding a draw to one does not change the others.
-ORDER, FRAMES, CROP, FLIP, SHUFFLE, AUGMENT, COLOR, ERASE = range(8)
+ORDER, FRAMES, CROP, FLIP, SHUFFLE, AUGMENT, COLOR, ERASE, MOTION = range(9)
 CELLS = 15  # the last there can be, of i2v.localise: which segments of a window count
 # Of the 64 bits of a key, a stream takes 4, an epoch 20 and a sample 40.
 

@@ -8,6 +8,7 @@ Nothing is dropped, padded or repeated at the end of an epoch, and the state of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,10 +16,11 @@ from functools import partial
 import numpy as np
 
 from i2v.pipelines.augment import Augmentation, AugmentOptions, draw_augmentation, no_augmentation
-from i2v.pipelines.boxes import test_boxes, train_box
+from i2v.pipelines.boxes import square_box, test_boxes, train_box
 from i2v.pipelines.frames import test_frames, timeline, train_frames, window_frames
+from i2v.pipelines.mosi import MOTIONS, Motion, draw_colors, draw_still
 from i2v.pipelines.options import ClipOptions, OrderOptions, in_seconds
-from i2v.pipelines.order import Mixture, Order
+from i2v.pipelines.order import Mixture, Order, Place
 from i2v.pipelines.philox import FLIP, FRAMES, SHUFFLE, uniforms
 
 SPLITS = ("train", "val", "test", "windows")
@@ -34,6 +36,12 @@ class ClipSpec:
     flip: bool
     weight: float  # 0: fills up the batch, counts for nothing
     augmentation: Augmentation | None = None
+    motion: Motion | None = None  # of a clip that is made of one frame
+
+    @property
+    def decoded(self) -> np.ndarray:
+        """The indices of the frames that it is made of."""
+        return self.frames if self.motion is None else self.frames[:1]
 
 
 class Plan:
@@ -69,10 +77,11 @@ class Plan:
         self.options, self.split, self.seed = options, split, seed
         self.order = order or Order(np.zeros(len(frames), dtype=np.int64), OrderOptions(), seed)
         self.augment = augment if split == "train" else AugmentOptions()
+        self.stills = options.pretext is not None
         self._augments = bool(self.augment.arrays)
         self.times = times or (lambda sample: np.arange(int(frames[sample])) / float(fps[sample]))
-        self.clips = options.clips if split == "test" else 1
-        self.crops = options.crops if split in ("test", "windows") else 1
+        self.clips = options.clips if split == "test" and not self.stills else 1
+        self.crops = options.crops if split in ("test", "windows") and not self.stills else 1
         if split == "windows":
             self.first_windows = _first_windows(frames, fps, options)
             self._length = int(self.first_windows[-1])
@@ -86,7 +95,7 @@ class Plan:
     def locate(self, position: int) -> tuple[int, int, float]:
         """(epoch, sample id, weight) at an absolute position of the stream."""
         if self.split == "train":
-            place = self.order[position]
+            place = self._place(position)
             return place.epoch, place.clip, 1.0
         index, weight = position % len(self), float(position < len(self))
         if self.split == "windows":
@@ -94,7 +103,24 @@ class Plan:
         return 0, index, weight
 
     def __getitem__(self, position: int) -> ClipSpec:
+        if self.stills:
+            return self._still(position)
         return self._train(position) if self.split == "train" else self._evaluation(position)
+
+    def shards_ahead(self, position: int, count: int) -> list[int]:
+        """The shards that the next `count` positions of training need, in the order of need."""
+        first, last = position // self._per_video, (position + count - 1) // self._per_video
+        return self.order.shards_ahead(first, last - first + 1)
+
+    @property
+    def _per_video(self) -> int:
+        return len(MOTIONS) if self.stills else 1
+
+    def _place(self, position: int) -> Place:
+        """What stands at a position of training: of a video, where there are several clips of it, one after the other."""
+        position, nth = divmod(position, self._per_video)
+        place, times = self.order[position], self._per_video
+        return Place(place.clip * times + nth, place.epoch, place.draw * times + nth)
 
     def blank(self, position: int) -> ClipSpec:
         """What stands at a position, with weight 0 and nothing to read: for a clip whose times cannot be trusted."""
@@ -109,6 +135,21 @@ class Plan:
         window, hop = window_and_hop(self.options, float(self.fps[sample]))
         start = (position % len(self) - int(self.first_windows[sample])) * hop
         return start, start + window
+
+    def _still(self, position: int) -> ClipSpec:
+        """A frame of a video, the same for all its motions, and one of them."""
+        training = self.split == "train"
+        _, clip, weight = self.locate(position)
+        # An evaluation is the same whatever the seed of the run
+        place, seed = (self._place(position), self.seed) if training else (Place(clip, 0, clip), 0)
+        video, label = divmod(place.draw, self._per_video)
+        frame = math.floor(_draw(seed, place.epoch, video, FRAMES, 1)[0] * int(self.frames[clip]))
+        frames = np.full(self.options.num_frames, frame, dtype=np.int32)
+        picture = int(self.widths[clip]), int(self.heights[clip]), *[self.options.still_size] * 2
+        draw = partial(_draw, seed, place.epoch, place.draw)
+        box, motion = draw_still(label, self.options, training, partial(square_box, *picture), draw)
+        colors = draw_colors(self.augment, self.options.num_frames, draw) if self._augments else None
+        return ClipSpec(clip, frames, box[None].astype(np.float32), motion.flip, weight, colors, motion)
 
     def _train(self, position: int) -> ClipSpec:
         place, options = self.order[position], self.options

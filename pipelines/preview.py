@@ -87,7 +87,7 @@ def read_rows(loader, clips: int, columns: int) -> list[tuple[str, np.ndarray]]:
                 "box " + ", ".join(f"{side:.0f}" for side in spec.boxes[crop]),
             ]
             parts += ["mirrored"] * spec.flip + [f"view {view + 1} of {len(views)}"] * (len(views) > 1)
-            parts += [] if batch.weights[0] else [f"BAD, never trained on: {loader.bad.get(spec.id)}"]
+            parts += [] if batch.weights[0] else [f"BAD, never trained on: {loader.quarantine.reason(spec.id)}"]
             rgb = np.moveaxis(pixels[:, shown], 0, -1) * std + mean  # (shown, H, W, 3)
             rows.append(("   ".join(parts), np.clip(np.rint(rgb), 0, 255).astype(np.uint8)))
     return rows

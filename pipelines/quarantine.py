@@ -17,13 +17,18 @@ class Quarantine:
     """bad: clip id -> reason. What is in it gets no special treatment: whether a clip can be used is seen each time it is
     read, so that it does not depend on who found out and when. Safe to use from several threads.
 
-    path: a CSV that the ranks of a run share and that outlives it; None: only this process counts.
+    path: a CSV that the ranks of a run share and that outlives it; None: only this process counts. per_video: how many
+    clips that are added one after the other are of the same stored one, which counts once.
     """
 
-    def __init__(self, path: str | os.PathLike | None, shards: ClipSource):
-        self.path, self.shards = None if path is None else Path(path), shards
+    def __init__(self, path: str | os.PathLike | None, shards: ClipSource, per_video: int = 1):
+        self.path, self.shards, self.per_video = None if path is None else Path(path), shards, per_video
         self._lock = threading.Lock()
         self.bad: dict[int, str] = self._read()
+
+    def reason(self, clip_id: int) -> str | None:
+        """Why a clip cannot be used, if that is known."""
+        return self.bad.get(clip_id // self.per_video)
 
     def refreshed(self) -> dict[int, str]:
         """`bad`, with what other ranks have written down by now."""
@@ -33,6 +38,7 @@ class Quarantine:
 
     def add(self, clip_id: int, reason: str) -> None:
         """Raises ShardError if these are too many now, or if the file cannot be written."""
+        clip_id //= self.per_video
         with self._lock:
             new = clip_id not in self.bad
             self.bad.setdefault(clip_id, reason)

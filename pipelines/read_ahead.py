@@ -21,6 +21,7 @@ from i2v.pipelines.batch import Batch, normalised
 from i2v.pipelines.buffers import Buffers
 from i2v.pipelines.graph import GraphOptions, build_pipeline
 from i2v.pipelines.index import several_hot
+from i2v.pipelines.moving import moving_crops
 from i2v.pipelines.plan import Plan
 from i2v.pipelines.quarantine import Quarantine
 from i2v.pipelines.reader import Clip, Reader
@@ -196,7 +197,7 @@ class Loader:
         position = self.start + step * self.batch_size * self.world_size
         horizon = self._horizon()
         if self.plan.split == "train":
-            ahead = self.plan.order.shards_ahead(position, horizon)
+            ahead = self.plan.shards_ahead(position, horizon)
         else:
             ids = [self.plan.locate(p)[1] for p in self._positions(position, min(position + horizon, self._end))]
             ahead = list(dict.fromkeys(self.shards.clips["shard"][ids].tolist()))
@@ -223,6 +224,10 @@ class Loader:
         pixels = pixels[:, 0] if views == 1 else pixels
         if self._torch_normalises:
             pixels = normalised(pixels, *self.graph.grey, self._buffers.lend)
+        if self.plan.stills:
+            how = (self.plan.options.size, self.graph.mean, self.graph.std, self._to_device)
+            colors = [spec.augmentation.color for spec in specs if spec.augmentation]
+            pixels = moving_crops(pixels[:, :, 0].movedim(1, -1), [spec.motion for spec in specs], *how, colors)
         labels = torch.tensor([(self._mirrored if spec.flip else self._labels)[spec.id] for spec in specs])
         if self.shards.label_sets is not None:
             labels = torch.from_numpy(several_hot([self._sets[label] for label in labels], len(self.shards.classes)))

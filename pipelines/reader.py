@@ -23,9 +23,11 @@ class Clip:
     frames: np.ndarray  # (clips * T,) int32, positions in `data`
 
     def graph_inputs(self):
-        augmentation = self.spec.augmentation.arrays() if self.spec.augmentation is not None else ()
+        plain = self.spec.augmentation is None or self.spec.motion is not None  # a still is changed when it has been cut
+        augmentation = () if plain else self.spec.augmentation.arrays()
         cut = {1: (self.frames, self.spec.boxes), 4: (self.spec.boxes,), 5: ()}[self.data.ndim]  # what is still to be done
-        return self.data, *cut, np.array([self.spec.flip], dtype=np.int32), *augmentation
+        mirror = self.spec.flip and self.spec.motion is None
+        return self.data, *cut, np.array([mirror], dtype=np.int32), *augmentation
 
 
 @dataclass(eq=False)
@@ -46,7 +48,7 @@ class Reader:
         try:
             spec = self.plan[position]
             if spec.weight and position not in self.refused:
-                return self._decoded(Clip(spec, *self.shards.read(spec.id, spec.frames)))
+                return self._decoded(Clip(spec, *self.shards.read(spec.id, spec.decoded)))
         except DecodeError:
             self.quarantine.add(spec.id, "the decoder refuses it")
         except ClipError as error:
@@ -59,7 +61,7 @@ class Reader:
         data, box = self._harmless
         spec = replace(spec, boxes=np.tile(box, (self.plan.crops, 1)), weight=0.0)
         try:
-            return self._decoded(Clip(spec, data, np.zeros_like(spec.frames)))
+            return self._decoded(Clip(spec, data, np.zeros_like(spec.decoded)))
         except DecodeError as error:
             raise ShardError(
                 f"The first sound clip of {self.shards.root} cannot be decoded ({error}): restore the shards."
@@ -72,7 +74,7 @@ class Reader:
         g, boxes = self.graph, clip.spec.boxes
         if not reader_resizes(g, self.device):
             return replace(clip, data=decode_clip(clip.data, clip.frames))
-        rows, columns = looked_at(boxes)
+        rows, columns = looked_at(boxes, g.interpolation)
         video = decode_clip(clip.data, clip.frames, (rows, columns))
         boxes = boxes - np.float32([rows.start or 0, columns.start or 0] * 2)
         return replace(clip, data=crop_and_resize(video, boxes, g.size, g.interpolation, g.antialias))

@@ -73,7 +73,7 @@ def test_pipelines_know_nothing_of_models_or_tools(path):
     assert "nvidia" not in others(imports(path, top_level_only=True))  # and lazily
 
 
-PLAN = {"plan", "options", "order", "frames", "boxes", "augment", "philox"}
+PLAN = {"plan", "options", "order", "frames", "boxes", "augment", "mosi", "philox"}
 
 
 @pytest.mark.parametrize("name", sorted(PLAN))
