@@ -11,6 +11,7 @@ import i2v
 from i2v.archive import read_file
 from i2v.config import ModelConfig
 from i2v.huggingface import to_timm
+from i2v.model import pictures
 from i2v.session import build_model
 from i2v.trunks import backbone_spec, plain
 from tests.references import tensors
@@ -161,7 +162,7 @@ def test_colours_are_those_of_the_folder(folder, tmp_path):
     path = folder()
     assert backbone_spec(path).mean == (0.485, 0.456, 0.406)
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}')
-    assert backbone_spec(path).pictures == {"size": 32, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    assert pictures(backbone_spec(path)) == {"size": 32, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.1]}')
     with pytest.raises(ValueError, match="mean must be"):
         backbone_spec(path)
