@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -193,6 +194,12 @@ class _OnceEach(yaml.SafeLoader):
         return node
 
 
+# 1e-3 is a number, as it is in YAML 1.2 and JSON, and not text, as PyYAML reads it
+_OnceEach.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("+-.0123456789")
+)
+
+
 def parse_option(text: str) -> tuple[str, object]:
     """ "crops=3" -> ("crops", 3): the value is YAML. Raises ConfigError."""
     name, equals, value = text.partition("=")
@@ -295,27 +302,16 @@ def _hint(key: str, known, whole: type) -> str:
 def _convert(hint, value, where: str, path: str, whole: type):
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, where, path, whole)
-    is_number = float in _types(hint)
-    value = _number(value) if is_number else value  # YAML reads 1e-3 as text
-    if list[float] in _types(hint) and isinstance(value, list):
-        value = [_number(part) for part in value]
     rule = broken(hint, value)
     if rule is not None:
         raise ConfigError(f"{path}: {where} is {value!r}: it must be {rule}.")
-    return float(value) if is_number and value is not None else value
+    return float(value) if float in _types(hint) and value is not None else value
 
 
 def _types(hint) -> list:
     """The types under their rules."""
     parts = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else [hint]
     return [typing.get_args(part)[0] if typing.get_origin(part) is Annotated else part for part in parts]
-
-
-def _number(value):
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 def with_epochs(config: Config, epochs: float) -> Config:

@@ -47,7 +47,9 @@ def test_defaults_overrides_and_the_round_trip(write, tmp_path):
 
 def test_numbers_as_yaml_writes_them(write):
     path = write(yaml.safe_dump(MINIMAL).replace("lr: 0.1", "lr: 1e-3"))  # text, for YAML 1.1
-    assert load_config(path).train.lr == 1e-3
+    config = load_config(path, ["model.options={a: 1e-6, b: -2E3, c: [.5e+1], d: e3, e: 1e, f: '1e3'}"])
+    assert config.train.lr == 1e-3
+    assert config.model.options == {"a": 1e-6, "b": -2000.0, "c": [5.0], "d": "e3", "e": "1e", "f": "1e3"}
 
 
 @pytest.mark.parametrize(
