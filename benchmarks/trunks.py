@@ -35,7 +35,7 @@ from i2v.timm_towers import spec_of
 from i2v.trunks import TIMM, backbone_spec, plain
 from i2v.vit import VisionTransformer
 
-SMALL = {"embed_dim": 64, "depth": 3, "num_heads": 4, "img_size": 32, "patch_size": 8}
+SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 4, "img_size": 32, "patch_size": 8}
 FAMILIES = {  # a timm model of each, and what is another size there than in SMALL
     "CLIP": ("vit_base_patch16_clip_224", {}),
     "SigLIP, SigLIP 2": ("vit_base_patch16_siglip_224", {}),

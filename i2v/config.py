@@ -194,10 +194,14 @@ class _OnceEach(yaml.SafeLoader):
         return node
 
 
-# 1e-3 is a number, as it is in YAML 1.2 and JSON, and not text, as PyYAML reads it
-_OnceEach.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("+-.0123456789")
-)
+class _Quoting(yaml.SafeDumper):
+    """Quotes text that _OnceEach would read as a number."""
+
+
+for _kind in (_OnceEach, _Quoting):  # 1e-3 is a number, as in YAML 1.2 and JSON, and not text, as PyYAML reads it
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("+-.0123456789")
+    )
 
 
 def parse_option(text: str) -> tuple[str, object]:
@@ -232,6 +236,11 @@ def _refuse_infinite(value, where: str, path: str, inside: tuple = ()) -> None:
 def to_dict(config: Config) -> dict:
     """Plain dicts and lists: what YAML and JSON can hold."""
     return dataclasses.asdict(config)
+
+
+def to_yaml(config) -> str:
+    """The text of a file that load_config reads as this configuration."""
+    return yaml.dump(to_dict(config), Dumper=_Quoting, sort_keys=False)
 
 
 def with_defaults(values: dict, kind=Config) -> dict:

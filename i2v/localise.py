@@ -20,13 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 
 from i2v.atomic import replacing
 from i2v.average_precision import Precision, mean_average_precision
 from i2v.bmn import losses
 from i2v.checkpoint import not_finite, optimizer_tensors, restore_optimizer, weights_of, write_tensors
-from i2v.config import apply_override, build_config, read_config
+from i2v.config import apply_override, build_config, read_config, to_yaml
 from i2v.console import begin_command
 from i2v.continuation import flatten
 from i2v.distributed import World, close_world, init_world, told_by_launcher
@@ -109,7 +108,7 @@ def train_in(out: Path, config: LocaliseConfig, world: World, stop: StopSignal) 
         f"{begun}: {len(windows)} windows of {its.cut.seconds:.4g} s with "
         f"{actions} segments, features of {its.channels} channels every {its.cut.row_seconds:.4g} s, on {world.device}"
     )
-    write_text(out / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
+    write_text(out / "config.yaml", to_yaml(config))
 
     def save():
         save_last(out, its, optimizer, progress)

@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import yaml
 from torch.nn.parallel import DistributedDataParallel
 
 from i2v.atomic import replacing
 from i2v.checkpoint import Meta, load_checkpoint
-from i2v.config import Config, load_config, to_dict, with_best, with_epochs
+from i2v.config import Config, load_config, to_yaml, with_best, with_epochs
 from i2v.distributed import World, close_world, end_of_another, init_world, share_buffers
 from i2v.feed import check_labels, class_weights, labels_of, open_loader, split_batch, together
 from i2v.finite import Guard, TooManyBadSteps
@@ -134,7 +133,7 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> bool:
         warn(log, config, world, micro_batch, trainee, loader.plan)
     if world.is_main:
         with replacing(out / "config.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+            temporary.write_text(to_yaml(config))
     guard = Guard(out / "nonfinite.csv", train.skip_nonfinite, progress, world.device, loader.shards.key, log.say)
     mirror = Mirror(out, train.mirror, log.say) if train.mirror and world.is_main else None
     save = Saver(out, trainee, guard, progress, train.batch_size, world, mirror)

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from i2v.complexity import classes_of
-from i2v.config import ConfigError, load_config, to_dict
+from i2v.config import ConfigError, load_config, to_yaml
 from i2v.model import create_model, spec_of
 from i2v.optim import layers_of, learning_rate, parameter_groups
 from i2v.pipelines.augment import AugmentOptions
@@ -37,11 +37,11 @@ def write(tmp_path):
 
 
 def test_defaults_overrides_and_the_round_trip(write, tmp_path):
-    config = load_config(write(MINIMAL), ["train.lr=1e-3", "model.options.adapter_width=8", "clips={flip: 0}", "data.val=b"])
+    config = load_config(write(MINIMAL), ["train.lr=1e-3", "model.options.adapter_width=8", "clips={flip: 0}", "data.val='1e3'"])
     assert config.train.lr == 1e-3 and config.model.options == {"adapter_width": 8} and config.clips == {"flip": 0}
-    assert config.model.weights == "openai" and config.data.val == "b"
+    assert config.model.weights == "openai" and config.data.val == "1e3"
     again = tmp_path / "again.yaml"
-    again.write_text(yaml.safe_dump(to_dict(config)))
+    again.write_text(to_yaml(config))
     assert load_config(again) == config
 
 
