@@ -11,6 +11,7 @@ And of all pairs of name and tag that open_clip has: which build, and why the ot
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
 from collections import Counter
@@ -139,6 +140,8 @@ def gmacs(family: str, method: str) -> float:
     spec = backbone_spec({"name": TIMM + name, "image_size": size})
     if method == "attentive":
         options["heads"] = spec.heads
+    if method == "tada":
+        options["route_head_dim"] = math.gcd(64, spec.width // 4)  # 64, or what divides the width that is routed
     with torch.device("meta"):
         model = i2v.create_model(method, plain(spec), 8, 400, **options)
     return sum(count_macs(model).values()) / 1e9

@@ -7,6 +7,7 @@ a tensor and nothing else; the compiled code beside them is left alone.
 
 from __future__ import annotations
 
+import json
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
+INDICES = tuple(f"{name}.index.json" for name in FILES)  # beside a checkpoint in several files
 STORAGES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -34,11 +36,13 @@ def read_file(path: str | Path):
     """What the file holds: name -> tensor, or a dict that wraps that. Raises FileNotFoundError or ValueError, one sentence."""
     path = Path(path)
     if path.is_dir():  # as the hub lays models out
-        path = next((path / name for name in FILES if (path / name).is_file()), path)
+        path = next((path / name for name in (*FILES, *INDICES) if (path / name).is_file()), path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint file {path}: check the path")
     if path.stat().st_size == 0:
         raise ValueError(f"checkpoint {path} is empty: download or copy it again")
+    if path.name.endswith(".index.json"):
+        return _read_several(path)
     try:
         return _read(path)
     except PermissionError as error:
@@ -53,6 +57,16 @@ def read_file(path: str | Path):
             f"{path} is damaged or not a checkpoint: give a .safetensors file, a file of torch.save or a "
             "TorchScript archive, or download it again"
         ) from error
+
+
+def _read_several(index: Path) -> dict[str, torch.Tensor]:
+    """The tensors of all files that an index names."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        paths = [index.parent / name for name in names]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is damaged or no index of checkpoint files: download it again") from error
+    return {name: tensor for path in paths for name, tensor in read_file(path).items()}
 
 
 def _read(path: Path):

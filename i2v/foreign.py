@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 import torch
 
+from i2v.huggingface import family_of
+
 # Where state dicts lie: open_clip, Lightning and mmcv, DiST, ST-Adapter, DeepSpeed, and others
 WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model", "module")
 DEEPEST = 4  # dicts within dicts that are looked into
@@ -66,7 +68,7 @@ def unwrap(content, where: str) -> tuple[dict[str, torch.Tensor], list[str]]:
         f"{part} was taken out of {n} names" if part.endswith(".") else f"{part} was left out" for part, n in stripped.items()
     ]
     towers = {name.removesuffix(end): tower for end, tower in HF_TOWERS.items() for name in state if name.endswith(end)}
-    if "vision_model" in towers.values():
+    if "vision_model" in towers.values() and family_of(state) is None:
         return _from_hugging_face(state, towers, where), [*notes, "its names are those of Hugging Face's CLIP"]
     return state, notes
 

@@ -2,6 +2,7 @@
 
 ViT-B-16                       open_clip's; with one of its tags the activation and the normalisation are the tag's
 timm/vit_base_patch14_dinov2   timm's DINOv2, DINOv3, SigLIP, PE-Core, EVA-02 and other plain ViTs
+/a/folder                      of Hugging Face's transformers: what its config.json says
 {name: ..., image_size: 224}   the same for pictures of another size
 {image_size: ..., ...}         the fields of ViTSpec
 """
@@ -14,10 +15,12 @@ from pathlib import Path
 
 import torch
 
+from i2v.huggingface import folder_spec
 from i2v.timm_towers import spec_of
 from i2v.vit import ViTSpec
 
 TIMM = "timm/"
+DEFAULT_TAG = "openai"  # of model.weights
 
 
 def backbone_spec(backbone: str | dict, weights: str | None = None) -> ViTSpec:
@@ -54,6 +57,8 @@ def plain(spec) -> dict:
 
 
 def _named(name, tag, image_size=None):
+    if is_folder(name):
+        return folder_spec(name, image_size)
     timm = name.startswith(TIMM)
     spec = timm_spec(name.removeprefix(TIMM), tag, image_size) if timm else _open_clip_spec(name, tag)
     if image_size in (None, spec.image_size):
@@ -63,6 +68,11 @@ def _named(name, tag, image_size=None):
     if spec.rotary:
         raise ValueError(f"backbone {name} has rotary positions for {spec.image_size} pixels: take its timm/ name")
     return replace(spec, image_size=image_size)
+
+
+def is_folder(name: str) -> bool:
+    """Whether a backbone's name is the path of a folder: no other name has a slash, timm's aside."""
+    return "/" in name and not name.startswith(TIMM)
 
 
 def backbone_file(backbone: str | dict, tag: str, activation: str | None = "quick_gelu") -> Path:
@@ -78,6 +88,12 @@ def backbone_file(backbone: str | dict, tag: str, activation: str | None = "quic
     name = backbone.get("name") if isinstance(backbone, dict) else backbone
     if name is None:
         raise ValueError(f"weights is {tag!r}, which is no file, and tags need the name of a backbone: give a file.")
+    if is_folder(name):
+        if tag != DEFAULT_TAG:
+            raise ValueError(
+                f"{name} has no weights {tag!r} but its own: leave weights out, or give the path of a checkpoint file"
+            )
+        return Path(name)
     if name.startswith(TIMM):
         tags = [known.partition(".")[2] for known in timm.list_pretrained(name.removeprefix(TIMM) + ".*")]
         config = timm.get_pretrained_cfg(f"{name.removeprefix(TIMM)}.{tag}") if tag in tags else None

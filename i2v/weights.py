@@ -24,6 +24,7 @@ import torch
 
 from i2v.archive import read_file
 from i2v.foreign import DEEPEST, unwrap
+from i2v.huggingface import family_of, to_timm
 from i2v.model import VideoClassifier, method_module
 from i2v.timm_towers import from_timm, is_timm
 from i2v.vit import VisionTransformer, ViTSpec
@@ -32,7 +33,15 @@ LAYOUTS = ("clip", "authors", "i2v", "auto", "image")
 NOT_IMAGE = ("logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size")
 TEXT_FEATURES = "head.text_features"  # computed from the class names; the head refuses to run without
 COUNTER = "num_batches_tracked"  # of batch norms, which older files and other tools leave out
-TEXT_TOWER = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection", "text.")
+TEXT_TOWER = (
+    "transformer.",
+    "token_embedding.",
+    "positional_embedding",
+    "ln_final.",
+    "text_projection",
+    "text.",
+    "text_model.",
+)
 
 
 @dataclass
@@ -57,9 +66,9 @@ def load_weights(model: VideoClassifier, source: str | Path | Mapping, layout: s
         raise ValueError(f"layout {layout!r} is unknown: use one of {', '.join(LAYOUTS)}")
     where = "the state dict" if isinstance(source, Mapping) else str(source)
     state, notes = unwrap(source if isinstance(source, Mapping) else read_file(source), where)
-    if is_timm(state) and isinstance(model.spec, ViTSpec):
-        state, more = from_timm(state, model.spec)
-        notes += ["its names are those of timm", *more]
+    if isinstance(model.spec, ViTSpec):
+        state, more = _other_towers(state, model.spec, where)
+        notes += more
     target = model.state_dict()
     find = partial(_detect, where=where) if layout == "auto" else partial(_plan, layout=layout)
     plan = find(model, target, state, may_stay=may_stay)
@@ -82,6 +91,21 @@ def load_weights(model: VideoClassifier, source: str | Path | Mapping, layout: s
             target[name].copy_(tensor)
     missing = set(target) - set(plan.sources) - ({TEXT_FEATURES} if getattr(model.head, "filled", False) else set())
     return LoadReport(sorted(plan.sources), sorted(missing), sorted(plan.ignored), notes)
+
+
+def _other_towers(state, spec, where):
+    """The tensors of timm's and Hugging Face's towers under CLIP's names, others as they are, and what was done."""
+    family = family_of(state)
+    try:
+        if family is None and not is_timm(state):
+            return state, []
+        state, notes = from_timm(to_timm(state) if family else state, spec)
+    except (AttributeError, KeyError, IndexError, RuntimeError, TypeError) as error:  # of what lacks or does not go together
+        raise ValueError(
+            f"{where} lacks a part of its image tower ({' '.join(str(error).split())}): download it again"
+        ) from error
+    whose = f"Hugging Face's {family}" if family else "timm"
+    return state, [f"its names are those of {whose}", *notes]
 
 
 def unsound(plan, target) -> list[str]:

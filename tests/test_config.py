@@ -37,7 +37,9 @@ def write(tmp_path):
 
 
 def test_defaults_overrides_and_the_round_trip(write, tmp_path):
-    config = load_config(write(MINIMAL), ["train.lr=1e-3", "model.options.adapter_width=8", "clips={flip: 0}", "data.val='1e3'"])
+    config = load_config(
+        write(MINIMAL), ["train.lr=1e-3", "model.options.adapter_width=8", "clips={flip: 0}", "data.val='1e3'"]
+    )
     assert config.train.lr == 1e-3 and config.model.options == {"adapter_width": 8} and config.clips == {"flip": 0}
     assert config.model.weights == "openai" and config.data.val == "1e3"
     again = tmp_path / "again.yaml"
