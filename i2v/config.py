@@ -38,8 +38,8 @@ NumbersOrZero = Annotated[list[float], different("a list of different numbers, a
 @dataclass(frozen=True)
 class ModelConfig:
     method: str
-    backbone: str | dict = "ViT-B-16"  # an open_clip name, or a geometry (see i2v.create_model)
-    weights: str = "openai"  # an open_clip tag, a file, or "random"
+    backbone: str | dict = "ViT-B-16"  # a name, a folder of Hugging Face's, or a geometry (docs/trunks.md)
+    weights: str = "openai"  # a tag, a file, or "random"; a folder as backbone has its own
     init: str | None = None  # a checkpoint of this method, ours or its authors', to start from; the head may be another
     num_frames: Count = 8
     # type linear, factors or text, and its options (docs/training.md)

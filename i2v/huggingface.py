@@ -136,9 +136,9 @@ def _rotary(base, grid) -> dict:
 # ---- names -----------------------------------------------------------------------------------------------------------
 
 FAMILIES = {  # what only a family's image tower has; before it stands what its names begin with
-    "embeddings.patch_embeddings.projection.weight": "DINOv2",
-    "embeddings.patch_embeddings.weight": "DINOv3",
-    "embeddings.patch_embedding.bias": "SigLIP",
+    "embeddings.patch_embeddings.projection.weight": "Hugging Face's DINOv2",
+    "embeddings.patch_embeddings.weight": "Hugging Face's DINOv3",
+    "embeddings.patch_embedding.bias": "Hugging Face's SigLIP",
 }
 OUTSIDE = {
     "embeddings.cls_token": "cls_token",
@@ -186,7 +186,7 @@ BLOCK = re.compile(r"(?:encoder\.|model\.)?layers?\.(\d+)\.(.+)")
 
 
 def family_of(state: Mapping) -> str | None:
-    """Whose names they are, "DINOv2", "DINOv3" or "SigLIP"; None: others."""
+    """Whose names they are, of FAMILIES; None: others'."""
     return next((family for end, family in FAMILIES.items() if any(name.endswith(end) for name in state)), None)
 
 

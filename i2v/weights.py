@@ -66,9 +66,15 @@ def load_weights(model: VideoClassifier, source: str | Path | Mapping, layout: s
         raise ValueError(f"layout {layout!r} is unknown: use one of {', '.join(LAYOUTS)}")
     where = "the state dict" if isinstance(source, Mapping) else str(source)
     state, notes = unwrap(source if isinstance(source, Mapping) else read_file(source), where)
-    if isinstance(model.spec, ViTSpec):
-        state, more = _other_towers(state, model.spec, where)
-        notes += more
+    family = family_of(state)
+    if (family or is_timm(state)) and isinstance(model.spec, ViTSpec):
+        whose = family or "timm"
+        try:
+            state, more = from_timm(to_timm(state) if family else state, model.spec)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:  # of what lacks or differs
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{where} is damaged or no whole model of {whose} ({reason}): download it again") from error
+        notes += [f"its names are those of {whose}", *more]
     target = model.state_dict()
     find = partial(_detect, where=where) if layout == "auto" else partial(_plan, layout=layout)
     plan = find(model, target, state, may_stay=may_stay)
@@ -91,21 +97,6 @@ def load_weights(model: VideoClassifier, source: str | Path | Mapping, layout: s
             target[name].copy_(tensor)
     missing = set(target) - set(plan.sources) - ({TEXT_FEATURES} if getattr(model.head, "filled", False) else set())
     return LoadReport(sorted(plan.sources), sorted(missing), sorted(plan.ignored), notes)
-
-
-def _other_towers(state, spec, where):
-    """The tensors of timm's and Hugging Face's towers under CLIP's names, others as they are, and what was done."""
-    family = family_of(state)
-    try:
-        if family is None and not is_timm(state):
-            return state, []
-        state, notes = from_timm(to_timm(state) if family else state, spec)
-    except (AttributeError, KeyError, IndexError, RuntimeError, TypeError) as error:  # of what lacks or does not go together
-        raise ValueError(
-            f"{where} lacks a part of its image tower ({' '.join(str(error).split())}): download it again"
-        ) from error
-    whose = f"Hugging Face's {family}" if family else "timm"
-    return state, [f"its names are those of {whose}", *notes]
 
 
 def unsound(plan, target) -> list[str]:
