@@ -73,7 +73,8 @@ def create_model(
     """Build a VideoClassifier with fresh weights; requires_grad is set as the method's recipe says.
 
     method: the name of a file in i2v/methods. backbone: a name of open_clip's (geometry only, with OpenAI's quick_gelu) or
-    timm's, a folder of Hugging Face's, or a dict with the fields of ViTSpec (i2v/trunks.py); a method with a trunk of its own has its own names and Spec.
+    timm's, a folder of Hugging Face's, or a dict with the fields of ViTSpec (i2v/trunks.py); a method with a trunk of its own
+    has its own names and Spec.
     num_classes: None: 400, or of factors all combinations. head: {"type": "linear", "dropout": 0.5, "init_std": 0.02};
     {"type": "factors", "factors": {"verb": 97, "noun": 300}}, with the same options (FactorsHead); or {"type": "text",
     "class_names": [...], "templates": [...], "text_features": (num_classes, embed_dim)}, each optional: what is not given must
