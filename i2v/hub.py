@@ -17,6 +17,7 @@ from i2v.model import method_module
 from i2v.runs import Run
 from i2v.session import INCLUDED, restore_model
 from i2v.tally import in_words
+from i2v.trunks import is_folder, shown
 
 CONFIG, CARD = "config.json", "README.md"
 
@@ -57,8 +58,11 @@ def make_folder(checkpoint: Path, run: Run, out: Path, name: str, include_backbo
         tensors = dict(restore_model(tensors, meta, weights).state_dict())
         backbone = replace(backbone, weights=INCLUDED, fingerprint=None)
     config = without_places(meta.config)
+    name_only = without_folder(backbone.name)
     if backbone.weights != INCLUDED:
-        backbone = replace(backbone, weights=config["model"]["weights"] if config.get("model") else Path(backbone.weights).name)
+        has_tag = config.get("model") and backbone.name == name_only
+        backbone = replace(backbone, weights=config["model"]["weights"] if has_tag else Path(backbone.weights).name)
+    backbone = replace(backbone, name=name_only)
     imported = meta.imported_from and Path(meta.imported_from).name
     meta = replace(meta, backbone=backbone, config=config, imported_from=imported)
     save_checkpoint(out / MODEL, tensors, meta)
@@ -81,13 +85,21 @@ def without_places(config: dict) -> dict:
     for section, names in (("model", ["weights"]), ("data", ["train", "val", "sample_weights", "cache"])):
         if isinstance(config.get(section), dict):
             config[section] = config[section] | {key: named(config[section].get(key)) for key in names}
+    if isinstance(config.get("model"), dict) and "backbone" in config["model"]:
+        config["model"]["backbone"] = without_folder(config["model"]["backbone"])
     return config
+
+
+def without_folder(backbone: str | dict) -> str | dict:
+    """The name of a backbone, of a folder its last part."""
+    if isinstance(backbone, dict):
+        return backbone | {"name": without_folder(backbone["name"])} if "name" in backbone else backbone
+    return Path(backbone).name if is_folder(backbone) else backbone
 
 
 def card(name: str, run: Run, meta: Meta) -> str:
     """The model card: what it is, on which data, how good by which count, at what cost, and how to use it."""
-    method, backbone = meta.model["method"], meta.backbone.name
-    shape = backbone if isinstance(backbone, str) else f"{backbone['layers']} layers of width {backbone['width']}"
+    method, shape = meta.model["method"], shown(meta.backbone.name)
     paper = " ".join((method_module(method).__doc__ or "").split("\n\n")[0].split())
     needed = "It holds all weights, the backbone's included."
     if meta.backbone.weights != INCLUDED:

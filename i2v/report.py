@@ -33,6 +33,7 @@ from i2v.pipelines.shards import ClipError, ShardSet
 from i2v.runs import Run, read_run
 from i2v.scores import VideoScores, calibration, paired_bootstrap
 from i2v.session import command, parse
+from i2v.trunks import shown
 
 STRIPS = 60  # wrong clips, the most confident first, of which frames are shown
 FRAMES, HEIGHT = 6, 90  # of a strip
@@ -88,10 +89,7 @@ def facts(run: Run) -> dict[str, str]:
     found, config = {}, run.config
     model, train = config.get("model") or {}, config.get("train") or {}
     if model:
-        backbone = model.get("backbone")
-        if isinstance(backbone, dict):
-            backbone = f"{backbone.get('layers')} layers of width {backbone.get('width')}"
-        found["model"] = f"{model.get('method')} on {backbone}, {model.get('num_frames')} frames"
+        found["model"] = f"{model.get('method')} on {shown(model.get('backbone'))}, {model.get('num_frames')} frames"
         found["weights"] = str(model.get("weights"))
     for split, manifest in run.manifests.items():
         about = f"{manifest['clips']:,} videos of {len(manifest['classes'])} classes, {manifest['codec']}"

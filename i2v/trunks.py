@@ -75,6 +75,15 @@ def is_folder(name: str) -> bool:
     return "/" in name and not name.startswith(TIMM)
 
 
+def shown(backbone: str | dict) -> str:
+    """A backbone as configured, in a few words."""
+    if not isinstance(backbone, dict):
+        return str(backbone)
+    if "layers" in backbone:
+        return f"{backbone['layers']} layers of width {backbone.get('width')}"
+    return ", ".join(f"{key} {value}" for key, value in backbone.items())
+
+
 def backbone_file(backbone: str | dict, tag: str, activation: str | None = "quick_gelu") -> Path:
     """Path of the pre-trained checkpoint of a backbone with a name ("openai", "laion2b_s34b_b88k", ...), downloaded once.
 

@@ -12,7 +12,8 @@ import pytest
 import i2v
 from i2v import push
 from i2v.checkpoint import load_checkpoint, save_checkpoint
-from i2v.hub import find_model, without_places
+from i2v.hub import find_model, make_folder, without_folder, without_places
+from i2v.runs import Run
 from tests.test_evaluate import GEOMETRY, checkpoint  # noqa: F401 (a fixture)
 from tests.test_report import scored
 
@@ -90,6 +91,27 @@ def test_a_dry_run_shows_what_would_go_up_and_names_no_place_of_this_machine(run
     assert str(shapes) not in said and str(run) not in said
     config = without_places({"data": {"train": [{"path": "/a/b", "weight": 1}], "val": "s3://c/d"}, "out": "/x", "clips": {}})
     assert config["data"]["train"] == [{"path": "b", "weight": 1}] and config["data"]["val"] == "d" and config["out"] is None
+
+
+@pytest.mark.parametrize("sized", [False, True])
+def test_a_backbone_that_is_a_folder_leaves_as_its_name(run, tmp_path, sized):
+    tensors, meta = load_checkpoint(run / "best.safetensors")
+    folder = str(tmp_path / "dinov2-base")
+    backbone = {"name": folder, "image_size": 32} if sized else folder
+    config = meta.config | {"model": meta.config["model"] | {"backbone": backbone, "weights": "openai"}}  # the default
+    meta = replace(meta, config=config, backbone=replace(meta.backbone, name=backbone, weights=folder))
+    save_checkpoint(run / "best.safetensors", tensors, meta)
+    (tmp_path / "out").mkdir()
+    make_folder(run / "best.safetensors", Run("run"), tmp_path / "out", "org/name", False, None)
+    left = load_checkpoint(tmp_path / "out" / "model.safetensors")[1]
+    assert left.backbone.weights == "dinov2-base"
+    assert (
+        left.backbone.name
+        == left.config["model"]["backbone"]
+        == ({**backbone, "name": "dinov2-base"} if sized else "dinov2-base")
+    )
+    assert str(tmp_path) not in "".join((tmp_path / "out" / name).read_text() for name in ("config.json", "README.md"))
+    assert without_folder("timm/vit_base_patch14_dinov2") == "timm/vit_base_patch14_dinov2"
 
 
 def test_the_folder_is_what_goes_up(run, monkeypatch, capsys):
