@@ -202,7 +202,11 @@ def timm_spec(
     try:
         with torch.device("meta"):
             model = timm.create_model(name, num_classes=embed_dim, **{key: value for key, value in given.items() if value})
-    except (AssertionError, TypeError, RuntimeError) as error:
+    except TypeError as error:  # only transformers take an img_size
+        raise ValueError(
+            f"{TIMM}{name} is no image transformer of one kind of block: take another, such as {TIMM}vit_base_patch14_dinov2"
+        ) from error
+    except (AssertionError, RuntimeError) as error:
         raise ValueError(f"backbone {TIMM}{name} cannot be made for image_size {image_size} ({error})") from error
     try:
         return spec_of_timm(model)
