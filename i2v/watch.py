@@ -21,7 +21,7 @@ from i2v.pipelines.batch import normalised
 from i2v.pipelines.boxes import test_boxes
 from i2v.pipelines.decode import rgb
 from i2v.pipelines.graph import GraphOptions
-from i2v.pipelines.options import ClipOptions
+from i2v.pipelines.options import ClipOptions, in_seconds
 from i2v.pipelines.resize import crop_and_resize, looked_at
 from i2v.pipelines.sliding import Sliding, Window
 from i2v.pipelines.store import StoreError
@@ -47,12 +47,14 @@ class Answer:
 class Answers:
     """The answers for a video, as they come: iterate once, and close. It reads from the moment on that it is made.
 
-    place: a file, a URL of one, or a stream (shard_tools/live.py). window, hop: seconds; hop None: window. drops: do not let
-    the source wait. at_once: windows that the model looks at together; a source that drops has 1.
+    place: a file, a URL of one, or a stream (shard_tools/live.py). window, hop: seconds, or frames as "64f"; hop None: window.
+    drops: do not let the source wait. at_once: windows that the model looks at together; a source that drops has 1.
     Iterating raises RejectedVideo where the video is damaged or a stream breaks off, after the answers up to there.
     """
 
-    def __init__(self, session: Session, place: str, window: float, hop: float | None, drops: bool = False, at_once: int = 1):
+    def __init__(
+        self, session: Session, place: str, window: float | str, hop: float | str | None, drops: bool = False, at_once: int = 1
+    ):
         self.place, self.damaged = place, 0
         self._session, self._at_once, self._drops = session, at_once, drops
         given = session.views((), window, hop)["options"]
@@ -124,17 +126,18 @@ class Answers:
 
     def _slide(self, frames: Frames) -> None:
         clip = self._clip
-        sliding = Sliding(clip.num_frames, clip.window, clip.hop or clip.window, lambda picture: self._seen(frames, picture))
+        window, hop = (in_seconds(span, clip.fps or frames.rate) for span in (clip.window, clip.hop or clip.window))
+        sliding = Sliding(clip.num_frames, window, hop, lambda picture: self._seen(frames, picture))
         begin = 0.0
         for number, (second, picture) in enumerate(frames.pictures):
             self.damaged = frames.damaged
             begin = begin if number else round(second, 6)  # as shards say it
-            for window in sliding.push(second, picture):
-                self._put(window, begin)
+            for complete in sliding.push(second, picture):
+                self._put(complete, begin)
             if self._closed:
                 return
-        for window in sliding.finish(lambda count, last: true_rate(count, last, frames.rate)):
-            self._put(window, begin)
+        for complete in sliding.finish(lambda count, last: true_rate(count, last, frames.rate)):
+            self._put(complete, begin)
 
     def _seen(self, frames: Frames, picture) -> np.ndarray:
         """(size, size, 3) uint8: what the model sees of a picture."""
