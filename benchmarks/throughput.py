@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.machine import write_result
 from benchmarks.moving_shapes import write_videos
 from i2v.config import ConfigError, ModelConfig, load_config, to_dict
+from i2v.console import begin_command
 from i2v.distributed import World, close_world, init_world, sum_over_ranks
 from i2v.heads import TextHead
 from i2v.model import VideoClassifier, create_model, head_kind, pictures, spec_of
@@ -222,6 +223,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the result, the machine and the command here")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     args = parser.parse_args()
+    begin_command()
     try:
         config = load_config(args.config or TINY, args.overrides)
         world = init_world(config.data.device)

@@ -11,10 +11,14 @@ import importlib
 import os
 from typing import TYPE_CHECKING
 
+from i2v.console import quiet_start
+
 if TYPE_CHECKING:
     from i2v.model import create_model, merge_adapters
     from i2v.predictor import Predictor, load
     from i2v.weights import load_weights
+
+quiet_start()
 
 # Installed, the rooms `pipelines` and `shard_tools` are inside this package; in a checkout they lie beside it.
 if not os.path.isdir(os.path.join(__path__[0], "pipelines")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import uuid
@@ -14,12 +15,21 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path of one's own to write to; it becomes `path`, on the disk, when the block ends without an error.
 
-    Whoever reads `path` at any time, after a power cut too, finds all of the old file or all of the new one.
+    Whoever reads `path` at any time, after a power cut too, finds all of the old file or all of the new one. A link stays, what
+    it leads to is replaced. Raises OSError where there is something that is no file: a folder, a pipe, a device.
     """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        code = errno.EISDIR if path.is_dir() else errno.EINVAL
+        raise OSError(code, os.strerror(code) if path.is_dir() else "It is a device or a pipe, not a file", str(path))
     temporary = path.with_name(f".{path.name}.{unique()}.tmp")
     try:
         yield temporary
         put_in_place(temporary, path)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):  # the name that people know
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -25,6 +25,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from i2v.config import Config, load_config
+from i2v.console import as_sentence
 from i2v.model import VideoClassifier, can_merge, create_model, head_kind
 from i2v.session import add_flags, command, parse
 from i2v.vit import VisionTransformer
@@ -189,6 +190,9 @@ def files(paths: list[str]) -> list[str]:
     found = []
     for path in paths:
         below = map(str, Path(path).rglob("*.yaml")) if Path(path).is_dir() else [path]
+        below = list(below)
+        if not below:
+            raise ValueError(f"{path} has no configurations (*.yaml): give a folder that has, or a file.")
         found += sorted(below, key=lambda name: re.sub(r"\d+", lambda digits: digits[0].zfill(9), name))
     return found
 
@@ -205,7 +209,7 @@ def main() -> None:
         if args.json:
             args.json.write_text(json.dumps(rows, indent=1))
     except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"i2v.complexity: {error}")
+        sys.exit(f"i2v.complexity: {as_sentence(error)}")
     if args.markdown:
         print(f"<!-- python -m i2v.complexity {shlex.join(sys.argv[1:])} -->\n\n# What each configuration costs\n")
     print("\n".join(markdown(rows) if args.markdown else plain(rows)))

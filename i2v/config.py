@@ -19,6 +19,7 @@ from typing import Annotated
 import yaml
 
 import i2v
+from i2v.console import refuse_pipe
 from i2v.metrics import METRICS, OF_ONE, OF_SEVERAL
 from i2v.model import head_kind
 from i2v.optim import SCHEDULES
@@ -155,6 +156,7 @@ def read_config(kind: type, path: str | Path, overrides: list[str] = (), check: 
     ConfigError."""
     path = find_config(path)
     try:
+        refuse_pipe(path)
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         near = difflib.get_close_matches(str(path), installed_configs(), n=1) or ["st_adapter/k400_vit-b16_8f"]

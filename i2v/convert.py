@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from i2v.atomic import replacing
 from i2v.checkpoint import Meta, not_finite, save_checkpoint
 from i2v.config import load_config, to_dict
+from i2v.console import as_sentence
 from i2v.feed import labels_of
 from i2v.metrics import evaluate
 from i2v.model import merge_adapters
@@ -141,7 +142,7 @@ def main() -> None:
     except SafetensorError as error:
         sys.exit(f"i2v.convert: {args.out} cannot be written ({error}): make room or give another --out.")
     except (ValueError, TypeError, OSError, ShardError) as error:
-        sys.exit(f"i2v.convert: {error}")
+        sys.exit(f"i2v.convert: {as_sentence(error)}")
     print(f"wrote {args.out}, {args.out.stat().st_size / 1e6:.1f} MB")
 
 

@@ -21,13 +21,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from i2v.console import as_sentence, refuse_place
 from i2v.distributed import World, close_world, init_world
 from i2v.feed import head_for, labels_of
 from i2v.metrics import MEMORY, VIEWS_AT_ONCE, evaluate, videos_at_once
 from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.shards import ClipError, ShardSet
 from i2v.scores import Collector, VideoScores, ensemble, load_scores
-from i2v.session import Session, add_flags, command, open_session, parse
+from i2v.session import Session, above_zero, add_flags, command, open_session, parse
 from i2v.submission import write_submission
 from i2v.tally import Labels, Scores, SeveralScores
 
@@ -144,7 +145,7 @@ def main() -> None:
     parser.add_argument("--data", help="shards to score on (default: data.val of the run)")
     parser.add_argument(
         "--memory",
-        type=float,
+        type=above_zero,
         default=MEMORY,
         metavar="GB",
         help="for clips, per device (default: %(default)g): as many videos at once as fit, at least one and at most 8",
@@ -157,8 +158,7 @@ def main() -> None:
     args = parse(parser)
     try:
         for flag, path in (("--scores", args.scores), ("--submission", args.submission)):
-            if path and not path.parent.is_dir():
-                raise ValueError(f"{path.parent} does not exist: {flag} needs a folder that does.")
+            refuse_place(flag, path)
         world = init_world(args.device)
         if args.from_scores:
             videos = ensemble([load_scores(path) for path in args.from_scores], args.ensemble)
@@ -172,7 +172,7 @@ def main() -> None:
     except FloatingPointError as error:
         sys.exit(f"i2v.evaluate: {error}: try --precision float32; if it stays, the weights are damaged.")
     except (ValueError, TypeError, OSError, ShardError) as error:
-        sys.exit(f"i2v.evaluate: {error}")
+        sys.exit(f"i2v.evaluate: {as_sentence(error)}")
     finally:
         close_world()
     if not world.is_main:

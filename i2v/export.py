@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 from i2v.atomic import replacing
-from i2v.console import version
+from i2v.console import as_sentence, version
 from i2v.model import merge_adapters
 from i2v.pipelines import ShardError, build_loader
 from i2v.session import Session, add_flags, command, open_session, parse
@@ -217,7 +217,7 @@ def main() -> None:
         check_arguments(args)
         print(export(args))
     except (ValueError, TypeError, OSError, ShardError) as error:
-        sys.exit(f"i2v.export: {error}")
+        sys.exit(f"i2v.export: {as_sentence(error)}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from i2v.console import as_sentence, interrupted
 from i2v.distributed import World, close_world, init_world
 from i2v.extraction import extract
 from i2v.metrics import videos_at_once
@@ -70,9 +71,9 @@ def main() -> None:
         world = init_world(args.device)
         videos, unreadable = write(args, world)
     except (ValueError, TypeError, OSError, ShardError) as error:
-        sys.exit(f"i2v.features: {error}")
+        sys.exit(f"i2v.features: {as_sentence(error)}")
     except KeyboardInterrupt:
-        sys.exit("i2v.features: interrupted; the same command goes on")
+        interrupted("i2v.features: interrupted; the same command goes on")
     finally:
         close_world()
     if world.is_main:

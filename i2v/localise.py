@@ -27,7 +27,7 @@ from i2v.average_precision import Precision, mean_average_precision
 from i2v.bmn import losses
 from i2v.checkpoint import bad_numbers, optimizer_tensors, restore_optimizer, weights_of, write_tensors
 from i2v.config import apply_override, build_config, read_config, to_yaml
-from i2v.console import begin_command
+from i2v.console import as_sentence, begin_command, interrupted
 from i2v.continuation import flatten
 from i2v.distributed import World, close_world, init_world, told_by_launcher
 from i2v.localise_config import FREE_TO_CHANGE, LocaliseConfig, LocaliseTraining
@@ -361,9 +361,9 @@ def main() -> None:
         if not run(config, world, stop) and stop.interrupted:
             sys.exit(130)
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        sys.exit(f"i2v.localise: {error}")
+        sys.exit(f"i2v.localise: {as_sentence(error)}")
     except KeyboardInterrupt:
-        sys.exit("i2v.localise: interrupted; the same command continues from the last checkpoint")
+        interrupted("i2v.localise: interrupted; the same command continues from the last checkpoint")
     finally:
         close_world()
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from i2v.distributed import sum_over_ranks
+from i2v.rules import is_whole
 from i2v.tally import Labels, Scores, SeveralScores, tally_for
 
 # By which the best of several models can be chosen, where videos have one class, or several; the first if nothing is said.
@@ -30,9 +33,15 @@ def view_probabilities(model, batch, at_once: int = VIEWS_AT_ONCE, several: bool
 
 
 def videos_at_once(options: dict, memory: float = MEMORY) -> int:
-    """How many videos fit into `memory` GB with all their views, at least 1 and at most 8; options: of the clips."""
-    frames = options["num_frames"] * options.get("clips", 1) * options.get("crops", 1)
-    return max(1, min(8, int(memory * 1e9 / (frames * options["size"] ** 2 * BYTES_PER_PIXEL))))
+    """How many videos fit into `memory` GB with all their views, at least 1 and at most 8; options: of the clips.
+
+    1 for options that cannot be: what is wrong with them, the loader says.
+    """
+    counts = [options["num_frames"], options.get("clips", 1), options.get("crops", 1), options["size"]]
+    if not all(is_whole(count) and count >= 1 for count in counts):
+        return 1
+    frames, size = math.prod(counts[:3]), counts[3]
+    return int(max(1, min(8, memory * 1e9 / (frames * size**2 * BYTES_PER_PIXEL))))
 
 
 @torch.no_grad()

@@ -35,6 +35,8 @@ def line_chart(title: str, curves: list[tuple[int, list[float], list[float]]], u
         return ""
     across = ticks(min(min(xs) for _, xs, _ in curves), max(max(xs) for _, xs, _ in curves))
     upward = ticks(min(min(ys) for *_, ys in curves), max(max(ys) for *_, ys in curves))
+    if unit.startswith("%"):  # a curve that is flat has room around it, but there is nothing above 100 or below 0
+        upward = [tick for tick in upward if 0 <= tick <= 100]
     marks = _axes(across, upward)
     for run, xs, ys in curves:
         points = [(_x(x, across), _y(y, upward)) for x, y in zip(xs, ys)]

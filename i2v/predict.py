@@ -29,12 +29,14 @@ from contextlib import closing
 from pathlib import Path
 
 from i2v.annotate import annotated
+from i2v.console import as_sentence, refuse_place
 from i2v.distributed import init_world
 from i2v.finder import Finder
 from i2v.pipelines import ShardError
 from i2v.predictor import Patience, find_videos, predict, watch
 from i2v.session import Session, add_flags, command, open_classifier, parse
 from i2v.shard_tools.live import STANDARD_INPUT, is_stream
+from i2v.shard_tools.pool import WorkerError
 from i2v.shard_tools.source_video import RejectedVideo
 from i2v.told import Told
 
@@ -74,8 +76,8 @@ def main() -> None:
                 tell_segments(args, session, videos, told, finder)
             else:
                 (tell_windows if args.window is not None else tell_videos)(args, session, videos, told)
-    except (ValueError, TypeError, OSError, ShardError) as error:
-        sys.exit(f"i2v.predict: {error}")
+    except (ValueError, TypeError, OSError, ShardError, WorkerError) as error:
+        sys.exit(f"i2v.predict: {as_sentence(error)}")
     if told.unread:
         sys.exit(f"i2v.predict: {told.unread} of {len(videos)} videos could not be read.")
 
@@ -98,6 +100,7 @@ def check(args) -> None:
         raise ValueError("standard input cannot be both a video (-) and a list of them (--list).")
     if args.live and STANDARD_INPUT not in args.videos:
         raise ValueError("--live is for standard input (-): cameras and addresses are live, and files wait.")
+    refuse_place("--jsonl", None if args.jsonl == "-" else args.jsonl)
     if args.annotate is not None and (args.annotate.suffix != ".mp4" or not args.annotate.parent.is_dir()):
         raise ValueError(f"--annotate {args.annotate}: give a name that ends in .mp4, in a folder that exists.")
 
@@ -110,6 +113,8 @@ def check_videos(args, videos: list[str]) -> None:
         raise ValueError(f"{stream} is a stream: say with --window how many seconds an answer is about.")
     if args.annotate is not None and (stream is not None or len(videos) > 1):
         raise ValueError(f"--annotate copies one video file: there {'is a stream' if stream else f'are {len(videos)}'}.")
+    if args.annotate is not None and args.annotate.exists() and os.path.realpath(videos[0]) == os.path.realpath(args.annotate):
+        raise ValueError(f"--annotate {args.annotate} is the video itself, which would be lost: give another name.")
 
 
 def listed(lines: Iterable[bytes]) -> list[str]:

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from i2v.atomic import replacing
 from i2v.checkpoint import Backbone, Meta, save_checkpoint
 from i2v.config import Config, load_config, to_dict, with_best
-from i2v.console import aligned
+from i2v.console import aligned, as_sentence, interrupted
 from i2v.distributed import World, close_world, init_world
 from i2v.extraction import extract
 from i2v.feature_folder import format_of, read_clips
@@ -224,9 +224,9 @@ def main() -> None:
         world = init_world(config.data.device)
         lines = probe(config, args.config, args.features or Path(config.out) / "features", world)
     except (ValueError, TypeError, OSError, FloatingPointError, ShardError) as error:
-        sys.exit(f"i2v.probe: {error}")
+        sys.exit(f"i2v.probe: {as_sentence(error)}")
     except KeyboardInterrupt:
-        sys.exit("i2v.probe: interrupted; the same command goes on")
+        interrupted("i2v.probe: interrupted; the same command goes on")
     finally:
         close_world()
     print("\n".join(lines), end="\n" if lines else "")

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from i2v.console import as_sentence
 from i2v.hub import CARD, find_model, make_folder
 from i2v.runs import Run, read_run
 from i2v.session import add_flags, command, parse
@@ -28,7 +29,8 @@ def upload(folder: Path, name: str, private: bool) -> str:
     try:
         api.create_repo(name, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=name, folder_path=str(folder), commit_message="A model of i2v"))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    # The first are what its HTTP library raises, which is another one from version to version.
+    except (*HfHubHTTPError.__bases__, HFValidationError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise OSError(
             f"{name} cannot be written on the hub ({reason:.200}): see to the network, the name and `hf auth login`."
@@ -67,7 +69,7 @@ def main() -> None:
             else:
                 print(f"sent to {upload(place, args.name, args.private)}")
     except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"i2v.push: {error}")
+        sys.exit(f"i2v.push: {as_sentence(error)}")
 
 
 if __name__ == "__main__":

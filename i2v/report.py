@@ -21,6 +21,7 @@ import torch
 import yaml
 
 from i2v.atomic import replacing
+from i2v.console import refuse_place
 from i2v.filmstrips import for_script
 from i2v.page import colour, line_chart, page, percent, reliability_chart, table, text
 from i2v.pipelines import ShardError
@@ -340,8 +341,7 @@ def main() -> None:
     parser.add_argument("--strips", type=int, default=STRIPS, help="errors of which frames are shown (default: %(default)s)")
     args = parse(parser)
     try:
-        if not args.out.parent.is_dir():
-            raise ValueError(f"{args.out.parent} does not exist: --out needs a folder that does.")
+        refuse_place("--out", args.out)
         if args.strips < 0:
             raise ValueError(f"--strips is {args.strips}: it must be at least 0.")
         runs = [read_run(path) for path in args.runs]

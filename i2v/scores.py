@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from i2v.atomic import replacing
+from i2v.console import refuse_pipe
 from i2v.metrics import probabilities_of
 from i2v.tally import Labels, Scores, SeveralScores, labels_of_factors, marginals, tally_for
 
@@ -138,6 +139,7 @@ class VideoScores:
 def load_scores(path: str | Path) -> VideoScores:
     """What save wrote. Raises ValueError with one sentence if it is not that."""
     try:
+        refuse_pipe(path)
         with np.load(path, allow_pickle=False) as file:
             about = json.loads(str(file["about"]))
             if about.get("format") != "i2v-scores" or about["version"] > VERSION:

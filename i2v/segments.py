@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from i2v.console import refuse_pipe
 from i2v.shard_tools.lists.tables import named, part, read_header, read_lines
 from i2v.shard_tools.paths import SourceError
 
@@ -46,6 +47,7 @@ class SegmentList:
 def read_segments(path: str | Path, subset: str = "train") -> SegmentList:
     """A list; subset: "train" or "val", where it has several. Raises ValueError, one sentence."""
     try:
+        refuse_pipe(path)
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text in UTF-8"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
@@ -13,7 +14,7 @@ import torch
 
 from i2v.checkpoint import Backbone, Meta, load_checkpoint, weights_of
 from i2v.config import Config, ModelConfig, load_config, parse_option, to_dict
-from i2v.console import begin_command
+from i2v.console import begin_command, refuse_place
 from i2v.model import VideoClassifier, create_model, pictures, spec_of
 from i2v.placement import autocast_for, choose_precision, place
 from i2v.text import text_features
@@ -199,7 +200,28 @@ def own_tensors(model: VideoClassifier, backbone: Backbone) -> dict[str, torch.T
 
 def seconds_or_frames(text: str) -> float | str:
     """ "1.5" -> 1.5; "64f" stays what it is: frames."""
-    return text if text[:-1].isdecimal() and text.endswith("f") else float(text)
+    try:
+        return text if text[:-1].isdecimal() and text.endswith("f") else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither seconds, such as 1.5, nor frames, such as 64f.") from None
+
+
+def count(text: str) -> int:
+    """A whole number, at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least 1.")
+    return int(text)
+
+
+def above_zero(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a finite number, more than 0.")
+    return number
 
 
 PLACES = ("auto", "cpu", "gpu")
@@ -212,7 +234,7 @@ FLAGS = {
         "metavar": "S",
         "help": "seconds from window to window, or frames: 8f (default: --window)",
     },
-    "--batch-size": {"type": int},
+    "--batch-size": {"type": count, "metavar": "N"},
     "--device": {"default": "auto", "choices": PLACES},
     "--decode": {"default": "auto", "choices": PLACES},
     "--precision": {"default": "auto", "choices": ("auto", "bf16", "fp16", "float32")},
@@ -240,6 +262,8 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     begin_command()
     if getattr(args, "hop", None) is not None and args.window is None:
         sys.exit(f"{parser.prog}: --hop says how far windows are apart: give --window as well.")
-    if getattr(args, "json", None) and not args.json.parent.is_dir():
-        sys.exit(f"{parser.prog}: {args.json.parent} does not exist: --json needs a folder that does.")
+    try:
+        refuse_place("--json", getattr(args, "json", None))
+    except ValueError as error:
+        sys.exit(f"{parser.prog}: {error}")
     return args

@@ -28,7 +28,7 @@ from pathlib import Path
 from i2v.atomic import replacing
 from i2v.checkpoint import load_checkpoint
 from i2v.config import Config, ConfigError, load_config, to_dict
-from i2v.console import aligned
+from i2v.console import aligned, as_sentence
 from i2v.curves import draw_sheet, read_log
 from i2v.model import complete_config
 from i2v.runs import Run
@@ -283,7 +283,7 @@ def main() -> None:
         failed, stopped = run_all(found, args.task, args.config, launcher)
         rows = write_results(found)
     except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"i2v.sweep: {error}")
+        sys.exit(f"i2v.sweep: {as_sentence(error)}")
     print("\n".join(as_lines(rows)))
     print(f"{found[0].folder.parent} has sweep.csv, sweep.png and a folder for each run")
     if stopped:

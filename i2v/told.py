@@ -52,9 +52,9 @@ class Told:
 
     def ends(self, answers: Answers) -> None:
         """What came of a stream, on standard error."""
-        if not is_stream(self._video):
+        if not is_stream(self._video) or not self._windows:
             return
-        mean = self._latency / max(self._windows, 1)
+        mean = self._latency / self._windows
         text = f"{self._video}: {self._windows} answers, {mean:.3f} s late on average and {self._longest:.3f} s at most"
         if self._dropped:
             text += f"; {self._dropped} windows were dropped, because the model needs longer than a hop"

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from i2v.atomic import replacing
 from i2v.checkpoint import Meta, load_checkpoint
 from i2v.config import Config, load_config, to_yaml, with_best, with_epochs
+from i2v.console import as_sentence, begin_command, interrupted
 from i2v.distributed import World, close_world, end_of_another, init_world, share_buffers
 from i2v.feed import check_labels, class_weights, labels_of, open_loader, split_batch, together
 from i2v.finite import Guard, TooManyBadSteps
@@ -289,6 +290,7 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="a YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace values of the file")
     args = parser.parse_args()
+    begin_command()
     try:
         config = load_config(args.config, args.overrides)
         # Until the processes have met, a signal ends this one there and then, as is its default: one that waits for others
@@ -298,9 +300,9 @@ def main() -> None:
         if not run(config, world, stop) and stop.interrupted and world.size == 1:  # torchrun has a code of its own
             sys.exit(130)
     except (ValueError, TypeError, OSError, FloatingPointError, MemoryError, ShardError) as error:
-        sys.exit(f"i2v.train: {error}")
+        sys.exit(f"i2v.train: {as_sentence(error)}")
     except KeyboardInterrupt:
-        sys.exit("i2v.train: interrupted; the same command continues from the last checkpoint")
+        interrupted("i2v.train: interrupted; the same command continues from the last checkpoint")
     except RuntimeError as error:
         if not end_of_another(error):
             raise

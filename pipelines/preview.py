@@ -7,6 +7,7 @@ import sys
 
 if not __package__:  # run as a file: import from this checkout
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    import i2v.console  # noqa: F401  # before the others, which take their time: see quiet_start
 
 import argparse
 import re
@@ -16,7 +17,7 @@ import numpy as np
 import yaml
 from PIL import Image, ImageDraw, ImageFont
 
-from i2v.console import begin_command
+from i2v.console import begin_command, refuse_pipe
 from i2v.pipelines import ShardError
 from i2v.pipelines.index import SEVERAL
 
@@ -38,12 +39,21 @@ exit codes: 0 done; 1 the data set cannot be read or has bad clips; 2 wrong argu
 """
 
 
+def find_config(path: Path) -> Path:
+    """A file as it is; else the one of that name that comes with this program, as starter or st_adapter/k400_vit-b16_8f."""
+    name = str(path).removeprefix("configs/").removesuffix(".yaml") + ".yaml"
+    installed = Path(__file__).resolve().parents[1] / "configs" / name
+    return installed if not path.exists() and not path.is_absolute() and installed.exists() else path
+
+
 def read_options(config: Path | None, overrides: list[str]) -> dict:
     """Options of build_loader. Raises ValueError, one sentence."""
     options = {}
     if config is not None:
         try:
-            content = yaml.safe_load(config.read_text())
+            config = find_config(config)
+            refuse_pipe(config)
+            content = yaml.safe_load(config.read_text(encoding="utf-8-sig"))
             model, options = content.get("model") or {}, dict(content.get("clips") or {})
         except (OSError, yaml.YAMLError, AttributeError, ValueError, TypeError) as error:
             raise ValueError(f"{config} cannot be read as a configuration: {' '.join(str(error).split())}") from error
@@ -121,7 +131,12 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("data", metavar="DIR", help="folder (or URL) that make_shards wrote to")
     add("options", metavar="name=value", nargs="*", help="options of clips, such as num_frames=16 flip=0 size=336")
-    add("--config", type=Path, metavar="FILE", help="a configuration of i2v, for its section clips (default: none)")
+    add(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="a configuration of i2v, or the name of an installed one, for its section clips (default: none)",
+    )
     add("--out", type=Path, metavar="FILE", required=True, help="picture to write, .png")
     add("--split", choices=("train", "val", "test"), default="train", help="how clips are drawn (default: train)")
     add("--clips", type=int, default=8, metavar="N", help="rows; with --split test: videos (default: 8)")

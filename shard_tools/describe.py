@@ -7,6 +7,7 @@ import sys
 
 if not __package__:  # run as a file: import from this checkout
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    import i2v.console  # noqa: F401  # before the others, which take their time: see quiet_start
 
 import argparse
 import csv

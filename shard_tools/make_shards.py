@@ -7,6 +7,7 @@ import sys
 
 if not __package__:  # run as a file: import from this checkout
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    import i2v.console  # noqa: F401  # before the others, which take their time: see quiet_start
 
 import argparse
 import csv
@@ -130,6 +131,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         value = getattr(arguments, name)
         if value is not None and not 1 <= value < 1e15:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, not {value:g}.")
+    for name in ("source", "out"):
+        if not getattr(arguments, name):
+            parser.error(f"{'SOURCE' if name == 'source' else '--out'} is empty: perhaps a variable of the shell is not set.")
     if not 0 <= arguments.seed < 2**64:
         parser.error(f"--seed must be a number from 0 to 2**64 - 1, not {arguments.seed}.")
     index, count = arguments.task_index, arguments.num_tasks
@@ -318,8 +322,10 @@ def summary(manifest: dict, output: Output, seconds: float) -> str:
     if manifest["rejected"]:
         lines.append(f"  rejected  {manifest['rejected']:,}, listed with reasons in {output.name}/rejected.csv")
         lines += [f"            {count:,}: {reason}" for reason, count in _reasons(output)]
+    lines.append(f"  made      {output.name}/manifest.json")
+    if manifest["clips"] == 0:  # what is next is to see why, which the caller says
+        return "\n".join(lines)
     lines += [
-        f"  made      {output.name}/manifest.json",
         f"  next      the other split:  make_shards.py OTHER --out DIR --classes {output.name}/manifest.json",
         "            training:         torchrun --nproc-per-node 8 -m i2v.train --config CONFIG that names this folder",
     ]

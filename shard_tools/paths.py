@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
+from i2v.console import refuse_pipe
 from i2v.pipelines.store import LONG, Store, is_url
 
 VIDEO_SUFFIXES = frozenset(
@@ -66,7 +67,10 @@ def exists(place: str) -> bool:
 
 def open_binary(place: str):
     """A seekable file. Small blocks: who reads headers here wants few bytes of many places."""
-    return Store(place).open(block=2**16) if is_url(place) else open(place, "rb")
+    if is_url(place):
+        return Store(place).open(block=2**16)
+    refuse_pipe(place)
+    return open(place, "rb")
 
 
 def read_text(place: str, errors: str = "strict", utf16: bool = False) -> str:

@@ -74,6 +74,10 @@ def encode_videos(
             worker.kill()
 
 
+class WorkerError(RuntimeError):
+    """A process ended that says nothing about the video it had: somebody stopped it, or it cannot start."""
+
+
 class _Worker:
     """A process that encodes one video after the other, and the pipe to it."""
 
@@ -120,9 +124,9 @@ class _Worker:
         except (EOFError, OSError):
             self.process.join()
             if -self.process.exitcode in STOPS:
-                raise RuntimeError(f"a worker process was stopped (signal {-self.process.exitcode})") from None
+                raise WorkerError(f"a worker process was stopped (signal {-self.process.exitcode})") from None
             if not self.ready:
-                raise RuntimeError("a worker process died before its first video") from None
+                raise WorkerError("a worker process died before its first video") from None
             return self._lost(_cause_of_death(self.process.exitcode))
         if time.monotonic() > self.deadline:
             return self._lost(f"it took longer than {timeout:g} seconds: give it more with --timeout, or {CUT_IT}")

@@ -30,6 +30,24 @@ def test_until_all_is_written_the_old_file_is_there(tmp_path, error):
     assert path.read_text() == "new" and os.listdir(tmp_path) == ["a.json"]
 
 
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device"])
+def test_what_is_no_file_is_not_replaced(tmp_path, kind):
+    """Root may replace /dev/null itself, and then nothing on the machine works."""
+    path = tmp_path / "a"
+    {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "device": lambda: path.symlink_to("/dev/null")}[kind]()
+    with pytest.raises(OSError, match=str(path if kind != "device" else "/dev/null")), replacing(path):
+        raise AssertionError("nothing is made that has no place")
+    assert not path.is_file() and os.listdir(tmp_path) == ["a"] and not os.path.isfile("/dev/null")
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "there").write_text("old")
+    (tmp_path / "link").symlink_to("there")
+    with replacing(tmp_path / "link") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "there").read_text() == "new"
+
+
 def test_two_writers_do_not_share_a_temporary_file(tmp_path):
     with replacing(tmp_path / "a") as one, replacing(tmp_path / "a") as other:
         assert one != other

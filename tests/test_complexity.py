@@ -197,6 +197,7 @@ def test_the_command_prints_a_table_and_writes_json(monkeypatch, capsys, tmp_pat
     [
         (["configs/demo/st_adapter.yaml"], "file's name does not begin with one of k400, .*: give --classes"),
         (["none.yaml"], "none.yaml cannot be read"),
+        (["docs/slurm"], "docs/slurm has no configurations"),
     ],
 )
 def test_mistakes_end_in_one_sentence(monkeypatch, arguments, text):

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 import i2v.predict as program
+from i2v import evaluate as evaluation
 from i2v import metrics
 from i2v.checkpoint import Backbone, Meta, load_checkpoint, of_folder, save_checkpoint
 from i2v.metrics import evaluate
@@ -183,6 +184,28 @@ def test_a_checkpoint_that_may_not_be_read_is_there(checkpoint, monkeypatch):
     monkeypatch.setattr("builtins.open", forbidden)
     with pytest.raises(ValueError, match="best.safetensors cannot be read .Permission denied.: change its permissions"):
         load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        ("clips=0", "clips is 0: it must be"),
+        ("crops=0", "crops is 0: it must be 1 or 3"),
+        ("clips=abc", "clips is 'abc': it must be"),
+        ("size=0", "size is 0: it must be"),
+        ("num_frames=1e99", "num_frames is '1e99': it must be"),
+        ("--batch-size=0", "'0' must be a whole number, at least 1"),
+        ("--memory=0", "'0' must be a finite number, more than 0"),
+        ("--memory=inf", "'inf' must be a finite number, more than 0"),
+        ("--scores=.", "--scores is the folder .: give the name of a file"),
+        ("--json=.", "--json is the folder .: give the name of a file"),
+    ],
+)
+def test_values_that_cannot_be_are_one_sentence(checkpoint, monkeypatch, capsys, wrong, told):
+    monkeypatch.setattr("sys.argv", ["evaluate", "--checkpoint", str(checkpoint), "--device", "cpu", wrong])
+    with pytest.raises(SystemExit) as ended:
+        evaluation.main()
+    assert told in str(ended.value) + capsys.readouterr().err
 
 
 def test_a_folder_stands_for_its_best_checkpoint(checkpoint, tmp_path):

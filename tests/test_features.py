@@ -236,7 +236,8 @@ def test_scores_of_pairs_become_scores_of_each_kind():
     "arguments, sentence",
     [
         (["--config", "x", "--scores"], "--scores are those of a trained classifier: give --checkpoint"),
-        (["--config", "x", "--window", "64x"], "invalid seconds_or_frames value: '64x'"),
+        (["--config", "x", "--window", "64x"], "'64x' is neither seconds, such as 1.5, nor frames, such as 64f"),
+        (["--config", "x", "--batch-size", "0"], "'0' must be a whole number, at least 1"),
     ],
 )
 def test_flags_that_mean_nothing_are_refused(arguments, sentence, monkeypatch, capsys):

@@ -7,6 +7,7 @@ from pathlib import Path
 import huggingface_hub
 import huggingface_hub.constants as constants
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 import i2v
 from i2v import push
@@ -127,13 +128,15 @@ def test_the_folder_is_what_goes_up(run, monkeypatch, capsys):
     assert meta["classes"][0] == "clockwise" and meta["backbone"]["weights"] == "clip.safetensors"
     assert str(run).encode() not in b"".join(sent["files"].values())
 
-    class Down(Hub):
-        def create_repo(self, name, private, exist_ok):
-            raise OSError("no route to host")
+    for error in (OSError, HfHubHTTPError.__bases__[0]):  # of the system, of the library that speaks HTTP
 
-    monkeypatch.setattr(huggingface_hub, "HfApi", Down)
-    with pytest.raises(SystemExit, match="org/name cannot be written on the hub .no route to host"):
-        call(monkeypatch, push, run, "org/name")
+        class Down(Hub):
+            def create_repo(self, name, private, exist_ok, error=error):
+                raise error("no route to host")
+
+        monkeypatch.setattr(huggingface_hub, "HfApi", Down)
+        with pytest.raises(SystemExit, match="org/name cannot be written on the hub .no route to host"):
+            call(monkeypatch, push, run, "org/name")
 
 
 @pytest.mark.parametrize(

@@ -287,21 +287,26 @@ def test_a_folder_of_something_else_is_refused(change, sentence, complete, sourc
         (["list.csv", "--crf", "99"], "crf 99 is not between"),
         (["list.csv", "--workers", "0"], "--workers must be at least 1"),
         (["list.csv", "--root", "nowhere"], "the root folder nowhere does not exist"),
+        (["pipe.csv"], "pipe.csv cannot be read: it is a pipe, not a file"),
+        (["list.csv", "--classes", "pipe.csv"], "pipe.csv cannot be read: it is a pipe, not a file"),
+        (["list.csv", "--out", ""], "--out is empty: perhaps a variable of the shell is not set"),
+        ([""], "SOURCE is empty"),
     ],
 )
 def test_mistakes_write_nothing(arguments, sentence, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("empty.csv").touch()
     Path("nothing").mkdir()
+    os.mkfifo("pipe.csv")
     Path("list.csv").write_text("a.mp4,x\n")
     Path("classes.txt").write_text("y\n")
     try:
-        code = main([*arguments, "--out", "out"])
+        code = main(["--out", "out", *arguments])
     except SystemExit as exit:
         code = exit.code
     assert code == 2
     assert sentence in capsys.readouterr().err
-    assert not Path("out").exists()
+    assert not Path("out").exists() and not Path("manifest.json").exists()
 
 
 @pytest.mark.process

@@ -1,5 +1,7 @@
 """Preview: the picture has a row for every clip or view, in its true colours, and shows what the loader delivers."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -121,6 +123,16 @@ def test_options_of_a_configuration(tmp_path):
     assert read_options(config, []) == {}
     config.write_text("model: {backbone: {image_size: 32}}\n")
     assert read_options(config, []) == {"size": 32}
+
+
+@pytest.mark.parametrize("name", ["starter", "configs/starter.yaml", "st_adapter/k400_vit-b16_8f"])
+def test_configurations_that_come_with_the_program_are_found_by_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_options(Path(name), [])["num_frames"] == 8
+    own = tmp_path / name
+    own.parent.mkdir(parents=True, exist_ok=True)
+    own.write_text("model: {num_frames: 3}")
+    assert read_options(Path(name), []) == {"num_frames": 3}  # one's own comes first
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,12 @@ def test_axes_take_in_what_is_drawn(low, high):
     assert found[0] <= low and found[-1] >= high and 2 <= len(found) <= 12
 
 
+def test_a_flat_curve_of_percent_stays_within_them():
+    chart = page.line_chart("top-5", [(0, [1.0, 2.0], [90.0, 90.0])], "%")
+    marks = [float(text) for text in re.findall(r">(\d+)<", chart)]
+    assert 100 in marks and max(marks) == 100 and "polyline" in chart
+
+
 @pytest.mark.process
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 @pytest.mark.parametrize("width", [1100, 390])

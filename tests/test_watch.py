@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -92,6 +93,18 @@ def all_of(session, place, window=WINDOW, hop=HOP, **how):
     answers = Answers(session, str(place), window, hop, **how)
     with closing(answers):
         return list(answers)
+
+
+@pytest.mark.parametrize("place", ["film", "-"])
+def test_frames_are_seconds_of_the_video(film, transport, monkeypatch, place):
+    """The film has 25 of them in a second."""
+    answers = []
+    for window, hop in ((1.0, 0.4), ("25f", "10f")):
+        from_input(monkeypatch, transport)
+        with closing(Answers(a_session(), place if place == "-" else str(film), window, hop)) as found:
+            answers.append(list(found))
+    same(*answers)
+    assert len(answers[0]) == 11
 
 
 def same(one, other):
@@ -429,15 +442,23 @@ def test_a_broken_film_has_its_answers_and_then_why(checkpoint, film, monkeypatc
         (["FILM", "FOLDER", "--annotate", "x.mp4"], "--annotate copies one video file: there are 2"),
         (["FILM", "--annotate", "x.avi"], "--annotate x.avi: give a name that ends in .mp4"),
         (["FILM", "--window", 0], "window is 0.0: it must be"),
-        (["FILM", "--jsonl", "none/x.jsonl"], "No such file or directory: 'none/x.jsonl'"),
+        (["FILM", "--jsonl", "none/x.jsonl"], "none does not exist: --jsonl needs a folder that does"),
+        (["FILM", "--jsonl", "."], "--jsonl is the folder .: give the name of a file"),
+        (["COPY", "--window", 1, "--annotate", "copy.mp4"], "--annotate copy.mp4 is the video itself, which would be lost"),
+        (["COPY", "--window", 1, "--annotate", "link.mp4"], "--annotate link.mp4 is the video itself"),
     ],
 )
 def test_what_cannot_be_meant_is_one_sentence(checkpoint, film, monkeypatch, tmp_path, arguments, told):
     write_video(tmp_path / "other.mp4", panned(4, 48, 64))
     monkeypatch.chdir(tmp_path)
     from_input(monkeypatch, b"")
+    copy, places = tmp_path / "copy.mp4", {"FILM": film, "FOLDER": tmp_path}
+    if "COPY" in arguments:
+        shutil.copy(film, copy), (tmp_path / "link.mp4").symlink_to(copy)
+        places["COPY"] = copy
     with pytest.raises(SystemExit, match=told):
-        predicted(monkeypatch, checkpoint, *({"FILM": film, "FOLDER": tmp_path}.get(one, one) for one in arguments))
+        predicted(monkeypatch, checkpoint, *(places.get(one, one) for one in arguments))
+    assert not copy.exists() or copy.read_bytes() == film.read_bytes()
 
 
 def test_a_program_of_ones_own(checkpoint, film, transport, monkeypatch):
@@ -473,7 +494,7 @@ def test_a_stream_without_an_end_is_interrupted(checkpoint, film):
     with half_of_it_sent(checkpoint, film) as (running, _, _):
         running.send_signal(signal.SIGINT)
         code, about = running.wait(LIMIT), running.stderr.read().decode()
-    assert code == -signal.SIGINT, about
+    assert code == 130, about
     assert "-: " in about and " answers, " in about and "interrupted" in about and "Traceback" not in about
 
 
