@@ -24,7 +24,6 @@ def describe_machine() -> dict:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cpu": cpu,
         "cores": len(os.sched_getaffinity(0)),
-        "load": round(os.getloadavg()[0], 1),  # processes that want a core, in the last minute: ours and others
         "torch": torch.__version__,
         "dali": nvidia.dali.__version__,
         "python": platform.python_version(),

@@ -32,7 +32,7 @@ def demo_table() -> str:
             f"{100 * r['top1']:.1f} %",
             f"{100 * r['top1_shuffled']:.1f} %",
             "12.5 %",
-            f"{r['seconds']['training']:.0f} s on {where(r)}" + ", busy with other work" * is_busy(r),
+            f"{r['seconds']['training']:.0f} s on {where(r)}",
         ]
         for r in sorted(results("demo_*.json"), key=lambda r: (r["method"], r.get("backbone", "clip")))
     ]
@@ -355,12 +355,6 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
 def where(result: dict) -> str:
     machine = result["machine"]
     return machine["gpu"] or f"{machine['cores']} cores of {machine['cpu']}"
-
-
-def is_busy(result: dict) -> bool:
-    """Whether the machine did much else."""
-    machine = result["machine"]
-    return machine.get("load", 0) > 3 * machine["cores"]
 
 
 def of_what(result: dict) -> str:
