@@ -193,7 +193,7 @@ def test_a_checkpoint_that_may_not_be_read_is_there(checkpoint, monkeypatch):
         ("crops=0", "crops is 0: it must be 1 or 3"),
         ("clips=abc", "clips is 'abc': it must be"),
         ("size=0", "size is 0: it must be"),
-        ("num_frames=1e99", "num_frames is '1e99': it must be"),
+        ("num_frames=1e99", "num_frames is 1e+99: it must be"),
         ("--batch-size=0", "'0' must be a whole number, at least 1"),
         ("--memory=0", "'0' must be a finite number, more than 0"),
         ("--memory=inf", "'inf' must be a finite number, more than 0"),
