@@ -155,6 +155,18 @@ def bad_numbers(tensors: dict[str, torch.Tensor], progress: dict) -> list[str]:
     return ([] if math.isfinite(progress["loss"]) else ["the loss"]) + not_finite(tensors)
 
 
+def after_divergence(out: str, lr: float, precision: str = "float32") -> str:
+    """What there is to do when numbers are not finite any more: the same command would come to the same end. lr, precision: of
+    the run in the folder `out`."""
+    last, kept = Path(out) / "last.safetensors", "nothing was saved yet"
+    if last.exists():
+        kept = f"{last} is kept as it was after step {read_tensors(last)[1]['progress']['step']}"
+    return (
+        f"{kept}, but continued it would come to the same end; start again in another folder with a lower learning rate "
+        f"(out={out}-2 train.lr={lr / 3:.1g}){'' if precision == 'float32' else ', or with train.precision=float32'}."
+    )
+
+
 def not_finite(tensors: dict[str, torch.Tensor]) -> list[str]:
     """The names of tensors that hold a number that is infinite or none. Waits for the device once."""
     names = [name for name, tensor in tensors.items() if tensor.is_floating_point()]

@@ -39,7 +39,8 @@ def write(args, world: World) -> tuple[int, list[str]]:
     batch_size = args.batch_size or videos_at_once(views["options"])
     stored = {"decode": args.decode, "cache": args.cache, "cache_size": args.cache_size}
     loader = build_loader(args.data, batch_size=batch_size, **views, **stored)
-    rows = Rows(session.model, loader.plan, args.crops_as == "beside", class_kinds(session) if args.scores else None)
+    kinds = class_kinds(session) if args.scores else None
+    rows = Rows(session.model, loader.plan, args.crops_as == "beside", kinds, session.meta.several)
     model = str(args.checkpoint or args.config)
     how = {"model": model, "weights": weights, "format": args.format, "options": views["options"]}
     how |= {"crops_as": args.crops_as} if rows.beside else {}  # no more than is used: older folders go on

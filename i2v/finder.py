@@ -35,7 +35,7 @@ class Finder:
         self.localiser = make_localiser(config, header["channels"], header["row_seconds"], header["classes"], session.device)
         load_into(self.localiser.model, weights_of(tensors), str(source))
         self.options, self.beside = how["options"], how.get("crops_as") == "beside"
-        self.kinds = how.get("scores", {}).get("classes")
+        self.kinds, self.several = how.get("scores", {}).get("classes"), session.meta.several
         if not self.kinds and not config.model.class_maps:
             raise ValueError(
                 f"{source} was trained on features without class scores of this model: there is nothing to name by."
@@ -45,7 +45,7 @@ class Finder:
         self.localiser = replace(self.localiser, model=self.localiser.model.to(device).eval(), device=device)
 
     def rows(self, model: torch.nn.Module, plan) -> Rows:
-        return Rows(model, plan, self.beside, self.kinds)
+        return Rows(model, plan, self.beside, self.kinds, self.several)
 
     @torch.no_grad()
     def find(self, name: str, pieces: list[tuple[float, float, dict[str, np.ndarray]]]) -> list[dict]:

@@ -25,7 +25,7 @@ import torch
 from i2v.atomic import replacing
 from i2v.average_precision import Precision, mean_average_precision
 from i2v.bmn import losses
-from i2v.checkpoint import bad_numbers, optimizer_tensors, restore_optimizer, weights_of, write_tensors
+from i2v.checkpoint import after_divergence, bad_numbers, optimizer_tensors, restore_optimizer, weights_of, write_tensors
 from i2v.config import apply_override, build_config, read_config, to_yaml
 from i2v.console import as_sentence, begin_command, interrupted
 from i2v.continuation import flatten
@@ -70,7 +70,7 @@ def run(config: LocaliseConfig, world: World, stop: StopSignal) -> bool:
         with held(Path(config.out), world):
             return train_in(Path(config.out), config, world, stop)
     except FloatingPointError as error:
-        raise FloatingPointError(f"{error}: {after_divergence(config)}") from error
+        raise FloatingPointError(f"{error}: {after_divergence(config.out, config.train.lr)}") from error
     finally:
         stop.close()
 
@@ -224,17 +224,6 @@ def check_finite(means: dict[str, float], step: int) -> None:
     bad = [name for name, value in means.items() if not math.isfinite(value)]
     if bad:
         raise FloatingPointError(f"The {NAMES[bad[0]]} of the steps up to step {step} is not finite")
-
-
-def after_divergence(config: LocaliseConfig) -> str:
-    """What there is to do when numbers are not finite any more: the same command would come to the same end."""
-    last, kept = Path(config.out) / "last.safetensors", "nothing was saved yet"
-    if last.exists():
-        kept = f"{last} is kept as it was after step {read_localiser(last)[1]['progress']['step']}"
-    return (
-        f"{kept}, but continued it would come to the same end; start again in another folder with a lower learning rate "
-        f"(out={config.out}-2 train.lr={config.train.lr / 3:.1g})."
-    )
 
 
 def open_val(config: LocaliseConfig, folders, scores) -> LongVideos | None:

@@ -23,6 +23,11 @@ def probabilities_of(logits: torch.Tensor, several: bool = False) -> torch.Tenso
     return logits.sigmoid() if several else logits.softmax(-1)
 
 
+def logits_of(probabilities: torch.Tensor, several: bool = False) -> torch.Tensor:
+    """(..., K) -> the same: what probabilities_of makes them of."""
+    return probabilities.logit(eps=1e-7) if several else probabilities.log()
+
+
 def view_probabilities(model, batch, at_once: int = VIEWS_AT_ONCE, several: bool = False) -> torch.Tensor:
     """Probabilities averaged over the views of a pipelines.Batch: (B, K) float32. at_once: clips in one forward pass."""
     parts = []

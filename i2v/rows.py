@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from i2v.metrics import VIEWS_AT_ONCE
+from i2v.metrics import VIEWS_AT_ONCE, logits_of, probabilities_of
 
 
 def class_kinds(session) -> dict[str, list[str]]:
@@ -28,6 +28,7 @@ class Rows:
     plan: Any  # of the loader: its views
     beside: bool = False
     kinds: dict[str, list[str]] | None = None
+    several: bool = False  # classes a video has, each for itself
 
     def of(self, batch) -> dict[str, np.ndarray]:
         """ "" -> features (B, clips, D) float32; "scores.KIND" -> logits (B, clips, K)."""
@@ -46,7 +47,8 @@ class Rows:
         if self.beside:
             found = found.transpose(1, 2).flatten(2)
         elif scores and self.plan.crops > 1:
-            found = found.softmax(-1).mean(1).log()  # their probabilities are averaged, as in an evaluation
+            # their probabilities are averaged, as in an evaluation
+            found = logits_of(probabilities_of(found, self.several).mean(1), self.several)
         else:
             found = found.mean(1)
         return found.cpu().numpy()

@@ -22,7 +22,7 @@ from pathlib import Path
 from torch.nn.parallel import DistributedDataParallel
 
 from i2v.atomic import replacing
-from i2v.checkpoint import Meta, load_checkpoint
+from i2v.checkpoint import Meta, after_divergence, load_checkpoint
 from i2v.config import Config, load_config, to_yaml, with_best, with_epochs
 from i2v.console import as_sentence, begin_command, interrupted
 from i2v.distributed import World, close_world, end_of_another, init_world, share_buffers
@@ -59,7 +59,7 @@ def run(config: Config, world: World, stop: StopSignal | None = None) -> bool:
             restore(Path(config.out), config.train.mirror, world)
             return train_in(Path(config.out), config, world, stop)
     except FloatingPointError as error:
-        raise FloatingPointError(f"{error}: {after_divergence(config)}") from error
+        raise FloatingPointError(f"{error}: {after_divergence(config.out, config.train.lr, config.train.precision)}") from error
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, ShardError) or not is_out_of_memory(error):
             raise
@@ -235,19 +235,6 @@ def say_quarantined(run: Run) -> None:
                 f"WARNING: {len(bad)} of {len(loader.quarantine.shards)} clips of {loader.shards.root} could not be used and "
                 f"counted for nothing: they are listed with reasons in {loader.quarantine.path}"
             )
-
-
-def after_divergence(config: Config) -> str:
-    """What there is to do when numbers are not finite any more: the same command would come to the same end."""
-    last, lower = Path(config.out) / "last.safetensors", f"out={config.out}-2 train.lr={config.train.lr / 3:.1g}"
-    precision = "" if config.train.precision == "float32" else ", or with train.precision=float32"
-    kept = "nothing was saved yet"
-    if last.exists():
-        kept = f"{last} is kept as it was after step {load_checkpoint(last)[1].progress['step']}"
-    return (
-        f"{kept}, but continued it would come to the same end; start again in another folder with a lower learning rate "
-        f"({lower}){precision}."
-    )
 
 
 def describe(log: RunLog, config: Config, world: World, trainee: Trainee, meta: Meta | None, batch: str, videos: int) -> None:

@@ -53,9 +53,10 @@ except KeyboardInterrupt:
 
 
 def test_programs_of_others_keep_their_handler():
-    program = "import signal, i2v; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    program = "import signal, i2v; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
     start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-    subprocess.run([sys.executable, "-c", start + program], cwd=ROOT, env=ENVIRONMENT, check=True)
+    command = [sys.executable, "-c", start + program]
+    assert subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True).stdout == b"True\n"
 
 
 PRINTS = "from i2v.console import begin_command; begin_command(); print('x' * 100)"

@@ -17,6 +17,7 @@ from i2v import extraction, featurefiles, features
 from i2v.checkpoint import Meta, save_checkpoint
 from i2v.config import load_config
 from i2v.distributed import World
+from i2v.metrics import probabilities_of
 from i2v.pipelines import build_loader
 from i2v.pipelines.loader import Loader
 from i2v.pipelines.reader import Reader
@@ -252,3 +253,11 @@ def test_a_model_that_must_be_trained_first_is_refused(config, shapes, tmp_path)
     (tmp_path / "st.yaml").write_text(yaml.safe_dump(values))
     done = extract(tmp_path / "st.yaml", shapes / "vp9-val", tmp_path / "out")
     assert done.returncode == 1 and "must be trained first" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_scores_of_crops_are_averaged_as_an_evaluation_does(several):
+    logits = torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(0))  # (B, crops, K)
+    rows = Rows(torch.nn.Identity(), SimpleNamespace(crops=2, clips=1), several=several)
+    expected = probabilities_of(logits, several).mean(1)
+    torch.testing.assert_close(probabilities_of(torch.from_numpy(rows._joined(logits, True)), several)[:, 0], expected)
