@@ -18,8 +18,8 @@ from typing import Annotated
 
 import yaml
 
-import i2v
 from i2v.console import refuse_pipe
+from i2v.experiments import find_config, installed_configs
 from i2v.metrics import METRICS, OF_ONE, OF_SEVERAL
 from i2v.model import head_kind
 from i2v.optim import SCHEDULES
@@ -129,20 +129,6 @@ class Config:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     clips: dict = field(default_factory=dict)
     out: str | None = None  # the run's folder; None: runs/<the config's place under configs/>
-
-
-def installed_configs() -> dict[str, Path]:
-    """The experiments that come with this program: name, as st_adapter/k400_vit-b16_8f or starter, -> file."""
-    folders = [Path(place, "configs") for place in i2v.__path__]
-    found = {path.relative_to(folder): path for folder in folders for path in sorted(folder.rglob("*.yaml"))}
-    return {str(name.with_suffix("")): path for name, path in found.items()}
-
-
-def find_config(path: str | Path) -> Path:
-    """A file as it is; else the installed experiment of that name, with or without configs/ before and .yaml behind it."""
-    path = Path(path)
-    known = {} if path.exists() or path.is_absolute() else installed_configs()
-    return known.get(str(path).removeprefix("configs/").removesuffix(".yaml"), path)
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:

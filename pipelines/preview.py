@@ -18,6 +18,7 @@ import yaml
 from PIL import Image, ImageDraw, ImageFont
 
 from i2v.console import begin_command, refuse_pipe
+from i2v.experiments import find_config
 from i2v.pipelines import ShardError
 from i2v.pipelines.index import SEVERAL
 
@@ -37,13 +38,6 @@ examples
 exit codes: 0 done; 1 the data set cannot be read or has bad clips; 2 wrong arguments or options;
 130 interrupted
 """
-
-
-def find_config(path: Path) -> Path:
-    """A file as it is; else the one of that name that comes with this program, as starter or st_adapter/k400_vit-b16_8f."""
-    name = str(path).removeprefix("configs/").removesuffix(".yaml") + ".yaml"
-    installed = Path(__file__).resolve().parents[1] / "configs" / name
-    return installed if not path.exists() and not path.is_absolute() and installed.exists() else path
 
 
 def read_options(config: Path | None, overrides: list[str]) -> dict:

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("i2v", "pipelines", "shard_tools")
 FILES = sorted(p.relative_to(ROOT) for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
-GROUND = ("i2v.atomic", "i2v.colours", "i2v.console", "i2v.rules")  # what every room may stand on
+GROUND = ("i2v.atomic", "i2v.colours", "i2v.console", "i2v.experiments", "i2v.rules")  # what every room may stand on
 ENTRY_POINTS = {
     "i2v.train",
     "i2v.sweep",

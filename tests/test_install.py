@@ -12,7 +12,8 @@ import pytest
 
 from i2v import doctor
 from i2v.__main__ import COMMANDS
-from i2v.config import ConfigError, find_config, installed_configs, load_config
+from i2v.config import ConfigError, load_config
+from i2v.experiments import find_config, installed_configs
 from tests import processes
 from tests.processes import LIMIT
 from tests.test_imports import ENTRY_POINTS
