@@ -45,8 +45,7 @@ def score(args, world: World) -> tuple[Scores | SeveralScores | None, VideoScore
     session = open_session(args, lambda config: ShardSet(data_or(config.data.val), **stored).classes)
     data, classes = data_or(session.meta.config["data"]["val"]), session.meta.classes
     session.place(world.device, args.precision)
-    pretext = session.meta.clips.get("pretext")
-    views = session.views(([f"pretext={pretext}"] if pretext else []) + args.options)
+    views = session.views(args.options, pretext=True)
     options = views["options"]
     batch_size = args.batch_size or videos_at_once(options, args.memory)
     shared = {"rank": world.rank, "world_size": world.size, "decode": args.decode, "quarantine": args.quarantine}
@@ -62,7 +61,7 @@ def score(args, world: World) -> tuple[Scores | SeveralScores | None, VideoScore
     how = {
         "model": str(args.checkpoint or args.config),
         "data": str(data),
-        "views": "a still with each motion" if pretext else f"{loader.plan.clips} clips x {loader.plan.crops} crops",
+        "views": "a still with each motion" if loader.plan.stills else f"{loader.plan.clips} clips x {loader.plan.crops} crops",
         "options": options,
         "step": session.meta.progress["step"],
         "precision": session.precision,

@@ -49,14 +49,16 @@ class Session:
         """Pixels along a side of the pictures that it evaluates."""
         return self.meta.clips.get("test_size") or self.model.spec.image_size
 
-    def views(self, overrides: Iterable[str] = (), window=None, hop=None) -> dict:
+    def views(self, overrides: Iterable[str] = (), window=None, hop=None, pretext: bool = False) -> dict:
         """The arguments split, options and device of build_loader that show a video as the run's evaluation did.
 
         overrides: name=value that the user wants otherwise. window, hop: seconds, or frames as "64f"; windows that slide
-        over the video instead, each seen from its centre if `overrides` do not say otherwise.
+        over the video instead, each seen from its centre if `overrides` do not say otherwise. pretext: moving stills, where the
+        run was trained on those; else the clips of a video, since what it shows is not seen in one frame.
         """
         options = self.meta.clips | {"num_frames": self.model.num_frames} | pictures(self.model.spec)
-        options.pop("pretext", None)  # what videos show is not seen in one frame; i2v.evaluate asks for it
+        if not pretext:
+            options.pop("pretext", None)
         given = dict(map(parse_option, overrides))
         options |= given
         split = "test"
