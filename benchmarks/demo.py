@@ -3,6 +3,7 @@
     python benchmarks/demo.py --out runs/demo
     python benchmarks/demo.py --out runs/demo --factors       # two labels a video, its motion and its speed
     python benchmarks/demo.py --out runs/demo --backbone dinov2-like    # registers, no norm before the layers, other colours
+    python benchmarks/demo.py --method dist --seeds 3 train.epochs=36   # three runs, the mean and how far they are apart
 
 Nothing is downloaded. Eight classes of made-up videos differ by motion only; the backbone has seen still pictures only
 and stays frozen, as CLIP does. So what is learnt here is motion, and the last line of the table is the proof: with the
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a file: import from the repository
 
 from benchmarks.machine import write_result
+from benchmarks.measure import percent
 from benchmarks.pretrain_stills import GEOMETRY, SHAPES
 
 
@@ -44,12 +46,15 @@ def call(title: str, *command: object, made: Path | None = None) -> float:
     return time.perf_counter() - begin
 
 
-def figures(scores: dict, shuffled: dict) -> dict[str, tuple[float, float, float]]:
-    """Of every factor and of their combinations, or of classes: top-1, the same with frames in random order, chance."""
-    chances = {f"{name}_top1": 1 / len(found["per_class"]) for name, found in scores.get("factors", {}).items()}
-    chances["top1"] = math.prod(chances.values()) if chances else 1 / len(scores["per_class"])
+def figures(scores: list[dict], shuffled: list[dict]) -> dict[str, tuple[list[float], list[float], float]]:
+    """Of every factor and of their combinations, or of classes: top-1 of every run, that of frames in random order, chance."""
+    chances = {f"{name}_top1": 1 / len(found["per_class"]) for name, found in scores[0].get("factors", {}).items()}
+    chances["top1"] = math.prod(chances.values()) if chances else 1 / len(scores[0]["per_class"])
     shown = {name: name.replace("_", " ").replace("top1", "top-1") for name in chances}
-    return {shown[name]: (scores[name], shuffled[name], chance) for name, chance in chances.items()}
+    return {
+        shown[name]: ([each[name] for each in scores], [each[name] for each in shuffled], chance)
+        for name, chance in chances.items()
+    }
 
 
 @dataclass
@@ -60,6 +65,8 @@ class Demo:
     method: str
     backbone: str
     factors: bool
+    seeds: int = 1
+    overrides: list[str] = field(default_factory=list)  # of the configuration
     seconds: dict[str, float] = field(default_factory=dict)  # what the steps took
 
     def __post_init__(self):
@@ -68,8 +75,8 @@ class Demo:
         below = self.out / "factors" if self.factors else self.out
         self.videos, self.shards = below / "videos", below / "shards"
         self.weights = self.out / ("convnext.safetensors" if self.convolutional else f"{self.backbone}.safetensors")
-        self.run = below / (self.method if self.backbone == "clip" else f"{self.method}_{self.backbone}")
-        self.last = self.run / "last.safetensors"
+        name = "_".join([self.method, *[self.backbone] * (self.backbone != "clip"), *self.overrides]).replace("/", "-")
+        self.runs = [below / (f"{name}_seed{seed}" if seed else name) for seed in range(self.seeds)]
 
     def make_videos(self) -> None:
         speeds = ["--speeds"] if self.factors else []
@@ -92,49 +99,46 @@ class Demo:
 
     def train(self) -> None:
         shape = SHAPES[self.backbone]
-        self.seconds["training"] = call(
-            f"train {self.method} from there",
-            "-m",
-            "i2v.train",
-            "--config",
-            self.config,
-            f"data.train={self.shards / 'train'}",
-            f"data.val={self.shards / 'val'}",
-            f"model.weights={self.weights}",
-            *([f"model.backbone={json.dumps(GEOMETRY | shape)}"] if shape else []),
-            f"out={self.run}",
-            *(["model.head={type: factors, dropout: 0.0}"] if self.factors else []),
-        )
+        data = (f"data.train={self.shards / 'train'}", f"data.val={self.shards / 'val'}", f"model.weights={self.weights}")
+        backbone = [f"model.backbone={json.dumps(GEOMETRY | shape)}"] if shape else []
+        head = ["model.head={type: factors, dropout: 0.0}"] if self.factors else []
+        self.seconds["training"] = 0.0
+        for seed, run in enumerate(self.runs):
+            own = (*[f"train.seed={seed}"] * bool(seed), f"out={run}")
+            command = ("-m", "i2v.train", "--config", self.config, *data, *backbone, *head, *self.overrides, *own)
+            self.seconds["training"] += call(f"train {self.method} from there", *command) / self.seeds
 
     def evaluate(self) -> None:
-        self.seconds["evaluation"] = self._evaluate("evaluate", "scores")
-        self.seconds["evaluation"] += self._evaluate(
-            "a control: frames in random order", "scores_shuffled", "shuffle_frames=true"
-        )
-
-    def _evaluate(self, title: str, name: str, *options: str) -> float:
-        evaluate = ("-m", "i2v.evaluate", "--checkpoint", self.last, "--batch-size", 32)
-        written = ("--json", self.run / f"{name}.json", "--scores", self.run / f"{name}.npz")
-        return call(title, *evaluate, *written, *options)
+        self.seconds["evaluation"] = 0.0
+        for run in self.runs:
+            for title, name, *options in (
+                ("evaluate", "scores"),
+                ("a control: frames in random order", "scores_shuffled", "shuffle_frames=true"),
+            ):
+                evaluate = ("-m", "i2v.evaluate", "--checkpoint", run / "last.safetensors", "--batch-size", 32)
+                written = ("--json", run / f"{name}.json", "--scores", run / f"{name}.npz")
+                self.seconds["evaluation"] += call(title, *evaluate, *written, *options) / self.seeds
 
     def show(self) -> None:
         """What came out, as a user looks at it."""
-        call("all of it on one page", "-m", "i2v.report", self.run, "--out", self.run / "report.html")
+        call("all of it on one page", "-m", "i2v.report", *self.runs, "--out", self.runs[0] / "report.html")
         one = sorted((self.videos / "val").rglob("*.mp4"))[-1]
-        call("predict one video", "-m", "i2v.predict", "--checkpoint", self.last, one, "--top", 3)
+        call("predict one video", "-m", "i2v.predict", "--checkpoint", self.runs[0] / "last.safetensors", one, "--top", 3)
 
-    def scores(self) -> tuple[dict, dict]:
-        """With the frames in order, and in random order."""
-        scores, shuffled = (json.loads((self.run / f"{name}.json").read_text()) for name in ("scores", "scores_shuffled"))
+    def scores(self) -> tuple[list[dict], list[dict]]:
+        """Of every run: with the frames in order, and in random order."""
+        scores, shuffled = (
+            [json.loads((run / f"{name}.json").read_text()) for run in self.runs] for name in ("scores", "scores_shuffled")
+        )
         return scores, shuffled
 
     def print_table(self) -> None:
         scores, shuffled = self.scores()
-        print(f"\n=== {self.method}: {scores['counted']} validation videos")
+        print(f"\n=== {self.method}: {scores[0]['counted']} validation videos" + f", {self.seeds} seeds" * (self.seeds > 1))
         for name, (ordered, without_order, chance) in figures(scores, shuffled).items():
-            for what, share in ((f"{name}, frames in order", ordered), (f"{name}, frames in random order", without_order)):
-                print(f"{what:31} {100 * share:5.1f} %")
-            print(f"{'chance':31} {100 * chance:5.1f} %")
+            print(f"{name + ', frames in order':31} {percent(ordered)}")
+            print(f"{name + ', frames in random order':31} {percent(without_order)}")
+            print(f"{'chance':31} {percent([chance])}")
         print("\n" + "   ".join(f"{name} {spent:.0f} s" for name, spent in self.seconds.items()))
 
     def write(self, path: Path) -> None:
@@ -143,20 +147,19 @@ class Demo:
         result = {
             "method": self.method,
             "backbone": self.backbone,
-            "top1": scores["top1"],
-            "top1_shuffled": shuffled["top1"],
-            "videos": scores["counted"],
+            "overrides": self.overrides,
+            "videos": scores[0]["counted"],
+            "figures": figures(scores, shuffled),
         }
-        result |= {"figures": figures(scores, shuffled)} if self.factors else {}
         result |= {"seconds": {name: round(spent, 1) for name, spent in self.seconds.items()}}
         write_result(path, "python benchmarks/demo.py " + " ".join(sys.argv[1:]), result)
 
     def print_paths(self) -> None:
         print(f"what the classes look like   {self.videos / 'classes.png'}")
-        print(f"curves                       {self.run / 'curves.png'}")
-        print(f"report                       {self.run / 'report.html'}")
-        print(f"log                          {self.run / 'log.jsonl'}")
-        print(f"run folder                   {self.run}")
+        print(f"curves                       {self.runs[0] / 'curves.png'}")
+        print(f"report                       {self.runs[0] / 'report.html'}")
+        print(f"log                          {self.runs[0] / 'log.jsonl'}")
+        print("\n".join(f"run folder                   {run}" for run in self.runs))
 
 
 def parsed() -> argparse.Namespace:
@@ -166,19 +169,23 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--method", default="st_adapter", help="a file in configs/demo (default: %(default)s)")
     parser.add_argument("--factors", action="store_true", help="videos with two labels each, and a head of factors")
     parser.add_argument("--backbone", choices=SHAPES, default="clip", help="whose shape it has (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, help="so many runs that differ by chance alone (default: %(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="in place of the configuration's values")
     parser.add_argument("--json", type=Path, help="write the table, the machine and the command here")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     known = sorted(path.stem for path in (ROOT / "configs/demo").glob("*.yaml"))
     if args.method not in known:
         sys.exit(f"demo: configs/demo/{args.method}.yaml does not exist: --method is one of {', '.join(known)}.")
     if args.method == "tadaconvnext" and args.backbone != "clip":
         sys.exit("demo: tadaconvnext has a trunk of its own: leave out --backbone.")
+    if args.seeds < 1:
+        sys.exit(f"demo: --seeds is {args.seeds}: it must be at least 1.")
     return args
 
 
 def main() -> None:
     args = parsed()
-    demo = Demo(args.out.resolve(), args.method, args.backbone, args.factors)
+    demo = Demo(args.out.resolve(), args.method, args.backbone, args.factors, args.seeds, args.overrides)
     demo.make_videos()
     demo.make_shards()
     demo.make_backbone()

@@ -1,4 +1,4 @@
-"""What the benchmarks of the data side share: one core, repeated rounds, resident memory."""
+"""What benchmarks share: one core, repeated rounds, several runs, resident memory."""
 
 from __future__ import annotations
 
@@ -55,3 +55,9 @@ def shown_command(script: str) -> str:
     hidden = ["FOLDER" if before == "--videos" else word for before, word in zip(["", *words], words)]
     hidden = ["--videos=FOLDER" if word.startswith("--videos=") else word for word in hidden]
     return " ".join(["python", f"benchmarks/{script}", *hidden])
+
+
+def percent(shares: list[float]) -> str:
+    """Of one run, or the mean of several with the lowest and the highest."""
+    mean = f"{100 * sum(shares) / len(shares):.1f} %"
+    return mean if len(shares) == 1 else f"{mean} ({100 * min(shares):.1f} to {100 * max(shares):.1f})"

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a file: import from the repository
 
-from benchmarks.measure import strongest_others
+from benchmarks.measure import percent, strongest_others
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -26,24 +26,22 @@ def results(pattern: str) -> list[dict]:
 
 
 def demo_table() -> str:
-    rows = [
-        [
-            f"`{r['method']}`" + (f", {r['backbone']}" if r.get("backbone", "clip") != "clip" else ""),
-            f"{100 * r['top1']:.1f} %",
-            f"{100 * r['top1_shuffled']:.1f} %",
-            "12.5 %",
-            f"{r['seconds']['training']:.0f} s on {where(r)}",
-        ]
-        for r in sorted(results("demo_*.json"), key=lambda r: (r["method"], r.get("backbone", "clip")))
-    ]
+    rows = []
+    for r in sorted(results("demo_*.json"), key=lambda r: (r["method"], r["backbone"], r["overrides"])):
+        ordered, shuffled, chance = r["figures"]["top-1"]
+        own = [r["backbone"]] * (r["backbone"] != "clip") + [f"`{each}`" for each in r["overrides"]]
+        training = f"{r['seconds']['training']:.0f} s on {where(r)}"
+        rows.append([", ".join([f"`{r['method']}`", *own]), percent(ordered), percent(shuffled), percent([chance]), training])
     return table(["method", "top-1", "the same, frames in random order", "chance", "training"], rows)
 
 
 def factors_table() -> str:
     parts = []
     for r in results("factors_*.json"):
-        shown = {name: "both, top-1" if name == "top-1" else name for name in r["figures"]}
-        rows = [[shown[name], *(f"{100 * share:.1f} %" for share in shares)] for name, shares in r["figures"].items()]
+        rows = [
+            ["both, top-1" if name == "top-1" else name, percent(ordered), percent(shuffled), percent([chance])]
+            for name, (ordered, shuffled, chance) in r["figures"].items()
+        ]
         made = table([f"`{r['method']}`, {r['videos']} videos", "frames in order", "in random order", "chance"], rows)
         parts.append(f"{made}\n\nTraining took {r['seconds']['training']:.0f} s on {where(r)}.")
     return "\n\n".join(parts)

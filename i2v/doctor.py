@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from i2v.console import version
-from i2v.session import add_flags, command, parse
+from i2v.rules import at_least
+from i2v.session import add_flags, command, parse, real
 
 VIT_B16 = {"image_size": 224, "patch_size": 16, "width": 768, "layers": 12, "heads": 12, "embed_dim": 512}
 FRAMES, BATCH = 8, 8
@@ -221,7 +222,7 @@ def text(found: dict, chosen: dict[str, str], rates: dict[str, float]) -> str:
 
 def main() -> None:
     parser = command("i2v.doctor", __doc__)
-    parser.add_argument("--seconds", type=float, default=10, help="to measure for (default: %(default)g); 0: do not")
+    parser.add_argument("--seconds", type=real(at_least(0)), default=10, help="to measure (default: %(default)g); 0: do not")
     parser.add_argument("--data", help="shards to measure on (default: two made-up videos)")
     add_flags(parser, "--json", json="write all of it here as well")
     args = parse(parser)

@@ -27,8 +27,9 @@ from i2v.feed import head_for, labels_of
 from i2v.metrics import MEMORY, VIEWS_AT_ONCE, evaluate, videos_at_once
 from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.shards import ClipError, ShardSet
+from i2v.rules import more_than
 from i2v.scores import Collector, VideoScores, ensemble, load_scores
-from i2v.session import Session, above_zero, add_flags, command, open_session, parse
+from i2v.session import Session, add_flags, command, open_session, parse, real
 from i2v.submission import write_submission
 from i2v.tally import Labels, Scores, SeveralScores
 
@@ -144,7 +145,7 @@ def main() -> None:
     parser.add_argument("--data", help="shards to score on (default: data.val of the run)")
     parser.add_argument(
         "--memory",
-        type=above_zero,
+        type=real(more_than(0)),
         default=MEMORY,
         metavar="GB",
         help="for clips, per device (default: %(default)g): as many videos at once as fit, at least one and at most 8",

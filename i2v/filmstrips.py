@@ -40,6 +40,8 @@ def film_strips(run: Run, rows: list[int], data: str | None) -> dict[int, str]:
     try:
         shards = ShardSet(where)
     except (ShardError, OSError, ValueError, TypeError) as error:
+        if data is not None:
+            raise ValueError(f"--data: {error}") from error
         run.notes.append(f"no frames are shown, as the shards that were scored cannot be read ({error})")
         return {}
     strips = {}

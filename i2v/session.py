@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
@@ -17,6 +17,7 @@ from i2v.config import Config, ModelConfig, load_config, parse_option, to_dict
 from i2v.console import begin_command, refuse_place
 from i2v.model import VideoClassifier, create_model, pictures, spec_of
 from i2v.placement import autocast_for, choose_precision, place
+from i2v.rules import Rule, broken
 from i2v.text import text_features
 from i2v.trunks import backbone_file, plain
 from i2v.weights import COUNTER, fingerprint, image_layout, load_weights
@@ -215,15 +216,19 @@ def count(text: str) -> int:
     return int(text)
 
 
-def above_zero(text: str) -> float:
-    """A finite number above 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a finite number, more than 0.")
-    return number
+def real(rule: Rule) -> Callable[[str], float]:
+    """What reads a finite number that the rule allows."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = None
+        if wanted := broken(Annotated[float, rule], value):
+            raise argparse.ArgumentTypeError(f"{text!r} must be {wanted}.")
+        return value
+
+    return read
 
 
 PLACES = ("auto", "cpu", "gpu")

@@ -207,7 +207,7 @@ def run_all(found: list[Member], task: int | None, config: str, launcher: list[s
         for number, each in enumerate(found):
             if passing.wanted or task not in (None, number):
                 continue
-            begin = f"run {number} of 0 to {len(found) - 1}: {each.name}"
+            begin = f"run {number} ({number + 1} of {len(found)}): {each.name}"
             if each.is_finished():
                 print(f"{begin}: finished before", file=sys.stderr, flush=True)
                 continue

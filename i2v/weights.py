@@ -81,7 +81,9 @@ def load_weights(model: VideoClassifier, source: str | Path | Mapping, layout: s
     notes += [f"{plan.prefix} was taken out of its names"] * bool(plan.prefix)
     if plan.problems:
         remedy = (
-            "build the model with the backbone, options and num_classes that the checkpoint is for"
+            f"it fits as layout {fitting[0]!r}"
+            if (fitting := [each for each in layouts_of(model) if not _plan(model, target, state, each, may_stay).problems])
+            else "build the model with the backbone, options and num_classes that the checkpoint is for"
             if plan.fits
             else "none of its names is one of the model's, so it is a checkpoint of another kind"
         )
@@ -237,8 +239,7 @@ def _own_names(model, target, layout, names):
 
 def _detect(model, target, state, where, may_stay):
     """The plan with the fewest problems."""
-    from_authors = ["authors"] * hasattr(method_module(model.method), "from_authors")
-    layouts = [image_layout(model), *from_authors, "i2v"]
+    layouts = layouts_of(model)
     plans = [_plan(model, target, state, layout, may_stay) for layout in layouts]
     plans.sort(key=lambda plan: (plan.count, plan.layout != "i2v"))
     if not any(plan.fits for plan in plans):
@@ -252,6 +253,11 @@ def _detect(model, target, state, where, may_stay):
             f"{plans[0].layout} no better than {plans[1].layout}: pass one of {', '.join(layouts)}"
         )
     return plans[0]
+
+
+def layouts_of(model) -> list[str]:
+    """Those that a file for the model can have."""
+    return [image_layout(model), *["authors"] * hasattr(method_module(model.method), "from_authors"), "i2v"]
 
 
 def image_layout(model) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from PIL import Image, ImageDraw, ImageFont
 
-from i2v.console import begin_command, refuse_pipe
+from i2v.console import begin_command, refuse_pipe, refuse_place
 from i2v.experiments import find_config
 from i2v.pipelines import ShardError
 from i2v.pipelines.index import SEVERAL
@@ -147,6 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     from i2v.pipelines import build_loader  # brings torch, which --help does not need
 
     try:
+        refuse_place("--out", arguments.out)
         options = read_options(arguments.config, arguments.options)
         loader = build_loader(
             arguments.data,

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from i2v.console import as_text, begin_command
+from i2v.console import as_text, begin_command, refuse_place
 from i2v.pipelines.index import class_counts
 from i2v.pipelines.shards import ShardError, ShardSet
 
@@ -297,6 +297,11 @@ def main(argv: list[str] | None = None) -> int:
     for data in arguments.data:
         if "://" not in data and not Path(data, "manifest.json").exists():
             parser.error(f"{data} holds no manifest.json: give folders that make_shards has finished.")
+    try:
+        refuse_place("--png", arguments.png)
+        refuse_place("--json", arguments.json)
+    except ValueError as error:
+        parser.error(str(error))
     try:
         sets = [ShardSet(data, arguments.cache) for data in arguments.data]
         problems = compare(sets)

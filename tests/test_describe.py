@@ -142,7 +142,7 @@ def test_histograms_hold_every_clip():
 
 
 def test_wrong_use_ends_with_2_and_damage_with_1(train, tmp_path, capsys):
-    for arguments in ([str(tmp_path)], [str(train), "--need", "8"], []):
+    for arguments in ([str(tmp_path)], [str(train), "--need", "8"], [str(train), "--png", str(tmp_path)], []):
         with pytest.raises(SystemExit) as stop:
             command.main(arguments)
         assert stop.value.code == 2

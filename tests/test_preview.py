@@ -145,6 +145,7 @@ def test_configurations_that_come_with_the_program_are_found_by_name(name, tmp_p
         (["--config", "none.yaml"], "none.yaml"),
         (["--split", "val", "--start", "3"], "3 videos"),
         (["a=[b"], "YAML"),
+        (["--out", "."], "--out is the folder ."),
     ],
 )
 def test_wrong_use_ends_with_2(colours, tmp_path, capsys, arguments, said):

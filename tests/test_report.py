@@ -131,6 +131,9 @@ def test_wrong_arguments_are_one_sentence(runs, tmp_path, monkeypatch):
         call(monkeypatch, report, tmp_path / "none", "--out", tmp_path / "r.html")
     with pytest.raises(SystemExit, match="none does not exist: --out needs"):
         call(monkeypatch, report, runs / "first", "--out", tmp_path / "none" / "r.html")
+    with pytest.raises(SystemExit, match="--data: .*nowhere"):
+        call(monkeypatch, report, runs / "first", "--out", tmp_path / "r.html", "--data", tmp_path / "nowhere")
+    assert not (tmp_path / "r.html").exists()
     with pytest.raises(SystemExit, match="--strips is -1"):
         call(monkeypatch, report, runs / "first", "--out", tmp_path / "r.html", "--strips", -1)
 

@@ -187,6 +187,7 @@ def without(state, *names):
         ("authors", lambda m: without(authors(m), "conv1.weight"), r"1 missing \(backbone.conv1.weight\)"),
         ("authors", lambda m: without(authors(m), "fc.bias"), r"1 missing \(head.fc.bias\)"),
         ("authors", lambda m: {**authors(m), "fc.bias": torch.zeros(400)}, r"fc.bias \(400,\) for the model's \(5,\)"),
+        ("authors", lambda m: m.trainable_parameters(), "as layout 'authors': .*; it fits as layout 'i2v'"),
         ("i2v", lambda m: without(m.trainable_parameters(), "head.fc.bias"), r"1 missing \(head.fc.bias\)"),
         ("i2v", lambda m: without(m.state_dict(), "backbone.conv1.weight"), r"1 missing \(backbone.conv1.weight\)"),
         ("auto", lambda m: without(full_clip(), "visual.ln_pre.bias"), "layout 'clip': 1 missing"),
