@@ -74,9 +74,11 @@ class Demo:
         self.convolutional = self.method == "tadaconvnext"
         below = self.out / "factors" if self.factors else self.out
         self.videos, self.shards = below / "videos", below / "shards"
-        self.weights = self.out / ("convnext.safetensors" if self.convolutional else f"{self.backbone}.safetensors")
         name = "_".join([self.method, *[self.backbone] * (self.backbone != "clip"), *self.overrides]).replace("/", "-")
-        self.runs = [below / (f"{name}_seed{seed}" if seed else name) for seed in range(self.seeds)]
+        trunk = "convnext" if self.convolutional else self.backbone
+        ends = ["", *(f"_seed{seed}" for seed in range(1, self.seeds))]
+        self.weights = [self.out / f"{trunk}{end}.safetensors" for end in ends]
+        self.runs = [below / f"{name}{end}" for end in ends]
 
     def make_videos(self) -> None:
         speeds = ["--speeds"] if self.factors else []
@@ -91,33 +93,35 @@ class Demo:
         others = (*make, val, "--out", self.shards / "val", "--classes", self.shards / "train" / "manifest.json")
         self.seconds["shards"] += call("shard the others, with the same classes", *others)
 
-    def make_backbone(self) -> None:
-        shape = ["--shape", self.backbone] if SHAPES[self.backbone] else []
-        pretrain = ("benchmarks/pretrain_stills.py", "--out", self.weights, *shape, *["--convnext"] * self.convolutional)
-        title = f"train the backbone on still pictures, in place of {self.backbone}"
-        self.seconds["backbone"] = call(title, *pretrain, made=self.weights)
+    def make_backbones(self) -> None:
+        shape = ["--shape", self.backbone] if SHAPES[self.backbone] else ["--convnext"] * self.convolutional
+        title, spent = f"train the backbone on still pictures, in place of {self.backbone}", 0.0
+        for seed, weights in enumerate(self.weights):
+            pretrain = ("benchmarks/pretrain_stills.py", "--out", weights, *shape, "--seed", seed)
+            spent += call(title, *pretrain, made=weights)
+        self.seconds["backbone"] = spent / self.seeds
 
     def train(self) -> None:
         shape = SHAPES[self.backbone]
-        data = (f"data.train={self.shards / 'train'}", f"data.val={self.shards / 'val'}", f"model.weights={self.weights}")
+        data = (f"data.train={self.shards / 'train'}", f"data.val={self.shards / 'val'}")
         backbone = [f"model.backbone={json.dumps(GEOMETRY | shape)}"] if shape else []
         head = ["model.head={type: factors, dropout: 0.0}"] if self.factors else []
-        self.seconds["training"] = 0.0
-        for seed, run in enumerate(self.runs):
-            own = (*[f"train.seed={seed}"] * bool(seed), f"out={run}")
+        spent = 0.0
+        for seed, (weights, run) in enumerate(zip(self.weights, self.runs)):
+            own = (f"model.weights={weights}", f"train.seed={seed}", f"out={run}")
             command = ("-m", "i2v.train", "--config", self.config, *data, *backbone, *head, *self.overrides, *own)
-            self.seconds["training"] += call(f"train {self.method} from there", *command) / self.seeds
+            spent += call(f"train {self.method} from there", *command)
+        self.seconds["training"] = spent / self.seeds
 
     def evaluate(self) -> None:
-        self.seconds["evaluation"] = 0.0
+        ways = (("evaluate", "scores", ()), ("a control: frames in random order", "scores_shuffled", ("shuffle_frames=true",)))
+        spent = 0.0
         for run in self.runs:
-            for title, name, *options in (
-                ("evaluate", "scores"),
-                ("a control: frames in random order", "scores_shuffled", "shuffle_frames=true"),
-            ):
+            for title, name, options in ways:
                 evaluate = ("-m", "i2v.evaluate", "--checkpoint", run / "last.safetensors", "--batch-size", 32)
                 written = ("--json", run / f"{name}.json", "--scores", run / f"{name}.npz")
-                self.seconds["evaluation"] += call(title, *evaluate, *written, *options) / self.seeds
+                spent += call(title, *evaluate, *written, *options)
+        self.seconds["evaluation"] = spent / self.seeds
 
     def show(self) -> None:
         """What came out, as a user looks at it."""
@@ -169,7 +173,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--method", default="st_adapter", help="a file in configs/demo (default: %(default)s)")
     parser.add_argument("--factors", action="store_true", help="videos with two labels each, and a head of factors")
     parser.add_argument("--backbone", choices=SHAPES, default="clip", help="whose shape it has (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=1, help="so many runs that differ by chance alone (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, help="so many backbones, and a run from each (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="in place of the configuration's values")
     parser.add_argument("--json", type=Path, help="write the table, the machine and the command here")
     args = parser.parse_intermixed_args()
@@ -188,7 +192,7 @@ def main() -> None:
     demo = Demo(args.out.resolve(), args.method, args.backbone, args.factors, args.seeds, args.overrides)
     demo.make_videos()
     demo.make_shards()
-    demo.make_backbone()
+    demo.make_backbones()
     demo.train()
     demo.evaluate()
     demo.show()

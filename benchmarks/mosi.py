@@ -46,8 +46,8 @@ def main() -> None:
     demo = Demo(out, "st_adapter", "clip", factors=False)
     demo.make_videos()
     demo.make_shards()
-    demo.make_backbone()
-    common = (f"data.train={demo.shards / 'train'}", f"data.val={demo.shards / 'val'}", f"model.weights={demo.weights}")
+    demo.make_backbones()
+    common = (f"data.train={demo.shards / 'train'}", f"data.val={demo.shards / 'val'}", f"model.weights={demo.weights[0]}")
 
     runs, first = out / "mosi", out / "mosi" / "pretrained"
     mosi = (f"train.epochs={args.pretraining}", "train.warmup_epochs=0.1", "train.batch_size=72")
