@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from i2v.pipelines.philox import COLOR, MOTION
 SPEEDS = ((-2, 0), (-1, 0), (1, 0), (2, 0), (0, -2), (0, -1), (0, 1), (0, 2), (0, 0))  # to the right and down; 2: all the way
 MOTIONS = ["fast left", "left", "right", "fast right", "fast up", "up", "down", "fast down", "still"]
 FASTEST = 2
+COLOURS = ("color_jitter", "color_jitter_p", "grayscale")  # the augmentation there is for its crops
 NUMBERS = 12  # at most so many are drawn for a clip
 
 
@@ -41,11 +42,11 @@ def check_pretext(split: str, order: OrderOptions, augment: AugmentOptions) -> N
         raise ValueError("clips.pretext is mosi, whose clips are made of single frames: they have no windows.")
     if order.balance:
         raise ValueError("clips.pretext is mosi, which looks at no labels: leave out data.order.balance.")
-    refused = [name for name in ("randaugment", "pca_noise", "erasing") if getattr(augment, name)]
-    if refused:
-        raise ValueError(
-            f"clips.pretext is mosi, and clips.{refused[0]} is not for its crops: leave it out; color_jitter and grayscale are."
-        )
+    for field in fields(augment):
+        if field.name not in COLOURS and getattr(augment, field.name) != field.default:
+            raise ValueError(
+                f"clips.pretext is mosi, and clips.{field.name} is not for its crops: leave it out; {', '.join(COLOURS)} are."
+            )
 
 
 class Draws:

@@ -10,10 +10,11 @@ import torch
 
 import i2v
 import i2v.methods
+from benchmarks import trunks
 from i2v.model import can_merge, method_module
 from i2v.trunks import backbone_spec
 from i2v.vit import Block, ViTSpec
-from tests import test_complexity, test_dead_work, test_export, test_precision
+from tests import test_complexity, test_dead_work, test_export, test_heads, test_precision
 
 TINY = dict(image_size=16, patch_size=8, width=32, layers=2, heads=2, embed_dim=24)
 METHODS = {"clip": {}, "st_adapter": dict(adapter_width=8)}
@@ -169,6 +170,8 @@ def test_the_lists_of_tests_that_go_over_all_methods_have_all():
         "complexity": {method for method, *_ in test_complexity.MODELS},
         "dead_work": {method for method, _ in test_dead_work.METHODS} | own,
         "export": set(test_export.METHODS),
+        "heads": set(test_heads.OPTIONS) | own,
         "precision": {*test_precision.METHODS, "clip"} | own,
+        "trunks": set(trunks.METHODS) | own,
     }
     assert lists == dict.fromkeys(lists, methods)

@@ -339,6 +339,7 @@ def test_what_can_be_done_with_the_checkpoint(config, shapes, tmp_path, monkeypa
         (["data.order={balance: 1.0}"], "clips.pretext is mosi, which looks at no labels: leave out data.order.balance"),
         (["clips.randaugment=rand-m7"], "clips.randaugment is not for its crops"),
         (["clips.erasing=0.5"], "clips.erasing is not for its crops"),
+        (["clips.erasing_fill=3"], "clips.erasing_fill is not for its crops: leave it out; color_jitter, "),
         (["clips.pretext=moco"], "pretext is 'moco': it must be mosi"),
         (["clips.mosi_size=32"], "mosi_size is 32: it must be larger than size, or test_size"),
         (["clips.mosi_distance=[0, 1]"], r"mosi_distance is \[0, 1\]: it must be two numbers from 0.01 to 1"),
