@@ -169,6 +169,12 @@ def test_test_short_side_takes_the_centre_of_a_larger_picture():
     assert box.tolist() == [16, 16, 240, 240]
 
 
+def test_the_long_side_is_rounded_down_as_by_the_authors():
+    """450 x 256 with a short side of 224 is 393.75 pixels wide: 393, and the centre begins at (393 - 224) // 2."""
+    box = test_boxes(450, 256, ClipOptions(size=224), 1)[0]
+    assert np.allclose(box, [0, 84 * 450 / 393, 256, (84 + 224) * 450 / 393])
+
+
 def test_random_resized_box_falls_back_to_the_largest_centred_one():
     options = ClipOptions(area=(0.9, 1.0), aspect=(1.0, 1.0))
     assert random_resized_box(1000, 100, options, np.random.default_rng(0).random((10, 4))).tolist() == [0, 450, 100, 550]
