@@ -9,6 +9,7 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.moving_shapes import CLASSES
 from i2v.pipelines.index import fragment_sizes, needed_fragments
 from i2v.pipelines.shards import ClipError, ShardError, ShardSet
 from tests.stores import random_data_set, write_manifest
@@ -189,8 +190,8 @@ def test_an_index_of_another_data_set_is_refused(copy, shapes):
 @pytest.mark.parametrize(
     "field, value",
     [
-        ("label", 999),
-        ("label", -7),
+        ("label", len(CLASSES)),
+        ("label", -2),
         ("width", 60000),
         ("width", 0),
         ("shard", 77),
