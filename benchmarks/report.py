@@ -199,7 +199,9 @@ def recompute_table() -> str:
         parts.append(
             table(heads, rows)
             + f"\n\nPeak memory of a step beyond what was held before it, and its time (one run, a machine shared with other "
-            f"work): {r['clips']} clips, the first configuration of each method with ViT-B/16, float32, {where(r)}."
+            f"work): {r['clips']} clips, the first configuration of each method with ViT-B/16, float32, {where(r)}. It is the "
+            "process's resident memory, in which a CPU's allocator holds on to a part of what was freed: autograd itself keeps "
+            "only what enters the blocks."
         )
     return "\n\n".join(parts)
 
