@@ -67,7 +67,7 @@ class Demo:
     factors: bool
     seeds: int = 1
     overrides: list[str] = field(default_factory=list)  # of the configuration
-    seconds: dict[str, float] = field(default_factory=dict)  # what the steps took
+    seconds: dict[str, float] = field(default_factory=dict)  # of each step; a run's mean of training, evaluation
 
     def __post_init__(self):
         self.config = Path("configs/demo") / f"{self.method}.yaml"
@@ -99,7 +99,7 @@ class Demo:
         for seed, weights in enumerate(self.weights):
             pretrain = ("benchmarks/pretrain_stills.py", "--out", weights, *shape, "--seed", seed)
             spent += call(title, *pretrain, made=weights)
-        self.seconds["backbone"] = spent / self.seeds
+        self.seconds["backbone"] = spent
 
     def train(self) -> None:
         shape = SHAPES[self.backbone]

@@ -53,10 +53,9 @@ def mosi_table() -> str:
         names = {"fresh": "adapters fresh", "mosi": "adapters from MoSI"}
         rows = []
         for name, runs in r["top1"].items():
-            epochs = [[100 * top1 for top1 in epoch] for epoch in zip(*runs)]
-            rows.append([names[name], *(f"{sum(e) / len(e):.1f} ({min(e):.1f} to {max(e):.1f})" for e in epochs)])
-        heads = [f"`{r['method']}`, top-1 in %", *(f"epoch {i + 1}" for i in range(len(rows[0]) - 1))]
-        open_, masked = (f"{100 * of['motions_top1'][-1]:.1f} %" for of in (r, r["masked"]))
+            rows.append([names[name], *(percent(epoch) for epoch in zip(*runs))])
+        heads = [f"`{r['method']}`, top-1", *(f"epoch {i + 1}" for i in range(len(rows[0]) - 1))]
+        open_, masked = (percent(of["motions_top1"][-1:]) for of in (r, r["masked"]))
         parts.append(
             f"{table(heads, rows)}\n\nMean, lowest and highest of {len(r['top1']['fresh'])} seeds; chance is 12.5 %. Before, "
             f"MoSI had gone over the videos {len(r['motions_top1'])} x, nine clips of each, without mask and colour jitter, "

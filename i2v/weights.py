@@ -80,13 +80,8 @@ def load_weights(model: VideoClassifier, source: str | Path | Mapping, layout: s
     plan = find(model, target, state, may_stay=may_stay)
     notes += [f"{plan.prefix} was taken out of its names"] * bool(plan.prefix)
     if plan.problems:
-        remedy = (
-            f"it fits as layout {fitting[0]!r}"
-            if (fitting := [each for each in layouts_of(model) if not _plan(model, target, state, each, may_stay).problems])
-            else "build the model with the backbone, options and num_classes that the checkpoint is for"
-            if plan.fits
-            else "none of its names is one of the model's, so it is a checkpoint of another kind"
-        )
+        fitting = [other for other in layouts_of(model) if not _plan(model, target, state, other, may_stay).problems]
+        remedy = f"it fits as layout {fitting[0]!r}" if fitting else plan.remedy
         raise ValueError(f"{where} does not fit the model as layout {plan.layout!r}: {', '.join(plan.problems)}; {remedy}")
     problems = unsound(plan, target)
     if problems:
@@ -128,6 +123,13 @@ class _Plan:
     problems: list[str]  # one phrase per kind
     count: int  # names with a problem
     fits: int  # names that are known
+
+    @property
+    def remedy(self) -> str:
+        """What there is to do if no layout fits."""
+        if self.fits:
+            return "build the model with the backbone, options and num_classes that the checkpoint is for"
+        return "none of its names is one of the model's, so it is a checkpoint of another kind"
 
 
 def _plan(model, target, state, layout, may_stay):

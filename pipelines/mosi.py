@@ -21,7 +21,7 @@ from i2v.pipelines.philox import COLOR, MOTION
 SPEEDS = ((-2, 0), (-1, 0), (1, 0), (2, 0), (0, -2), (0, -1), (0, 1), (0, 2), (0, 0))  # to the right and down; 2: all the way
 MOTIONS = ["fast left", "left", "right", "fast right", "fast up", "up", "down", "fast down", "still"]
 FASTEST = 2
-COLOURS = ("color_jitter", "color_jitter_p", "grayscale")  # the augmentation there is for its crops
+AUGMENTATIONS = ("color_jitter", "color_jitter_p", "grayscale")  # that there are for its crops
 NUMBERS = 12  # at most so many are drawn for a clip
 
 
@@ -43,10 +43,9 @@ def check_pretext(split: str, order: OrderOptions, augment: AugmentOptions) -> N
     if order.balance:
         raise ValueError("clips.pretext is mosi, which looks at no labels: leave out data.order.balance.")
     for field in fields(augment):
-        if field.name not in COLOURS and getattr(augment, field.name) != field.default:
-            raise ValueError(
-                f"clips.pretext is mosi, and clips.{field.name} is not for its crops: leave it out; {', '.join(COLOURS)} are."
-            )
+        if field.name not in AUGMENTATIONS and getattr(augment, field.name) != field.default:
+            known = ", ".join(AUGMENTATIONS)
+            raise ValueError(f"clips.pretext is mosi, and clips.{field.name} is not for its crops: leave it out; {known} are.")
 
 
 class Draws:
