@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))  # run as a file: import from the repository
 from benchmarks.machine import write_result
 from benchmarks.measure import percent
 from benchmarks.pretrain_stills import GEOMETRY, SHAPES
+from i2v.config import ConfigError, load_config
 
 
 def call(title: str, *command: object, made: Path | None = None) -> float:
@@ -184,6 +185,10 @@ def parsed() -> argparse.Namespace:
         sys.exit("demo: tadaconvnext has a trunk of its own: leave out --backbone.")
     if args.seeds < 1:
         sys.exit(f"demo: --seeds is {args.seeds}: it must be at least 1.")
+    try:
+        load_config(ROOT / "configs/demo" / f"{args.method}.yaml", args.overrides)
+    except ConfigError as error:
+        sys.exit(f"demo: {error}")
     return args
 
 
