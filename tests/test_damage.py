@@ -3,12 +3,14 @@
 import io
 import re
 import struct
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 
 from i2v.shard_tools.completeness import what_is_missing
+from i2v.shard_tools.damage import Tally
 from i2v.shard_tools.encode import EncodeSettings, encode_video
 from i2v.shard_tools.source_video import RejectedVideo
 from i2v.shard_tools.sources import Video
@@ -51,6 +53,37 @@ def test_pictures_that_lost_their_references_are_counted(tmp_path):
 
 
 INTRA = [("a.avi", "-c:v mjpeg -q:v 3"), ("a.mov", "-c:v prores"), ("a.mkv", "-c:v huffyuv -pix_fmt yuv422p")]
+
+
+class Field(bytes):
+    """A packet of 100 bytes; no encoder here writes two for one frame. The frame comes with the second, and knows the first."""
+
+    is_keyframe, is_corrupt, is_discard, dts, duration, time_base, frames = True, False, False, None, None, None, ()
+
+    def __new__(cls, number: int):
+        field = super().__new__(cls, bytes([1]) * 100)
+        field.pts, field.size = number, 100
+        return field
+
+    def decode(self):
+        return self.frames
+
+
+@pytest.mark.parametrize("interlaced", [True, False])
+def test_two_packets_may_be_the_fields_of_one_frame(interlaced):
+    looks = dict(key_frame=True, is_corrupt=False, interlaced_frame=interlaced)
+    packets = [Field(number) for number in range(8)]
+    for number in range(0, 8, 2):
+        frame = SimpleNamespace(pict_type=1, pts=number, opaque=(number + 1,), **looks)
+        packets[number + 1].frames = (frame,)
+    tally = Tally(SimpleNamespace(codec_context=SimpleNamespace(name="h264")), {"mpegts"})
+    frames = [frame for packet in packets for frame in tally.decoded(packet)]
+    if interlaced:
+        tally.check()
+        assert len(frames) == 4
+    else:
+        with pytest.raises(RejectedVideo, match="4 of 8 frames are missing"):
+            tally.check()
 
 
 @pytest.mark.parametrize("name, how", INTRA)

@@ -57,9 +57,10 @@ def test_geometry(width, height, short_side):
 
 
 def test_the_usual_sizes():
-    sizes = [(340, 256), (320, 240), (1920, 1080), (1080, 1920), (500, 500), (176, 144)]
-    stored = [stored_size(Fraction(w), Fraction(h), 256) for w, h in sizes]
-    assert stored == [(336, 256), (336, 256), (448, 256), (256, 448), (256, 256), (304, 256)]
+    sizes = {(340, 256): (336, 256), (320, 240): (336, 256), (1920, 1080): (448, 256), (1080, 1920): (256, 448)}
+    sizes |= {(500, 500): (256, 256), (176, 144): (304, 256)}
+    sizes |= {(701, 512): (336, 256), (703, 512): (352, 256)}  # 350.5 and 351.5 columns: nearest are 350 and 352
+    assert {(w, h): stored_size(Fraction(w), Fraction(h), 256) for w, h in sizes} == sizes
 
 
 @pytest.mark.parametrize("codec", LIBRARY)
