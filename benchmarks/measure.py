@@ -59,5 +59,10 @@ def shown_command(script: str) -> str:
 
 def percent(shares: list[float]) -> str:
     """Of one run, or the mean of several with the lowest and the highest."""
-    mean = f"{100 * sum(shares) / len(shares):.1f} %"
-    return mean if len(shares) == 1 else f"{mean} ({100 * min(shares):.1f} to {100 * max(shares):.1f})"
+    return mean_of([100 * share for share in shares], "{:.1f}", " %")
+
+
+def mean_of(values: list[float], form: str = "{:.3f}", unit: str = "") -> str:
+    """The same of any values; form: how one of them is written."""
+    mean = form.format(sum(values) / len(values)) + unit
+    return mean if len(values) == 1 else f"{mean} ({form.format(min(values))} to {form.format(max(values))})"

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a file: import from the repository
 
-from benchmarks.measure import percent, strongest_others
+from benchmarks.measure import mean_of, percent, strongest_others
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -272,10 +272,9 @@ def curves_table() -> str:
     rows = []
     for r in results("curves.json"):
         for method, of in r["methods"].items():
-            means = [f"{sum(of['last'][name]) / r['seeds']:.3f}" for name in ("float32", "bf16")]
-            noise = [f"{of[f'between_{what}']:.3f}" for what in ("seeds", "precisions")]
-            rows.append([f"`{method}`", f"{of['first']:.3f}", *means, *noise])
-    return table(["method", "first loss", "float32, last quarter", "bf16", "between seeds", "between precisions"], rows)
+            moved = [mean_of(of["moved"][name], "{:+.3f}") for name in ("rounded", "bf16")]
+            rows.append([f"`{method}`", f"{of['first']:.3f}", mean_of(of["last"]), *moved])
+    return table(["method", "first loss", "float32, last quarter", "moved by rounding once", "moved by bf16"], rows)
 
 
 def trunks_table() -> str:

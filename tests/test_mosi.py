@@ -226,6 +226,7 @@ def test_a_bad_video_is_one_in_quarantine_and_nine_clips_that_do_not_count(shape
     found = list(loader)
     weights = torch.cat([batch.weights for batch in found])
     assert weights.nonzero().flatten().tolist() == [i for i in range(9 * 24) if i // 9 != 5] and list(loader.bad) == [5]
+    assert [clip for clip in range(9 * 24) if loader.quarantine.reason(clip)] == list(range(9 * 5, 9 * 6))
     for mine, theirs in zip(found, good):
         assert torch.equal(mine.clips[mine.weights > 0], theirs.clips[mine.weights > 0])
 
