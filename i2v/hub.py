@@ -20,6 +20,7 @@ from i2v.tally import in_words
 from i2v.trunks import is_folder, shown
 
 CONFIG, CARD = "config.json", "README.md"
+PLACES = {"model": ("weights", "init"), "data": ("train", "val", "sample_weights", "cache")}  # of which names stay
 
 
 def find_model(source: str | Path) -> Path:
@@ -82,9 +83,11 @@ def without_places(config: dict) -> dict:
         return Path(value).name if isinstance(value, str) else value
 
     config = dict(config) | ({"out": None} if "out" in config else {})
-    for section, names in (("model", ["weights"]), ("data", ["train", "val", "sample_weights", "cache"])):
+    for section, names in PLACES.items():
         if isinstance(config.get(section), dict):
             config[section] = config[section] | {key: named(config[section].get(key)) for key in names}
+    if isinstance(config.get("train"), dict):
+        config["train"] = config["train"] | {"mirror": None}
     if isinstance(config.get("model"), dict) and "backbone" in config["model"]:
         config["model"]["backbone"] = without_folder(config["model"]["backbone"])
     return config

@@ -1,7 +1,7 @@
 """A model that leaves for the hub and comes back is the same model; no network is asked."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import huggingface_hub
@@ -12,6 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError
 import i2v
 from i2v import push
 from i2v.checkpoint import load_checkpoint, save_checkpoint
+from i2v.config import DataConfig, ModelConfig, TrainConfig, load_config, to_dict
 from i2v.hub import find_model, make_folder, without_folder, without_places
 from i2v.runs import Run
 from tests.processes import call
@@ -87,6 +88,21 @@ def test_a_dry_run_shows_what_would_go_up_and_names_no_place_of_this_machine(run
     assert str(shapes) not in said and str(run) not in said
     config = without_places({"data": {"train": [{"path": "/a/b", "weight": 1}], "val": "s3://c/d"}, "out": "/x", "clips": {}})
     assert config["data"]["train"] == [{"path": "b", "weight": 1}] and config["data"]["val"] == "d" and config["out"] is None
+
+
+def test_no_text_of_a_configuration_leaves_as_the_place_that_it_may_be():
+    """Every key that takes any text gets a place; where only words are allowed, or the backbone's test says more, none."""
+    config, place = to_dict(load_config("configs/demo/dist.yaml")), "/home/somebody/thing"
+    free = {
+        (section, field.name)
+        for section, kind in (("model", ModelConfig), ("data", DataConfig), ("train", TrainConfig))
+        for field in fields(kind)
+        if "str" in field.type and "one_of" not in field.type
+    } - {("model", "method"), ("model", "backbone"), ("data", "cache_size")}
+    assert {("model", "init"), ("train", "mirror"), ("data", "val")} < free
+    for section, key in free:
+        config[section][key] = place
+    assert "somebody" not in json.dumps(without_places(config | {"out": place}))
 
 
 @pytest.mark.parametrize("sized", [False, True])
