@@ -53,7 +53,7 @@ class Predictor:
         list of {"start", "end", "top"} for the times of the video. Raises ValueError, one sentence, if it cannot be read."""
         if window is not None:
             return list(self.watch(video, window, hop, top))
-        (video,) = find_videos([video])
+        video = one_video(video, top)
         answer = dict(predict(self.session, [video]))[video]
         if isinstance(answer, str):
             raise ValueError(f"{video} cannot be read: {answer}")
@@ -65,7 +65,7 @@ class Predictor:
         """{"start", "end", "top"} of each window of a video, as they come; of a stream (a camera's device, an address such as
         rtsp://..., or - for standard input) with "latency" in seconds and the number of windows that were "dropped" before
         it. drop: do not let standard input wait. Raises ValueError as predict, after the answers up to there."""
-        (video,) = find_videos([video])
+        video = one_video(video, top)
         with closing(watch(self.session, [video], window, hop, drop=drop)) as watched:
             for _, answers in watched:
                 try:
@@ -114,6 +114,16 @@ def find_videos(places: Iterable[str | Path]) -> list[str]:
     if not videos:
         raise ValueError(f"{', '.join(places) or 'standard input'} holds no video files.")
     return list(dict.fromkeys(videos))
+
+
+def one_video(place: str | Path, top: int) -> str:
+    """The only video of a place; top: how many classes are asked for. Raises ValueError."""
+    if top < 1:
+        raise ValueError(f"top is {top}: it must be at least 1.")
+    videos = find_videos([place])
+    if len(videos) > 1:
+        raise ValueError(f"{place} is a folder of {len(videos)} videos: give one of them at a time.")
+    return videos[0]
 
 
 def predict(

@@ -77,6 +77,11 @@ def test_windows_and_what_cannot_be_read(run, shapes, tmp_path):
         predictor.predict(tmp_path / "broken.mp4")
     with pytest.raises(ValueError, match="none.mp4 does not exist"):
         predictor.predict(tmp_path / "none.mp4")
+    for ask in (predictor.predict, lambda place, **more: next(predictor.watch(place, 0.3, **more))):
+        with pytest.raises(ValueError, match=r"is a folder of \d+ videos: give one of them at a time.$"):
+            ask(shapes)
+        with pytest.raises(ValueError, match="^top is 0: it must be at least 1.$"):
+            ask(video_of(shapes), top=0)
 
 
 def test_a_dry_run_shows_what_would_go_up_and_names_no_place_of_this_machine(run, shapes, monkeypatch, capsys):
