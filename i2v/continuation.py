@@ -14,7 +14,7 @@ from i2v.pipelines.graph import GraphOptions
 from i2v.pipelines.options import ClipOptions, OrderOptions
 
 # What may differ between a run and its continuation; everything else decides what is computed. (The videos of data.train
-# must be the same; where they are may change.)
+# must be the same, and how often each is wanted; where they and data.sample_weights are may change.)
 FREE_TO_CHANGE = {
     "out",
     "model.weights",
@@ -36,6 +36,7 @@ FREE_TO_CHANGE = {
     "train.skip_nonfinite",
     "train.stall_after",
     "data.train",
+    "data.sample_weights",
     "data.cache",
     "data.cache_size",
     "data.prefetch_bytes",

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -403,6 +404,19 @@ def test_a_mixture_of_data_sets_trains_and_continues(config, shapes, tmp_path):
         train(config, tmp_path / "other", "data.order={seed: 3}", "data.val=null")
     with pytest.raises(ValueError, match="other videos, weights or shares in data.train"):
         train(config, tmp_path / "stopped", f"data.train={shapes}/vp9-val", order, "data.val=null")
+
+
+def test_weights_of_videos_may_move_and_not_change(config, tmp_path):
+    options = ["data.val=null", "train.log_every=1", "train.max_steps=2"]
+    np.save(tmp_path / "here.npy", np.arange(1.0, 25.0))
+    np.save(tmp_path / "other.npy", np.arange(2.0, 26.0))
+    whole = train(config, tmp_path / "whole", f"data.sample_weights={tmp_path}/here.npy", *options)
+    train(config, tmp_path / "run", f"data.sample_weights={tmp_path}/here.npy", *options, "train.max_steps=1")
+    for changed in (f"data.sample_weights={tmp_path}/other.npy", "data.sample_weights=null"):
+        with pytest.raises(ValueError, match="other videos, weights or shares"):
+            train(config, tmp_path / "run", changed, *options)
+    (tmp_path / "here.npy").rename(tmp_path / "there.npy")
+    assert_continues(config, tmp_path / "run", whole, f"data.sample_weights={tmp_path}/there.npy", *options, saved=1)
 
 
 @pytest.mark.parametrize(
