@@ -59,14 +59,14 @@ def save_checkpoint(path: Path, tensors: dict[str, torch.Tensor], meta: Meta) ->
     write_tensors(path, tensors, {"format": FORMAT, "version": VERSION} | said)
 
 
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict) -> None:
-    """A safetensors file with a JSON header, whole or not there. Raises OSError, one sentence."""
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict | None = None) -> None:
+    """A safetensors file, with a JSON header if there is one, whole or not there. Raises OSError, one sentence."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         with replacing(path) as temporary:
             temporary.touch()
             mode = temporary.stat().st_mode  # what the user's umask says; save_file makes files that only their owner reads
-            save_file(tensors, temporary, {"i2v": json.dumps(header)})
+            save_file(tensors, temporary, header and {"i2v": json.dumps(header)})
             temporary.chmod(mode)
     except (SafetensorError, OSError) as error:
         reason = str(error).removeprefix("Error while serializing: ").removeprefix("I/O error: ")

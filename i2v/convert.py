@@ -21,11 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
-from i2v.atomic import replacing
-from i2v.checkpoint import Meta, not_finite, save_checkpoint
+from i2v.checkpoint import Meta, not_finite, save_checkpoint, write_tensors
 from i2v.config import load_config, to_dict
 from i2v.console import as_sentence
 from i2v.feed import labels_of
@@ -134,13 +131,9 @@ def main() -> None:
         if bad:
             raise ValueError(f"{bad[0]} is not finite: nothing is written, as nothing could be predicted with it.")
         if args.plain:
-            plain = {name.removeprefix("backbone."): tensor.contiguous() for name, tensor in tensors.items()}
-            with replacing(args.out) as temporary:
-                save_file(plain, temporary)
+            write_tensors(args.out, {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()})
         else:
             save_checkpoint(args.out, tensors, meta)
-    except SafetensorError as error:
-        sys.exit(f"i2v.convert: {args.out} cannot be written ({error}): make room or give another --out.")
     except (ValueError, TypeError, OSError, ShardError) as error:
         sys.exit(f"i2v.convert: {as_sentence(error)}")
     print(f"wrote {args.out}, {args.out.stat().st_size / 1e6:.1f} MB")

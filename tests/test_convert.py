@@ -107,6 +107,9 @@ def test_a_merged_model_goes_back_to_clip_names(zeroi2v, monkeypatch):
     for name, tensor in clip.state_dict().items():
         assert torch.equal(tensor, merged.state_dict()[f"backbone.{name}"])
     assert state.keys() - clip.state_dict().keys() == {"temporal_embedding", "head.fc.weight", "head.fc.bias"}
+    other = out.with_name("other")
+    other.touch()
+    assert out.stat().st_mode == other.stat().st_mode, "others may read it as any new file"
 
 
 def test_a_merge_that_changes_the_logits_is_refused_and_nothing_is_written(zeroi2v, monkeypatch):
