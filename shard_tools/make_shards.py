@@ -20,7 +20,7 @@ from collections import Counter
 from tqdm import tqdm
 
 from i2v.console import begin_command
-from i2v.shard_tools.card import write_card
+from i2v.shard_tools.card import CROISSANT, write_card
 from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import CRF, LIBRARY, EncodeSettings
 from i2v.shard_tools.join import identity, known_videos
@@ -220,6 +220,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.card:
         kept = "" if write_card(output, manifest) else "; README.md was there already and is kept"
         print(f"  described {out}/README.md, {out}/croissant.json{kept}")
+    elif progress.first is not None and output.has(CROISSANT):
+        print(f"  outdated  {out}/{CROISSANT} is of what was there before: the same command with --card renews it")
     return 0
 
 

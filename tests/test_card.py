@@ -65,6 +65,21 @@ def test_a_card_that_somebody_wrote_is_kept(described, capsys):
     assert main([*arguments, "--card"]) == 0 and (out / "README.md").read_text() == before
 
 
+def test_an_append_says_that_the_metadata_are_of_what_was_there_before(described, tmp_path, capsys):
+    out, arguments = described
+    folder = shutil.copytree(out, tmp_path / "grown")
+    video = next((out.parent / "val").rglob("*.mp4"))
+    (tmp_path / "val" / video.parent.name).mkdir(parents=True)
+    shutil.copy(video, tmp_path / "val" / video.parent.name / "another.mp4")
+    append = [str(tmp_path / "val"), "--out", str(folder), *arguments[3:], "--append"]
+    before = (folder / "croissant.json").read_bytes()
+    assert main(append) == 0 and "the same command with --card renews it" in capsys.readouterr().out
+    assert (folder / "croissant.json").read_bytes() == before
+    assert main([*append, "--card"]) == 0 and "outdated" not in capsys.readouterr().out
+    found = json.loads((folder / "croissant.json").read_text())
+    assert f"{len(ShardSet(folder))} video clips" in found["description"] and found["version"] == "1.1.0"
+
+
 def test_a_store_has_them_too(described, tmp_path):
     _, arguments = described
     given = [arguments[0], "--out", "memory://cards/shapes", *arguments[3:], "--staging", str(tmp_path), "--card"]
