@@ -130,8 +130,9 @@ def build_model(config: ModelConfig, classes: list[str], saved: Mapping[str, tor
     if is_text:
         if source == "random":
             raise ValueError("model.weights is random, but a text head needs CLIP's text tower: give CLIP's weights.")
-        names, templates = head["class_names"], model.config["head"]["templates"]
-        model.head.set_text_features(text_features(names, config.backbone, source, templates))
+        # What the tag says of the activation the file's path does not.
+        how = model.config["head"]["templates"], getattr(model.spec, "activation", None)
+        model.head.set_text_features(text_features(head["class_names"], config.backbone, source, *how))
     return model, source
 
 

@@ -17,25 +17,33 @@ from i2v.weights import read_state_dict
 
 
 def text_features(
-    class_names: list[str], backbone: str | dict, weights: str | Path | Mapping, templates: list[str] = TEMPLATES
+    class_names: list[str],
+    backbone: str | dict,
+    weights: str | Path | Mapping,
+    templates: list[str] = TEMPLATES,
+    activation: str | None = None,
 ) -> torch.Tensor:
     """(K, embed_dim) float32: per class the mean of its prompts' unit embeddings, as a unit vector.
 
     backbone: as for create_model. weights: a CLIP checkpoint with its text tower (path or state dict), or an open_clip
-    tag for a backbone with a name. templates: prompts with one {} each. Raises ValueError if there is no such tower.
+    tag for a backbone with a name. templates: prompts with one {} each. activation: of the trunk that was trained with them,
+    which is the tower's, too; None: what backbone and tag say. Raises ValueError if there is no such tower.
     """
     check_templates(list(templates))
-    spec = backbone_spec(backbone)
-    if isinstance(weights, str) and isinstance(backbone, str) and not Path(weights).exists():
-        weights = backbone_file(backbone, weights, spec.activation)
+    name = backbone if isinstance(backbone, str) else backbone.get("name")
+    is_tag = isinstance(weights, str) and name is not None and not Path(weights).exists()
+    spec = backbone_spec(backbone, weights if is_tag else None)
+    activation = activation or spec.activation
+    if is_tag:
+        weights = backbone_file(backbone, weights, activation)
     state = weights if isinstance(weights, Mapping) else read_state_dict(weights)
     where = "the state dict" if isinstance(weights, Mapping) else str(weights)
-    if isinstance(backbone, str) and backbone.startswith(TIMM):
-        raise ValueError(f"{backbone} has no text tower: take open_clip's model with this trunk, or a linear head")
-    if isinstance(backbone, str) and any(name.startswith("text.") for name in state):
-        tower, tokenise = named_tower(backbone, state, where)
+    if name is not None and name.startswith(TIMM):
+        raise ValueError(f"{name} has no text tower: take open_clip's model with this trunk, or a linear head")
+    if name is not None and any(key.startswith("text.") for key in state):
+        tower, tokenise = named_tower(name, state, where)
     else:
-        tower = text_tower(state, spec.activation, where)
+        tower = text_tower(state, activation, where)
         tokenise = partial(clip_tokens, tower=tower, where=where)
     if tower.output_dim != spec.embed_dim:
         raise ValueError(

@@ -13,8 +13,10 @@ from safetensors.torch import save_file
 
 import i2v
 from i2v import methods
+from i2v.config import ModelConfig
 from i2v.heads import TEMPLATES
 from i2v.model import method_module
+from i2v.session import build_model
 from i2v.text import text_features
 
 TINY = dict(image_size=16, patch_size=8, width=32, layers=2, heads=2, embed_dim=24)
@@ -173,10 +175,36 @@ def test_text_features_from_every_kind_of_file(form, clip, tmp_path, monkeypatch
     if form == "tag":
         known = {("ViT-B-32", "openai", "quick_gelu"): path}
         monkeypatch.setattr("i2v.text.backbone_file", lambda *arguments: known[arguments])
-        monkeypatch.setattr("i2v.text.backbone_spec", lambda name: make().spec)
+        monkeypatch.setattr("i2v.text.backbone_spec", lambda name, tag: make().spec)
         backbone, weights = "ViT-B-32", "openai"
     tolerance = 2e-3 if form == "openai" else 1e-6
     torch.testing.assert_close(text_features(NAMES[:2], backbone, weights), expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+@pytest.mark.parametrize("sized", [False, True])
+def test_the_tag_decides_the_activation_of_the_text_tower_too(quick_gelu, sized, tmp_path, monkeypatch):
+    """A text head's embeddings are open_clip's own of the same name and tag, as a run makes them and as a program does."""
+    vision = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 32}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
+    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    monkeypatch.setattr(open_clip, "list_models", lambda: ["ViT-tiny"])
+    monkeypatch.setattr(open_clip, "get_model_config", lambda name: copy.deepcopy(config))
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: {"quick_gelu": quick_gelu} if tag == "a-tag" else {})
+    theirs, path = open_clip.CLIP(**config, quick_gelu=quick_gelu).eval(), tmp_path / "clip.safetensors"
+    with torch.no_grad():
+        for parameter in theirs.transformer.parameters():
+            parameter.mul_(4)  # so that the activations differ
+    save_file({name: tensor.clone() for name, tensor in theirs.state_dict().items()}, path)
+    for user in ("session", "text"):
+        monkeypatch.setattr(f"i2v.{user}.backbone_file", lambda name, tag, activation: path)
+    with torch.no_grad():
+        expected = F.normalize(theirs.encode_text(open_clip.tokenize(NAMES)), dim=-1)
+    backbone = {"name": "ViT-tiny", "image_size": 32} if sized else "ViT-tiny"
+    head = {"type": "text", "templates": ["{}"]}
+    model, _ = build_model(ModelConfig("clip", backbone, "a-tag", num_frames=2, head=head), NAMES)
+    torch.testing.assert_close(model.head.text_features, expected)
+    torch.testing.assert_close(text_features(NAMES, backbone, "a-tag", ["{}"]), expected)
 
 
 @pytest.mark.parametrize(
