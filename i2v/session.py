@@ -19,7 +19,7 @@ from i2v.model import VideoClassifier, create_model, pictures, spec_of
 from i2v.placement import autocast_for, choose_precision, place
 from i2v.rules import Rule, broken
 from i2v.text import text_features
-from i2v.trunks import backbone_file, plain
+from i2v.trunks import backbone_file, not_known, plain
 from i2v.weights import COUNTER, fingerprint, image_layout, load_weights
 
 INCLUDED = "included"  # where a backbone is that no other file holds: in the checkpoint
@@ -98,6 +98,8 @@ def session_of(config: Config, name: str, instead: str, classes_of: Callable[[Co
     classes, described = ["none"], replace(config.model, head={"type": "linear"})
     if classes_of:
         classes, described = classes_of(config), config.model
+    if note := not_known(config.model.backbone, config.model.weights):
+        print(note, file=sys.stderr)
     model, source = build_model(described, classes)
     trained = [name for name in model.trainable_parameters() if classes_of or not name.startswith("head.")]
     if trained:

@@ -46,6 +46,7 @@ from i2v.step import Passes, take_step
 from i2v.stop import Stopped, StopSignal
 from i2v.trainee import Trainee, open_trainee
 from i2v.transfer import HEAD
+from i2v.trunks import not_known
 
 HURRY = 20.0  # seconds that a run which was told to stop waits for its mirror
 SAVED = "The state of the run is saved: the same command continues from it."
@@ -262,7 +263,7 @@ def describe(log: RunLog, config: Config, world: World, trainee: Trainee, meta: 
 
 def warn(log: RunLog, config: Config, world: World, micro_batch: int, trainee: Trainee, plan: Plan) -> None:
     """What can go wrong with this run, as far as that can be counted before its first step."""
-    lines = [few_steps(config, len(plan)), short_videos(plan)]
+    lines = [few_steps(config, len(plan)), short_videos(plan), not_known(config.model.backbone, config.model.weights)]
     if world.device.type == "cpu":
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         lines.append(too_little_memory(config.train, micro_batch, trainee.identity.model, processes))

@@ -3,7 +3,7 @@
 ViT-B-16                       open_clip's; with one of its tags the activation and the normalisation are the tag's
 timm/vit_base_patch14_dinov2   timm's DINOv2, DINOv3, SigLIP, PE-Core, EVA-02 and other plain ViTs
 /a/folder                      of Hugging Face's transformers: what its config.json says
-{name: ..., image_size: 224}   the same for pictures of another size
+{name: ..., image_size: 224}   the same for pictures of another size; activation: what weights in a file were trained with
 {image_size: ..., ...}         the fields of ViTSpec
 """
 
@@ -21,22 +21,27 @@ from i2v.vit import ViTSpec
 
 TIMM = "timm/"
 DEFAULT_TAG = "openai"  # of model.weights
+KEYS = ("quick_gelu", "mean", "std")  # what a tag of open_clip's says of how weights were trained
 
 
 def backbone_spec(backbone: str | dict, weights: str | None = None) -> ViTSpec:
-    """ViTSpec of a name, of a dict with a name and an image_size, or of one with the fields of ViTSpec.
+    """ViTSpec of a name, of a dict with a name and what of it is otherwise, or of one with the fields of ViTSpec.
 
-    weights: the tag of open_clip or timm that will be loaded, which decides what was trained with it; anything else, such as
-    a path, decides nothing. Raises ValueError for what is not a plain ViT, with the reason.
+    weights: the tag of open_clip or timm that will be loaded, which decides what was trained with it; with anything else, such
+    as a path, it is what all published weights of that name have, else OpenAI's. Raises ValueError for what is not a plain
+    ViT, with the reason.
     """
     if isinstance(backbone, str):
         return _named(backbone, weights)
     if not isinstance(backbone, dict):
         raise ValueError(f"backbone must be an open_clip or timm name or a dict, got {type(backbone).__name__}")
     if "name" in backbone:
-        if set(backbone) != {"name", "image_size"}:
-            raise ValueError(f"the backbone dict has a name: beside it there is image_size and nothing else, got {backbone}")
-        return _named(backbone["name"], weights, backbone["image_size"])
+        if not set(backbone) <= {"name", "image_size", "activation"}:
+            raise ValueError(
+                f"the backbone dict has a name: beside it there are image_size and activation and nothing else, got {backbone}"
+            )
+        spec = _named(backbone["name"], weights, backbone.get("image_size"))
+        return replace(spec, activation=backbone.get("activation", spec.activation))
     return ViTSpec(**checked(backbone, ViTSpec))
 
 
@@ -116,7 +121,7 @@ def backbone_file(backbone: str | dict, tag: str, activation: str | None = "quic
     if activation and "quick_gelu" in (trained_with, activation) and trained_with != activation:
         raise ValueError(
             f"weights {tag!r} of {name!r} were trained with {trained_with} but the model uses "
-            f"{activation}: give the backbone as a dict with activation: {trained_with}"
+            f"{activation}: give the backbone as {{name: {name}, activation: {trained_with}}}"
         )
     try:
         if isinstance(config, dict):
@@ -143,7 +148,7 @@ def _open_clip_spec(name, tag):
             f"backbone {name!r} is not an open_clip model{f' (nearest: {close[0]!r})' if close else ''}: use a name such as "
             f"ViT-B-32, ViT-B-16 or ViT-L-14, one of timm's such as {TIMM}vit_base_patch14_dinov2, or a dict with the geometry"
         )
-    config, trained = open_clip.get_model_config(base), open_clip.get_pretrained_cfg(name, tag) if tag else {}
+    config, trained = open_clip.get_model_config(base), trained_with(name, tag)
     colours = {key: tuple(trained[key]) for key in ("mean", "std") if trained.get(key)}
     vision = dict(config["vision_cfg"])
     if "timm_model_name" in vision:
@@ -163,11 +168,47 @@ def _open_clip_spec(name, tag):
         layers,
         width // head_width,
         config["embed_dim"],
-        activation="quick_gelu" if trained.get("quick_gelu", not trained or base != name) else "gelu",
+        activation="quick_gelu" if trained["quick_gelu"] else "gelu",
         mlp_width=None if ratio == 4 else int(width * ratio),
         ln_pre=ln_pre,
         pool=("mean" if after else "normed_mean") if average else "class",
         **colours,
+    )
+
+
+def trained_with(name: str, tag: str | None) -> dict:
+    """quick_gelu, mean and std of a tag of open_clip's; without one those that all tags of the name have, and quick_gelu, as
+    OpenAI's, where some have it and some do not."""
+    tags = published(name)
+    found = [tags[tag]] if tag in tags else list(tags.values())
+    common = {key: found[0][key] for key in KEYS if found and all(each[key] == found[0][key] for each in found)}
+    return {"quick_gelu": True} | common
+
+
+def published(name: str) -> dict[str, dict]:
+    """tag -> what open_clip's table says of how weights of a name were trained: KEYS."""
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    unsaid = {"quick_gelu": name.endswith("-quickgelu")} | dict.fromkeys(KEYS[1:])
+    return {tag: unsaid | {k: v for k, v in open_clip.get_pretrained_cfg(name, tag).items() if k in KEYS} for tag in tags}
+
+
+def not_known(backbone: str | dict, weights: str) -> str | None:
+    """A line where weights are a file, and nobody said with which of two activations they were trained."""
+    name, said = (backbone, {}) if isinstance(backbone, str) else (backbone.get("name"), backbone)
+    tags = published(name) if name else {}
+    other = next((tag for tag, training in tags.items() if not training["quick_gelu"]), None)
+    if (
+        other is None
+        or trained_with(name, weights)["quick_gelu"] is False
+        or weights in ("random", *tags)
+        or "activation" in said
+    ):
+        return None
+    return (
+        f"note: {weights} is taken to be trained with quick_gelu, as OpenAI's; if it was with gelu, as {other} and others of "
+        f"{name}, write model.backbone: {{name: {name}, activation: gelu}}."
     )
 
 

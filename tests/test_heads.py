@@ -190,7 +190,8 @@ def test_the_tag_decides_the_activation_of_the_text_tower_too(quick_gelu, sized,
     config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
     monkeypatch.setattr(open_clip, "list_models", lambda: ["ViT-tiny"])
     monkeypatch.setattr(open_clip, "get_model_config", lambda name: copy.deepcopy(config))
-    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: {"quick_gelu": quick_gelu} if tag == "a-tag" else {})
+    monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda name: ["another", "a-tag"])
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: {"quick_gelu": quick_gelu == (tag == "a-tag")})
     theirs, path = open_clip.CLIP(**config, quick_gelu=quick_gelu).eval(), tmp_path / "clip.safetensors"
     with torch.no_grad():
         for parameter in theirs.transformer.parameters():

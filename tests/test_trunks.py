@@ -1,6 +1,7 @@
 """A trunk of any family computes what its library computes, every method runs on it, and files fit or say why not."""
 
 import json
+from dataclasses import replace
 
 import open_clip
 import pytest
@@ -14,7 +15,7 @@ from benchmarks.trunks import FAMILIES, FRESH, METHODS, distance_when_fresh, los
 from i2v.model import can_merge
 from i2v.text import named_tower
 from i2v.timm_towers import UNUSED, from_timm, spec_of_timm
-from i2v.trunks import backbone_file, backbone_spec, plain
+from i2v.trunks import backbone_file, backbone_spec, not_known, plain
 from i2v.vit import VisionTransformer, ViTSpec, class_and_patches
 
 
@@ -92,12 +93,34 @@ def test_the_tag_decides_the_activation_and_the_colours():
         backbone_spec("ViT-B-16") == backbone_spec("ViT-B-16", "openai") == backbone_spec("ViT-B-16", "a/file.pt") == plain_clip
     )
     assert backbone_spec("ViT-B-16", "laion2b_s34b_b88k").activation == "gelu"
+    assert backbone_spec({"name": "ViT-B-16", "activation": "gelu"}, "a/file.pt") == replace(plain_clip, activation="gelu")
     assert backbone_spec("ViT-B-16-quickgelu", "metaclip_400m").activation == "quick_gelu"
     siglip = backbone_spec("ViT-B-16-SigLIP2", "webli")
     assert (siglip.pool, siglip.projection, siglip.class_token, siglip.mean) == ("attention", "none", False, (0.5,) * 3)
     assert backbone_spec("ViT-L-14-CLIPA", "datacomp1b").pool == "mean"
     assert backbone_spec("ViT-bigG-14", "laion2b_s39b_b160k").mlp_width == 8192
     assert backbone_spec("EVA02-B-16", "merged2b_s8b_b131k").projection == "affine"
+
+
+def test_of_a_file_it_is_what_all_weights_of_that_name_have_and_else_it_is_said():
+    clipa = backbone_spec("ViT-H-14-CLIPA", "a/file.pt")
+    assert clipa == backbone_spec("ViT-H-14-CLIPA", "datacomp1b") and (clipa.activation, clipa.mean[0]) == ("gelu", 0.485)
+    assert backbone_spec("ViT-g-14", "a/file.pt").activation == "gelu"
+    said = not_known("ViT-B-16", "a/file.pt")
+    assert said == not_known({"name": "ViT-B-16", "image_size": 64}, "a/file.pt")
+    assert said.startswith("note: a/file.pt is taken to be trained with quick_gelu, as OpenAI's; if it was with gelu, as laion")
+    for backbone, weights in {
+        "ViT-B-16": "openai",
+        "ViT-L-14": "laion2b_s32b_b82k",
+        "ViT-B-32": "random",
+        "ViT-H-14-CLIPA": "a/file.pt",
+        "ViT-B-16-quickgelu": "a/file.pt",
+        "timm/vit_base_patch14_dinov2": "a/file.pt",
+        "/models/dinov2-base": "openai",
+    }.items():
+        assert not_known(backbone, weights) is None
+    for backbone in ({"name": "ViT-B-16", "activation": "quick_gelu"}, {"image_size": 32, "width": 64}):
+        assert not_known(backbone, "a/file.pt") is None
 
 
 def test_timms_names_have_their_own_size_and_another_on_request():
