@@ -15,7 +15,7 @@ import torch
 from i2v.checkpoint import Backbone, Meta, load_checkpoint, weights_of
 from i2v.config import Config, ModelConfig, load_config, parse_option, to_dict
 from i2v.console import begin_command, refuse_place
-from i2v.model import VideoClassifier, create_model, pictures, spec_of
+from i2v.model import VideoClassifier, create_model, head_kind, pictures, spec_of
 from i2v.placement import autocast_for, choose_precision, place
 from i2v.rules import Rule, broken
 from i2v.text import text_features
@@ -119,7 +119,7 @@ def build_model(config: ModelConfig, classes: list[str], saved: Mapping[str, tor
     saved: tensors that will be loaded afterwards; where they leave nothing to CLIP, its file is not needed.
     """
     head = dict(config.head)
-    is_text = head.get("type") == "text"
+    is_text = head_kind(head) == "text"
     if is_text:
         names = head.setdefault("class_names", classes)
         if names != classes and set(names) == set(classes):

@@ -13,7 +13,7 @@ from i2v.continuation import check_continuation
 from i2v.distributed import World, share_batchnorms
 from i2v.ema import Average
 from i2v.feed import head_for, how_stored
-from i2v.model import VideoClassifier
+from i2v.model import VideoClassifier, head_kind
 from i2v.optim import build_optimizer, layers_of
 from i2v.placement import choose_precision, compile_blocks, may_compile, place, recompute_blocks
 from i2v.session import build_model, describe_backbone
@@ -85,7 +85,7 @@ def open_trainee(config: Config, world: World, loader, saved: dict, meta: Meta |
 
 def check_trained(config: Config, parameters: dict) -> None:
     """Raises ValueError unless something trains, and so does the head if it is to train alone at first."""
-    method, head, train = config.model.method, config.model.head.get("type", "linear"), config.train
+    method, head, train = config.model.method, head_kind(config.model.head), config.train
     if not parameters:
         raise ValueError(f"{method} with a {head} head trains nothing: use i2v.evaluate.")
     if train.head_epochs and not any(name.startswith(HEAD) for name in parameters):

@@ -202,9 +202,10 @@ def test_the_tag_decides_the_activation_of_the_text_tower_too(quick_gelu, sized,
     with torch.no_grad():
         expected = F.normalize(theirs.encode_text(open_clip.tokenize(NAMES)), dim=-1)
     backbone = {"name": "ViT-tiny", "image_size": 32} if sized else "ViT-tiny"
-    head = {"type": "text", "templates": ["{}"]}
-    model, _ = build_model(ModelConfig("clip", backbone, "a-tag", num_frames=2, head=head), NAMES)
-    torch.testing.assert_close(model.head.text_features, expected)
+    for told in ({"type": "text"}, {"class_names": NAMES}):
+        head = told | {"templates": ["{}"]}
+        model, _ = build_model(ModelConfig("clip", backbone, "a-tag", num_frames=2, head=head), NAMES)
+        torch.testing.assert_close(model.head.text_features, expected)
     torch.testing.assert_close(text_features(NAMES, backbone, "a-tag", ["{}"]), expected)
 
 
