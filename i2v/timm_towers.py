@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from i2v.colours import CLIP_MEAN, CLIP_STD
@@ -278,15 +280,23 @@ def _embeddings(theirs, spec):
 
 def _positions(table, spec, notes):
     """(prefix rows + patches, C) of any grid -> (spec.prefix + grid^2, C); zeros for tokens that have no position."""
-    from timm.layers import resample_abs_pos_embed
-
-    grid = int(len(table) ** 0.5)
-    rows = len(table) - grid**2  # of tokens before the patches
-    if grid != spec.grid:
-        table = resample_abs_pos_embed(table[None], [spec.grid] * 2, [grid] * 2, num_prefix_tokens=rows)[0]
-        notes.append(f"positions were resampled from {grid} x {grid} to {spec.grid} x {spec.grid} patches")
+    rows = len(table) - math.isqrt(len(table)) ** 2  # of tokens before the patches
+    table = resampled(table, rows, spec.grid, notes)
     without = table.new_zeros(max(spec.prefix - rows, 0), table.shape[1])
     return torch.cat((table[:rows], without, table[rows:]))
+
+
+def resampled(table: torch.Tensor, rows: int, grid: int, notes: list[str]) -> torch.Tensor:
+    """Positions (rows + patches, C) of a square of patches -> those of grid x grid of them, as timm and open_clip do it: the
+    first rows stay. As it is where it has no such form. notes: gets a sentence if anything is done."""
+    side = math.isqrt(max(len(table) - rows, 0))
+    if table.ndim != 2 or side == 0 or rows + side**2 != len(table) or side == grid:
+        return table
+    notes.append(f"positions were resampled from {side} x {side} to {grid} x {grid} patches")
+    # In float64: another processor's last digits would be another backbone to a checkpoint (fingerprint).
+    patches = table[rows:].double().T.unflatten(1, (side, side))[None]  # (1, C, side, side)
+    patches = F.interpolate(patches, (grid, grid), mode="bicubic", antialias=True)
+    return torch.cat((table[:rows], patches[0].flatten(1).T.to(table.dtype)))
 
 
 def _our_name(name):

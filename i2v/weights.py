@@ -26,7 +26,7 @@ from i2v.archive import read_file
 from i2v.foreign import DEEPEST, unwrap
 from i2v.huggingface import family_of, to_timm
 from i2v.model import VideoClassifier, method_module
-from i2v.timm_towers import from_timm, is_timm
+from i2v.timm_towers import from_timm, is_timm, resampled
 from i2v.vit import VisionTransformer, ViTSpec
 
 LAYOUTS = ("clip", "authors", "i2v", "auto", "image")
@@ -78,7 +78,7 @@ def load_weights(model: VideoClassifier, source: str | Path | Mapping, layout: s
     target = model.state_dict()
     find = partial(_detect, where=where) if layout == "auto" else partial(_plan, layout=layout)
     plan = find(model, target, state, may_stay=may_stay)
-    notes += [f"{plan.prefix} was taken out of its names"] * bool(plan.prefix)
+    notes += [f"{plan.prefix} was taken out of its names"] * bool(plan.prefix) + plan.notes
     if plan.problems:
         fitting = [other for other in layouts_of(model) if not _plan(model, target, state, other, may_stay).problems]
         remedy = f"it fits as layout {fitting[0]!r}" if fitting else plan.remedy
@@ -123,6 +123,7 @@ class _Plan:
     problems: list[str]  # one phrase per kind
     count: int  # names with a problem
     fits: int  # names that are known
+    notes: list[str]  # what was done to the tensors that is not obvious
 
     @property
     def remedy(self) -> str:
@@ -147,6 +148,10 @@ def _plan(model, target, state, layout, may_stay):
     sources = {ours: name for name, ours in renamed.items() if ours is not None}
     values = {ours: state[name] for ours, name in sources.items()}
     module = method_module(model.method)
+    notes = []
+    if layout == "clip":
+        spec, tables = model.trunk.spec, [name for name in values if name.endswith(".positional_embedding")]
+        values |= {name: resampled(values[name], spec.prefix, spec.grid, notes) for name in tables}
     if layout == "clip" and hasattr(module, "from_clip"):
         values = module.from_clip(values, model)
     if layout == "image":
@@ -167,7 +172,7 @@ def _plan(model, target, state, layout, may_stay):
     problems = [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names]
     ignored = [name for name, ours in renamed.items() if ours is None]
     count, fits = sum(map(len, kinds.values())), len(known & set(sources))
-    return _Plan(layout, prefix, sources, values, ignored, problems, count, fits)
+    return _Plan(layout, prefix, sources, values, ignored, problems, count, fits, notes)
 
 
 def _fits(renamed, state, target, required, part):

@@ -7,6 +7,7 @@ from argparse import Namespace
 import open_clip
 import pytest
 import torch
+from open_clip.model import resize_pos_embed
 from safetensors.torch import save_file
 
 import i2v
@@ -238,3 +239,23 @@ def test_backbone_file_errors(name, tag, error, message, monkeypatch):
     monkeypatch.setattr(open_clip, "download_pretrained", offline)
     with pytest.raises(error, match=message):
         backbone_file(name, tag)
+
+
+@pytest.mark.parametrize("image_size", [16, 48])
+def test_positions_of_another_size_are_open_clips(image_size):
+    """Of CLIP's own names as well, and the note says it; a table that is no square is refused."""
+    vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}
+    text = {"context_length": 77, "vocab_size": 64, "width": 32, "heads": 1, "layers": 1}
+    state = open_clip.CLIP(24, vision, text).state_dict()
+    theirs = dict(state)
+    resize_pos_embed(theirs, open_clip.CLIP(24, vision | {"image_size": image_size}, text))
+    spec = {"image_size": image_size, "patch_size": 8, "width": 32, "layers": 1, "heads": 2, "embed_dim": 24}
+    for method, options in {"clip": {}, "tada": {"route_head_dim": 8}}.items():
+        model = i2v.create_model(method, spec, 4, 5, **options)
+        grid = image_size // 8
+        assert f"positions were resampled from 4 x 4 to {grid} x {grid} patches" in i2v.load_weights(model, state, "clip").notes
+        found = model.state_dict()[next(name for name in model.state_dict() if name.endswith("positional_embedding"))]
+        torch.testing.assert_close(found.view_as(theirs["visual.positional_embedding"]), theirs["visual.positional_embedding"])
+    odd = state | {"visual.positional_embedding": torch.zeros(16, 32)}
+    with pytest.raises(ValueError, match=r"positional_embedding \(16, 32\) for the model's"):
+        i2v.load_weights(model, odd, "clip")
