@@ -41,7 +41,7 @@ def text_features(
     if name is not None and name.startswith(TIMM):
         raise ValueError(f"{name} has no text tower: take open_clip's model with this trunk, or a linear head")
     if name is not None and any(key.startswith("text.") for key in state):
-        tower, tokenise = named_tower(name, state, where)
+        tower, tokenise = named_tower(name, activation, state, where)
     else:
         tower = text_tower(state, activation, where)
         tokenise = partial(clip_tokens, tower=tower, where=where)
@@ -88,7 +88,7 @@ def text_tower(state: Mapping, activation: str, where: str = "the state dict"):
     return tower.eval()
 
 
-def named_tower(name: str, state: Mapping, where: str):
+def named_tower(name: str, activation: str, state: Mapping, where: str):
     """The text tower of an open_clip model whose checkpoints keep it under "text." (SigLIP, CLIPA, EVA, PE), and its
     tokeniser: a function of prompts."""
     import open_clip
@@ -96,9 +96,7 @@ def named_tower(name: str, state: Mapping, where: str):
 
     config = open_clip.get_model_config(name.removesuffix("-quickgelu"))
     try:
-        tower = _build_text_tower(
-            config["embed_dim"], config["text_cfg"], config.get("quick_gelu", name.endswith("-quickgelu"))
-        )
+        tower = _build_text_tower(config["embed_dim"], config["text_cfg"], activation == "quick_gelu")
         tower.load_state_dict({key: state["text." + key].float() for key in tower.state_dict()})
     except (KeyError, RuntimeError) as error:
         raise ValueError(

@@ -180,9 +180,8 @@ def trained_with(name: str, tag: str | None) -> dict:
     """quick_gelu, mean and std of a tag of open_clip's; without one those that all tags of the name have, and quick_gelu, as
     OpenAI's, where some have it and some do not."""
     tags = published(name)
-    found = [tags[tag]] if tag in tags else list(tags.values())
-    common = {key: found[0][key] for key in KEYS if found and all(each[key] == found[0][key] for each in found)}
-    return {"quick_gelu": True} | common
+    found = [tags[tag]] if tag in tags else list(tags.values()) or [unsaid(name)]
+    return {"quick_gelu": True} | {key: found[0][key] for key in KEYS if all(each[key] == found[0][key] for each in found)}
 
 
 def published(name: str) -> dict[str, dict]:
@@ -190,8 +189,14 @@ def published(name: str) -> dict[str, dict]:
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(name)
-    unsaid = {"quick_gelu": name.endswith("-quickgelu")} | dict.fromkeys(KEYS[1:])
-    return {tag: unsaid | {k: v for k, v in open_clip.get_pretrained_cfg(name, tag).items() if k in KEYS} for tag in tags}
+    return {tag: unsaid(name) | {k: v for k, v in open_clip.get_pretrained_cfg(name, tag).items() if k in KEYS} for tag in tags}
+
+
+def unsaid(name: str) -> dict:
+    """What holds where a tag does not say it: the activation of open_clip's model of that name."""
+    import open_clip
+
+    return {"quick_gelu": bool((open_clip.get_model_config(name) or {}).get("quick_gelu"))} | dict.fromkeys(KEYS[1:])
 
 
 def not_known(backbone: str | dict, weights: str) -> str | None:

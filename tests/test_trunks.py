@@ -95,6 +95,7 @@ def test_the_tag_decides_the_activation_and_the_colours():
     assert backbone_spec("ViT-B-16", "laion2b_s34b_b88k").activation == "gelu"
     assert backbone_spec({"name": "ViT-B-16", "activation": "gelu"}, "a/file.pt") == replace(plain_clip, activation="gelu")
     assert backbone_spec("ViT-B-16-quickgelu", "metaclip_400m").activation == "quick_gelu"
+    assert backbone_spec("roberta-ViT-B-32", "laion2b_s12b_b32k").activation == "quick_gelu"  # as its model, not its tag, says
     siglip = backbone_spec("ViT-B-16-SigLIP2", "webli")
     assert (siglip.pool, siglip.projection, siglip.class_token, siglip.mean) == ("attention", "none", False, (0.5,) * 3)
     assert backbone_spec("ViT-L-14-CLIPA", "datacomp1b").pool == "mean"
@@ -105,7 +106,8 @@ def test_the_tag_decides_the_activation_and_the_colours():
 def test_of_a_file_it_is_what_all_weights_of_that_name_have_and_else_it_is_said():
     clipa = backbone_spec("ViT-H-14-CLIPA", "a/file.pt")
     assert clipa == backbone_spec("ViT-H-14-CLIPA", "datacomp1b") and (clipa.activation, clipa.mean[0]) == ("gelu", 0.485)
-    assert backbone_spec("ViT-g-14", "a/file.pt").activation == "gelu"
+    for name in ("ViT-g-14", "ViT-S-16"):  # of the second nothing is published: as open_clip's model has it
+        assert backbone_spec(name, "a/file.pt").activation == "gelu"
     said = not_known("ViT-B-16", "a/file.pt")
     assert said == not_known({"name": "ViT-B-16", "image_size": 64}, "a/file.pt")
     assert said.startswith("note: a/file.pt is taken to be trained with quick_gelu, as OpenAI's; if it was with gelu, as laion")
@@ -268,7 +270,7 @@ def test_zero_shot_of_a_model_with_timms_tower_and_its_own_text_tower(monkeypatc
     state |= {"logit_scale": torch.tensor(4.0), "logit_bias": torch.tensor(-10.0)}
     monkeypatch.setattr(open_clip, "get_model_config", lambda name: config)
     monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: lambda texts: torch.randint(1, 50, (len(texts), 8)))
-    ours, _ = named_tower("small", state, "the state dict")
+    ours, _ = named_tower("small", "gelu", state, "the state dict")
     tokens = torch.randint(1, 50, (5, 8))
     with torch.no_grad():
         features = text(tokens)
