@@ -1,4 +1,5 @@
-"""What can be said of a run before its first step: too few steps to learn anything, clips that repeat frames."""
+"""What can be said of a run before its first step: too few steps to learn anything, clips that repeat frames, pictures that
+are larger than the videos."""
 
 from __future__ import annotations
 
@@ -60,4 +61,17 @@ def short_videos(plan) -> str | None:
         f"WARNING: {100 * repeats.mean():.0f} % of clips repeat frames or begin again{still}: a clip is {options.num_frames} "
         f"frames{f' at stride {options.stride}' if options.sampling == 'stride' else ''}, half of the videos have at most "
         f"{median}: {remedy}."
+    )
+
+
+def small_videos(plan) -> str | None:
+    """A line if most videos are stored smaller than the pictures that the model sees. plan: of the training clips."""
+    stored, size = int(np.median(np.minimum(plan.widths, plan.heights))), plan.options.size
+    if plan.stills or stored >= size:
+        return None
+    short_side = math.ceil(size * 8 / 7 / 16) * 16  # as 256 for 224
+    return (
+        f"WARNING: the model sees pictures of {size} pixels, but most videos are stored with a short side of {stored}: they "
+        f"are enlarged, which costs time and shows no more. Make shards with --short-side {short_side}, or take a backbone "
+        f"with image_size {stored} or less."
     )

@@ -5,7 +5,7 @@ import pytest
 
 from i2v.config import ConfigError, load_config
 from i2v.optim import learning_rate
-from i2v.outlook import FEW_STEPS, few_steps, short_videos
+from i2v.outlook import FEW_STEPS, few_steps, short_videos, small_videos
 from i2v.pipelines.options import ClipOptions
 from i2v.pipelines.plan import Plan
 from tests.test_train import assert_continues, assert_same, config, result, train  # noqa: F401  config is a fixture
@@ -48,6 +48,14 @@ def test_without_a_stride_only_videos_shorter_than_a_clip_are_told(sampling):
     line = short_videos(plan_of([4] * 3 + [30] * 7, sampling=sampling, num_frames=8))
     said = "30 % of clips repeat frames or begin again: a clip is 8 frames, half of the videos have at most 30: lower model."
     assert said in line
+
+
+def test_pictures_larger_than_the_videos_are_told():
+    line = small_videos(plan_of([30] * 4, size=224))
+    assert "pictures of 224 pixels, but most videos are stored with a short side of 64" in line and "--short-side 256" in line
+    assert "--short-side 384" in small_videos(plan_of([30], size=336))
+    assert small_videos(plan_of([30], size=64)) is None
+    assert small_videos(plan_of([30], size=224, pretext="mosi")) is None  # crops move over the whole picture
 
 
 def test_a_run_can_be_as_long_as_so_many_steps(config, tmp_path):  # noqa: F811
