@@ -52,11 +52,8 @@ def read_options(config: Path | None, overrides: list[str]) -> dict:
         except (OSError, yaml.YAMLError, AttributeError, ValueError, TypeError) as error:
             raise ValueError(f"{config} cannot be read as a configuration: {' '.join(str(error).split())}") from error
         options |= {"num_frames": model["num_frames"]} if "num_frames" in model else {}
-        backbone = model.get("backbone")  # its sizes, or a name such as ViT-B-16 (224 pixels) or ViT-L-14-336
-        if isinstance(backbone, dict) and "image_size" in backbone:
-            options["size"] = backbone["image_size"]
-        elif size := re.search(r"-(\d{3})(-quickgelu)?$", str(backbone)):
-            options["size"] = int(size[1])
+        size = size_of(model.get("backbone"))
+        options |= {"size": size} if size else {}
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals:
@@ -65,7 +62,18 @@ def read_options(config: Path | None, overrides: list[str]) -> dict:
             options[name] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ValueError(f"{override!r} is not valid YAML: {' '.join(str(error).split())}") from error
+    if config is not None and "size" not in options:
+        raise ValueError(f"the backbone of {config} does not say how large its pictures are: give size=..., as in size=224.")
     return options
+
+
+def size_of(backbone) -> int | None:
+    """Pixels along a side of a backbone's pictures, as it says them: a section, or a name such as ViT-B-16 (224) or
+    timm/vit_base_patch16_siglip_384; None for one that does not, a folder or timm/vit_base_patch14_dinov2."""
+    if isinstance(backbone, dict):
+        return backbone["image_size"] if "image_size" in backbone else size_of(backbone.get("name"))
+    said = re.search(r"[-_](\d{3})(-quickgelu|\..*)?$", str(backbone))
+    return int(said[1]) if said else None if "/" in str(backbone) else 224
 
 
 def read_rows(loader, clips: int, columns: int) -> list[tuple[str, np.ndarray]]:

@@ -119,10 +119,23 @@ def test_options_of_a_configuration(tmp_path):
         "size": 336,
         "flip": 0,
     }
-    config.write_text("model: {backbone: ViT-B-16}\n")
-    assert read_options(config, []) == {}
-    config.write_text("model: {backbone: {image_size: 32}}\n")
-    assert read_options(config, []) == {"size": 32}
+    sizes = {
+        "ViT-B-16": 224,
+        "ViT-B-16-plus-240": 240,
+        "ViT-L-14-336-quickgelu": 336,
+        "timm/vit_base_patch16_siglip_384.v2_webli": 384,
+        "{image_size: 32}": 32,
+        "{name: timm/vit_base_patch14_dinov2, image_size: 224}": 224,
+        "{name: ViT-B-16-SigLIP-512, activation: gelu}": 512,
+    }
+    for backbone, size in sizes.items():
+        config.write_text(f"model: {{backbone: {backbone}}}\n")
+        assert read_options(config, []) == {"size": size}
+    for backbone in ("timm/vit_base_patch14_dinov2", "/models/dinov2-base"):
+        config.write_text(f"model: {{backbone: {backbone}}}\n")
+        assert read_options(config, ["size=518"]) == {"size": 518}
+        with pytest.raises(ValueError, match="c.yaml does not say how large its pictures are: give size=..., as in size=224.$"):
+            read_options(config, [])
 
 
 @pytest.mark.parametrize("name", ["starter", "configs/starter.yaml", "st_adapter/k400_vit-b16_8f"])
@@ -132,7 +145,7 @@ def test_configurations_that_come_with_the_program_are_found_by_name(name, tmp_p
     own = tmp_path / name
     own.parent.mkdir(parents=True, exist_ok=True)
     own.write_text("model: {num_frames: 3}")
-    assert read_options(Path(name), []) == {"num_frames": 3}  # one's own comes first
+    assert read_options(Path(name), []) == {"num_frames": 3, "size": 224}  # one's own comes first
 
 
 @pytest.mark.parametrize(
