@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import resource
 import statistics
 import sys
 import time
@@ -37,7 +38,8 @@ SAMPLING = "8x16"
 
 
 def measure(shards: Path, dtype: str, cores: slice, constant: bool, batches: int, together=None) -> dict:
-    """Clips per second, and milliseconds of processor time per clip: of all threads, and of the one that asks for batches.
+    """Clips per second, and milliseconds of processor time per clip: of all threads, and of the one that asks for batches; and
+    how often a thread waited for another.
 
     cores: which of the machine's. together: a barrier, for processes that are to measure at the same time.
     """
@@ -58,8 +60,22 @@ def measure(shards: Path, dtype: str, cores: slice, constant: bool, batches: int
     return {key: statistics.median(found[key] for found in rounds) for key in rounds[0]}
 
 
-def measure_cores(shards: Path, batches: int) -> dict:
-    """One process on one core and on two; and two at once, each on a core of its own, their clips per second added."""
+def measure_cores(shards: Path, batches: int, cycles: int) -> dict:
+    """One process on one core and on two; and two at once, each on a core of its own, their clips per second added: medians
+    over cycles, so that what disturbs one of them counts little. "times": how many times one core's they are, of each cycle."""
+    cycled = [_cores_in_turn(shards, batches) for _ in range(cycles)]
+    times = {
+        cores: statistics.median(found[cores]["clips_per_s"] / found["1"]["clips_per_s"] for found in cycled)
+        for cores in ("2", "apart")
+    }
+    medians = {
+        cores: {key: statistics.median(found[cores][key] for found in cycled) for key in cycled[0][cores]}
+        for cores in cycled[0]
+    }
+    return medians | {"times": times}
+
+
+def _cores_in_turn(shards: Path, batches: int) -> dict:
     found = {str(cores): in_fresh_process(measure, shards, "float32", slice(cores), False, batches) for cores in (1, 2)}
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(2, context) as processes:
@@ -69,10 +85,16 @@ def measure_cores(shards: Path, batches: int) -> dict:
 
 
 def _round(running, batches: int) -> dict:
-    begin, worked, asked = time.perf_counter(), time.process_time(), time.thread_time()
+    begin, worked, asked, waited = time.perf_counter(), time.process_time(), time.thread_time(), _waits()
     clips = sum(len(next(running).ids) for _ in range(batches))
     elapsed, worked, asked = time.perf_counter() - begin, time.process_time() - worked, time.thread_time() - asked
-    return {"clips_per_s": clips / elapsed, "ms": 1e3 * worked / clips, "asking_ms": 1e3 * asked / clips}
+    costs = {"ms": 1e3 * worked / clips, "asking_ms": 1e3 * asked / clips, "waits": (_waits() - waited) / clips}
+    return {"clips_per_s": clips / elapsed} | costs
+
+
+def _waits() -> int:
+    """How often a thread of this process gave up its core to wait: on two cores nearly always for the interpreter's lock."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
 
 
 def main() -> None:
@@ -84,7 +106,7 @@ def main() -> None:
     add("--quick", action="store_true", help="little of everything; the figures mean nothing")
     add("--json", type=Path, help="write the result, the machine and the command here")
     args = parser.parse_args()
-    count, length, batches = (2, 2, 1) if args.quick else (args.count, 10, 8)
+    count, length, batches, cycles = (2, 2, 1, 1) if args.quick else (args.count, 10, 8, 3)
     try:
         videos, facts = make_videos(args.cache, count, length, args.videos)
     except (ValueError, OSError) as error:
@@ -96,7 +118,7 @@ def main() -> None:
         "constant": {
             dtype: in_fresh_process(measure, mjpeg, dtype, slice(1), True, 4 * batches) for dtype in ("float32", "uint8")
         },
-        "decoding": {name: measure_cores(shards, batches) for name, shards in data.items()},
+        "decoding": {name: measure_cores(shards, batches, cycles) for name, shards in data.items()},
     }
     for name, found in result["constant"].items():
         print(
@@ -104,7 +126,8 @@ def main() -> None:
         )
     for name, of in result["decoding"].items():
         one, two, apart = (of[cores]["clips_per_s"] for cores in ("1", "2", "apart"))
-        times = f"{two / one:.2f} times; two processes at once {apart:.1f}, {apart / one:.2f} times"
+        times = f"{of['times']['2']:.2f} times, {of['2']['waits']:.0f} waits a clip"
+        times += f"; two processes at once {apart:.1f}, {of['times']['apart']:.2f} times"
         print(f"{name:18} {one:.1f} clips/s on one core, {two:.1f} on two, {times}")
     if args.json:
         write_result(args.json, shown_command("overhead.py"), {"videos": facts} | result)

@@ -110,16 +110,26 @@ def overhead_table() -> str:
                 f"{of['ms']:.2f}",
                 f"{of['asking_ms']:.2f}",
                 f"{1e3 / of['asking_ms']:,.0f}",
-                *[""] * 3,
+                *[""] * 4,
             ]
             for dtype, of in r["constant"].items()
         ]
         for name, of in r["decoding"].items():
             one, rate = of["1"], of["1"]["clips_per_s"]
-            gains = [f"{of[cores]['clips_per_s']:.1f}, {of[cores]['clips_per_s'] / rate:.2f} times" for cores in ("2", "apart")]
+            gains = [f"{of[cores]['clips_per_s']:.1f}, {of['times'][cores]:.2f} times" for cores in ("2", "apart")]
+            gains.insert(1, f"{one['waits']:.0f} -> {of['2']['waits']:.0f}")
             costs = [f"{one['ms']:.2f}", f"{one['asking_ms']:.2f}", f"{1e3 / one['asking_ms']:,.0f}"]
             rows.append([f"{name}, decoded", *costs, f"{rate:.1f}", *gains])
-        heads = ["", "ms per clip", "of it serial", "so at most, clips/s", "on one core", "on two", "two processes at once"]
+        heads = [
+            "",
+            "ms per clip",
+            "of it serial",
+            "so at most, clips/s",
+            "on one core",
+            "on two",
+            "waits a clip",
+            "two processes",
+        ]
         parts.append(table(heads, rows) + f"\n\n{r['machine']['cpu']}, {r['size']} pixels, 8x16, {of_what(r)}.")
     return "\n\n".join(parts)
 
