@@ -200,20 +200,35 @@ def unsaid(name: str) -> dict:
 
 
 def not_known(backbone: str | dict, weights: str) -> str | None:
-    """A line where weights are a file, and nobody said with which of two activations they were trained."""
+    """A line where weights are a file, and nobody said how they were trained, of what published ones differ in."""
     name, said = (backbone, {}) if isinstance(backbone, str) else (backbone.get("name"), backbone)
-    tags = published(name) if name else {}
+    if name is None or weights == "random" or is_folder(name):
+        return None
+    if name.startswith(TIMM):
+        return _colours_not_known(name, weights)
+    tags = published(name)
     other = next((tag for tag, training in tags.items() if not training["quick_gelu"]), None)
-    if (
-        other is None
-        or trained_with(name, weights)["quick_gelu"] is False
-        or weights in ("random", *tags)
-        or "activation" in said
-    ):
+    if other is None or weights in tags or "activation" in said or not trained_with(name, weights)["quick_gelu"]:
         return None
     return (
         f"note: {weights} is taken to be trained with quick_gelu, as OpenAI's; if it was with gelu, as {other} and others of "
         f"{name}, write model.backbone: {{name: {name}, activation: gelu}}."
+    )
+
+
+def _colours_not_known(name: str, weights: str) -> str | None:
+    import timm
+
+    names = timm.list_pretrained(name.removeprefix(TIMM) + ".*")  # of a name with its tag there are none
+    means = {each.partition(".")[2]: timm.get_pretrained_cfg(each).mean for each in names}
+    of_each = {mean: tag for tag, mean in reversed(means.items())}  # the first tag with it
+    if weights in means or len(of_each) < 2:
+        return None
+    taken, *others = sorted(of_each.items(), key=lambda item: list(means).index(item[1]))
+    said = ", ".join(f"{tag} {mean[0]:.3g}" for mean, tag in others)
+    return (
+        f"note: {weights} is taken to be trained with colours whose mean is {taken[0][0]:.3g}, as {taken[1]}; other weights of "
+        f"{name} have others ({said}): if it is one of those, write model.backbone: {name}.TAG."
     )
 
 

@@ -111,7 +111,12 @@ def test_of_a_file_it_is_what_all_weights_of_that_name_have_and_else_it_is_said(
     said = not_known("ViT-B-16", "a/file.pt")
     assert said == not_known({"name": "ViT-B-16", "image_size": 64}, "a/file.pt")
     assert said.startswith("note: a/file.pt is taken to be trained with quick_gelu, as OpenAI's; if it was with gelu, as laion")
+    said = not_known("timm/vit_base_patch16_224", "a/file.pt")
+    assert "trained with colours whose mean is 0.5, as augreg" in said and "dino 0.485" in said and "224.TAG." in said
+    assert backbone_spec("timm/vit_base_patch16_224.dino", "a/file.pt").mean[0] == 0.485
     for backbone, weights in {
+        "timm/vit_base_patch16_224": "dino",
+        "timm/vit_base_patch16_224.dino": "a/file.pt",
         "ViT-B-16": "openai",
         "ViT-L-14": "laion2b_s32b_b82k",
         "ViT-B-32": "random",
