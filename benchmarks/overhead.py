@@ -93,7 +93,7 @@ def _round(running, batches: int) -> dict:
 
 
 def _waits() -> int:
-    """How often a thread of this process gave up its core to wait: on two cores nearly always for the interpreter's lock."""
+    """How often a thread of this process gave up its core to wait, for the interpreter's lock among others."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
 
 
