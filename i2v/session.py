@@ -19,7 +19,7 @@ from i2v.model import VideoClassifier, create_model, head_kind, pictures, spec_o
 from i2v.placement import autocast_for, choose_precision, place
 from i2v.rules import Rule, broken
 from i2v.text import text_features
-from i2v.trunks import backbone_file, not_known, plain
+from i2v.trunks import backbone_file, is_path, not_known, plain
 from i2v.weights import COUNTER, fingerprint, image_layout, load_weights
 
 INCLUDED = "included"  # where a backbone is that no other file holds: in the checkpoint
@@ -154,11 +154,6 @@ def load_backbone(model: VideoClassifier, name: str | dict, weights: str) -> str
     path = weights if is_path(weights) else backbone_file(name, weights, getattr(model.spec, "activation", None))
     load_weights(model, path, image_layout(model))
     return str(path)
-
-
-def is_path(weights: str) -> bool:
-    """Whether weights are those of a file or folder, not of a tag."""
-    return Path(weights).exists() or "/" in weights or bool(Path(weights).suffix)
 
 
 def describe_backbone(model: VideoClassifier, config: ModelConfig, source: str) -> Backbone:

@@ -80,6 +80,11 @@ def is_folder(name: str) -> bool:
     return "/" in name and not name.startswith(TIMM)
 
 
+def is_path(weights: str) -> bool:
+    """Whether weights are those of a file or folder, not of a tag."""
+    return Path(weights).exists() or "/" in weights or bool(Path(weights).suffix)
+
+
 def shown(backbone: str | dict) -> str:
     """A backbone as configured, in a few words."""
     if not isinstance(backbone, dict):
@@ -202,13 +207,13 @@ def unsaid(name: str) -> dict:
 def not_known(backbone: str | dict, weights: str) -> str | None:
     """A line where weights are a file, and nobody said how they were trained, of what published ones differ in."""
     name, said = (backbone, {}) if isinstance(backbone, str) else (backbone.get("name"), backbone)
-    if name is None or weights == "random" or is_folder(name):
+    if name is None or not is_path(weights) or is_folder(name):
         return None
     if name.startswith(TIMM):
         return _colours_not_known(name, weights)
     tags = published(name)
     other = next((tag for tag, training in tags.items() if not training["quick_gelu"]), None)
-    if other is None or weights in tags or "activation" in said or not trained_with(name, weights)["quick_gelu"]:
+    if other is None or "activation" in said or not trained_with(name, weights)["quick_gelu"]:
         return None
     return (
         f"note: {weights} is taken to be trained with quick_gelu, as OpenAI's; if it was with gelu, as {other} and others of "
@@ -222,7 +227,7 @@ def _colours_not_known(name: str, weights: str) -> str | None:
     names = timm.list_pretrained(name.removeprefix(TIMM) + ".*")  # of a name with its tag there are none
     means = {each.partition(".")[2]: timm.get_pretrained_cfg(each).mean for each in names}
     of_each = {mean: tag for tag, mean in reversed(means.items())}  # the first tag with it
-    if weights in means or len(of_each) < 2:
+    if len(of_each) < 2:
         return None
     taken, *others = sorted(of_each.items(), key=lambda item: list(means).index(item[1]))
     said = ", ".join(f"{tag} {mean[0]:.3g}" for mean, tag in others)

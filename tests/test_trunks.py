@@ -120,6 +120,7 @@ def test_of_a_file_it_is_what_all_weights_of_that_name_have_and_else_it_is_said(
         "ViT-B-16": "openai",
         "ViT-L-14": "laion2b_s32b_b82k",
         "ViT-B-32": "random",
+        "ViT-H-14": "openai",  # which it has not: as is said where it is looked for
         "ViT-H-14-CLIPA": "a/file.pt",
         "ViT-B-16-quickgelu": "a/file.pt",
         "timm/vit_base_patch14_dinov2": "a/file.pt",
