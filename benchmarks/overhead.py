@@ -62,7 +62,7 @@ def measure(shards: Path, dtype: str, cores: slice, constant: bool, batches: int
 
 def measure_cores(shards: Path, batches: int, cycles: int) -> dict:
     """One process on one core and on two; and two at once, each on a core of its own, their clips per second added: medians
-    over cycles, so that what disturbs one of them counts little. "times": how many times one core's they are, of each cycle."""
+    over cycles, so that what disturbs one of them counts little. "times": how many times one core's of their cycle they are."""
     cycled = [_cores_in_turn(shards, batches) for _ in range(cycles)]
     times = {
         cores: statistics.median(found[cores]["clips_per_s"] / found["1"]["clips_per_s"] for found in cycled)

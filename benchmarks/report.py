@@ -278,12 +278,16 @@ def step_table() -> str:
 
 
 def curves_table() -> str:
-    rows = []
+    heads = ["method", "first loss", "float32, last quarter", "moved by rounding once", "moved by bf16"]
+    parts = []
     for r in results("curves.json"):
+        rows = []
         for method, of in r["methods"].items():
             moved = [mean_of(of["moved"][name], "{:+.3f}") for name in ("rounded", "bf16")]
             rows.append([f"`{method}`", f"{of['first']:.3f}", mean_of(of["last"]), *moved])
-    return table(["method", "first loss", "float32, last quarter", "moved by rounding once", "moved by bf16"], rows)
+        what = f"Mean loss over the last quarter of {r['steps']} steps; means of {r['seeds']} seeds with the lowest and the highest."
+        parts.append(f"{table(heads, rows)}\n\n{what}")
+    return "\n\n".join(parts)
 
 
 def trunks_table() -> str:

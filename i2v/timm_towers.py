@@ -289,8 +289,10 @@ def _positions(table, spec, notes):
 def resampled(table: torch.Tensor, rows: int, grid: int, notes: list[str]) -> torch.Tensor:
     """Positions (rows + patches, C) of a square of patches -> those of grid x grid of them, as timm and open_clip do it: the
     first rows stay. As it is where it has no such form. notes: gets a sentence if anything is done."""
+    if not isinstance(table, torch.Tensor) or table.layout != torch.strided or table.ndim != 2 or not table.is_floating_point():
+        return table
     side = math.isqrt(max(len(table) - rows, 0))
-    if table.ndim != 2 or side == 0 or rows + side**2 != len(table) or side == grid:
+    if side in (0, grid) or rows + side**2 != len(table):
         return table
     notes.append(f"positions were resampled from {side} x {side} to {grid} x {grid} patches")
     # In float64: another processor's last digits would be another backbone to a checkpoint (fingerprint).

@@ -122,12 +122,13 @@ def backbone_file(backbone: str | dict, tag: str, activation: str | None = "quic
     if not config:
         known = ", ".join(tags) or "(none)"
         raise ValueError(f"{name!r} has no weights {tag!r}: use one of {known}, or give the path of a checkpoint file")
-    trained_with = "quick_gelu" if isinstance(config, dict) and config.get("quick_gelu") else "gelu"
-    if activation and "quick_gelu" in (trained_with, activation) and trained_with != activation:
-        raise ValueError(
-            f"weights {tag!r} of {name!r} were trained with {trained_with} but the model uses "
-            f"{activation}: give the backbone as {{name: {name}, activation: {trained_with}}}"
-        )
+    if activation and not name.startswith(TIMM):  # whose names say it
+        trained = "quick_gelu" if trained_with(name, tag)["quick_gelu"] else "gelu"
+        if "quick_gelu" in (trained, activation) and trained != activation:
+            raise ValueError(
+                f"weights {tag!r} of {name!r} were trained with {trained} but the model uses "
+                f"{activation}: give the backbone as {{name: {name}, activation: {trained}}}"
+            )
     try:
         if isinstance(config, dict):
             return Path(open_clip.download_pretrained(config))
@@ -226,10 +227,12 @@ def _colours_not_known(name: str, weights: str) -> str | None:
 
     names = timm.list_pretrained(name.removeprefix(TIMM) + ".*")  # of a name with its tag there are none
     means = {each.partition(".")[2]: timm.get_pretrained_cfg(each).mean for each in names}
-    of_each = {mean: tag for tag, mean in reversed(means.items())}  # the first tag with it
-    if len(of_each) < 2:
+    first: dict[tuple, str] = {}  # mean -> the first tag with it
+    for tag, mean in means.items():
+        first.setdefault(mean, tag)
+    if len(first) < 2:
         return None
-    taken, *others = sorted(of_each.items(), key=lambda item: list(means).index(item[1]))
+    taken, *others = first.items()
     said = ", ".join(f"{tag} {mean[0]:.3g}" for mean, tag in others)
     return (
         f"note: {weights} is taken to be trained with colours whose mean is {taken[0][0]:.3g}, as {taken[1]}; other weights of "

@@ -4,6 +4,7 @@ import copy
 import warnings
 from argparse import Namespace
 
+import huggingface_hub
 import open_clip
 import pytest
 import torch
@@ -11,7 +12,7 @@ from open_clip.model import resize_pos_embed
 from safetensors.torch import save_file
 
 import i2v
-from i2v.trunks import backbone_file
+from i2v.trunks import backbone_file, backbone_spec
 from i2v.weights import fingerprint, read_state_dict
 
 TINY = dict(image_size=16, patch_size=8, width=32, layers=2, heads=2, embed_dim=24)
@@ -241,6 +242,17 @@ def test_backbone_file_errors(name, tag, error, message, monkeypatch):
         backbone_file(name, tag)
 
 
+@pytest.mark.parametrize(
+    "name, tag",
+    [("roberta-ViT-B-32", "laion2b_s12b_b32k"), ("timm/vit_base_patch16_clip_quickgelu_224", "openai"), ("ViT-B-16", "openai")],
+)
+def test_weights_of_a_tag_fit_the_spec_that_the_tag_makes(name, tag, monkeypatch):
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda config: "/cache/file")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *which: "/cache/file")
+    spec = backbone_spec(name, tag)
+    assert spec.activation == "quick_gelu" and str(backbone_file(name, tag, spec.activation)) == "/cache/file"
+
+
 @pytest.mark.parametrize("image_size", [16, 48])
 def test_positions_of_another_size_are_open_clips(image_size):
     """Of CLIP's own names as well, and the note says it; a table that is no square is refused."""
@@ -256,6 +268,12 @@ def test_positions_of_another_size_are_open_clips(image_size):
         assert f"positions were resampled from 4 x 4 to {grid} x {grid} patches" in i2v.load_weights(model, state, "clip").notes
         found = model.state_dict()[next(name for name in model.state_dict() if name.endswith("positional_embedding"))]
         torch.testing.assert_close(found.view_as(theirs["visual.positional_embedding"]), theirs["visual.positional_embedding"])
-    odd = state | {"visual.positional_embedding": torch.zeros(16, 32)}
-    with pytest.raises(ValueError, match=r"positional_embedding \(16, 32\) for the model's"):
-        i2v.load_weights(model, odd, "clip")
+    sparse = torch.zeros(17, 32).to_sparse()
+    for table, shown in (
+        (torch.zeros(16, 32), r"\(16, 32\)"),
+        (torch.tensor(1.0), r"\(\)"),
+        (5, "int"),
+        (sparse, r"\(17, 32\)"),
+    ):
+        with pytest.raises(ValueError, match=rf"positional_embedding {shown} for the model's"):
+            i2v.load_weights(model, state | {"visual.positional_embedding": table}, "clip")
