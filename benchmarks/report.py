@@ -285,7 +285,7 @@ def curves_table() -> str:
         for method, of in r["methods"].items():
             moved = [mean_of(of["moved"][name], "{:+.3f}") for name in ("rounded", "bf16")]
             rows.append([f"`{method}`", f"{of['first']:.3f}", mean_of(of["last"]), *moved])
-        what = f"Mean loss over the last quarter of {r['steps']} steps; means of {r['seeds']} seeds with the lowest and the highest."
+        what = f"Mean loss over the last quarter of {r['steps']} steps; means of {r['seeds']} seeds, lowest and highest."
         parts.append(f"{table(heads, rows)}\n\n{what}")
     return "\n\n".join(parts)
 
