@@ -9,7 +9,9 @@ Per clip: multiply-accumulates of the forward pass and of the step, bytes kept f
 The model lives on fake tensors: torch's dispatcher, autocast, autograd and compiler do what they always do, but no kernel
 is built or run. Where torch sees a CUDA device the compiler writes for that device and says how many bytes each kernel moves;
 then there is a roofline too: FLOP over RATES["products"], bytes over RATES["memory"], and the time to start each kernel.
-Its `blocks` are what is compiled, `rest` is the stem, the head and the loss; the optimizer's step is in neither.
+Its `blocks` are what is compiled, `rest` is the stem, the head and the loss; the optimizer's step is in neither. There the
+step is also planned as `train.compile: autotune` could have it at best: every product written by the compiler, at the
+library's rate, with all that it can fuse into it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import argparse
 import json
 import math
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest import mock
 
@@ -27,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file
 import torch
 import torch.nn.functional as F
 from functorch.compile import make_boxed_func
-from torch._inductor import compile_fx, config, graph
+from torch._inductor import compile_fx, config, graph, select_algorithm
 from torch._inductor.scheduler import NopKernelSchedulerNode
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -53,8 +55,12 @@ RATES = {  # what an H100 is taken to reach
     "attention": 350e12,
     "attention backward": 280e12,
     "memory": 2.76e12,  # bytes/s of a kernel that only reads and writes: 92 % of a measured copy
-    "start": 3e-6,  # seconds until a kernel does anything; 4 of a matrix product, 6 of attention or a convolution
+    "start": 3e-6,  # seconds until a kernel does anything
+    "start of a product": 4e-6,
+    "start of attention": 6e-6,  # or of a convolution
 }
+WAYS = ("eager", "compiled", "autotuned")
+KINDS = ("products", "attention", "convolutions", "element-wise")
 aten = torch.ops.aten
 PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default}
 FLOP = flop_registry | {  # torch does not know a CPU's attention
@@ -119,19 +125,19 @@ def kernel(func, args, kwargs, out) -> tuple[str, float]:
     name = func._schema.name
     if func in PRODUCTS:
         flop = 2 * out.numel() * args[-2].shape[-1]
-        return "products", max(flop / RATES["products"], moved / RATES["memory"]) + 4e-6
+        return "products", max(flop / RATES["products"], moved / RATES["memory"]) + RATES["start of a product"]
     if "scaled_dot_product" in name or "flash_attention" in name or "efficient_attention" in name:
         backward = "backward" in name
         (*batch, length, dim), keys = args[backward].shape, args[backward + 1].shape[-2]
         flop = 4 * math.prod(batch) * length * keys * dim * (2.5 if backward else 1)
         rate = RATES["attention backward" if backward else "attention"]
-        return "attention", max(flop / rate, moved / RATES["memory"]) + 6e-6
+        return "attention", max(flop / rate, moved / RATES["memory"]) + RATES["start of attention"]
     if name == "aten::convolution":
         flop = 2 * out.numel() * math.prod(args[1].shape[1:])
-        return "convolutions", max(flop / RATES["convolutions"], moved / RATES["memory"]) + 6e-6
+        return "convolutions", max(flop / RATES["convolutions"], moved / RATES["memory"]) + RATES["start of attention"]
     if name == "aten::convolution_backward":
         flop = 2 * args[0].numel() * math.prod(args[2].shape[1:]) * sum(map(bool, args[-1][:2]))
-        return "convolutions", max(flop / RATES["convolutions"], moved / RATES["memory"]) + 6e-6
+        return "convolutions", max(flop / RATES["convolutions"], moved / RATES["memory"]) + RATES["start of attention"]
     return "element-wise", moved / RATES["memory"] + RATES["start"]
 
 
@@ -143,12 +149,12 @@ def backend(counter: Counter):
     """A backend for torch.compile that decides all that its own decides, and then writes and builds no code."""
 
     def inner(gm, inputs, **options):
-        fused = []
+        written = []
 
         def stop(self):
             self._update_scheduler()
             nodes = [node for node in self.scheduler.nodes if not node.is_extern() and node.get_device() is not None]
-            fused.extend(node.get_read_write_buffers_sizes() for node in nodes if not isinstance(node, NopKernelSchedulerNode))
+            written.extend(planned(node) for node in nodes if not isinstance(node, NopKernelSchedulerNode))
             raise Planned
 
         with mock.patch.object(graph.GraphLowering, "codegen", stop):
@@ -157,12 +163,27 @@ def backend(counter: Counter):
             except Exception as error:
                 if "Planned" not in f"{error!r} {error.__cause__!r}":
                     raise
-        nodes = [n for n in gm.graph.nodes if n.op == "call_function" and is_library_call(n.target)]
-        kernels = [kernel(n.target, *values((n.args, n.kwargs)), n.meta["val"]) for n in nodes]
-        kernels += [("element-wise", moved / RATES["memory"] + RATES["start"]) for moved in fused]
+        own = {product for product, *_ in written}
+        calls = [n for n in gm.graph.nodes if n.op == "call_function" and is_library_call(n.target) and n.name not in own]
+        kernels = [call(n) for n in calls] + [(kind, seconds) for _, kind, seconds in written]
         return make_boxed_func(counter.compiled(kernels, gm.forward))
 
     return lambda gm, inputs: compile_fx.compile_fx(gm, inputs, inner_compile=inner)
+
+
+def planned(node) -> tuple[str, str, float]:
+    """(name of the library call that it replaces or "", kind, seconds) of a kernel that the compiler would write."""
+    moved = node.get_read_write_buffers_sizes() / RATES["memory"]
+    if not node.is_template():
+        return "", "element-wise", moved + RATES["start"]
+    product = next(n for n in node.get_template_node().get_origins() if is_library_call(n.target))
+    kind, seconds = call(product)
+    return product.name, kind, max(seconds, moved + RATES["start of a product"])
+
+
+def call(node) -> tuple[str, float]:
+    """(kind, seconds) of a library's kernel in a traced graph."""
+    return kernel(node.target, *values((node.args, node.kwargs)), node.meta["val"])
 
 
 def is_library_call(target) -> bool:
@@ -171,6 +192,22 @@ def is_library_call(target) -> bool:
 
 def values(nodes):
     return torch.utils._pytree.tree_map(lambda n: n.meta["val"] if isinstance(n, torch.fx.Node) else n, nodes)
+
+
+@contextmanager
+def products_written():
+    """The compiler writes every product itself: the first of the ways it knows, not the fastest, as none is run."""
+    choose = select_algorithm.AlgorithmSelectorCache.__call__
+
+    def first(self, name, choices, *args, **options):
+        own = [choice for choice in choices if isinstance(choice, select_algorithm.TritonTemplateCaller)]
+        return choose(self, name, own[:1] or choices[:1], *args, **options)
+
+    with (
+        config.patch(max_autotune_gemm=True, max_autotune_gemm_backends="TRITON", max_autotune_conv_backends="ATEN"),
+        mock.patch.object(select_algorithm.AlgorithmSelectorCache, "__call__", first),
+    ):
+        yield
 
 
 @contextmanager
@@ -244,10 +281,10 @@ def anatomy(model: ModelConfig, clips: int, device: torch.device) -> dict:
         built = fake_model(model, device)
         forward, whole = macs(built, clips, device)
         found = {"forward_gmacs": forward / 1e9, "step_gmacs": whole / 1e9}
-        for name in ("eager", "compiled"):
-            with compiler_at_rest():
+        for name in WAYS if device.type == "cuda" else WAYS[:2]:
+            with compiler_at_rest(), products_written() if name == "autotuned" else nullcontext():
                 counter = Counter()
-                if name == "compiled":
+                if name != "eager":
                     compile_blocks(built, backend=backend(counter))
                     step(built, clips, device)  # compiles
                 size, in_float32 = kept(built, clips, device)
@@ -265,24 +302,19 @@ def anatomy(model: ModelConfig, clips: int, device: torch.device) -> dict:
 def roofline(counter: Counter) -> dict:
     """Milliseconds of each kind of kernel, in the compiled blocks and in the rest."""
     return {
-        part: {
-            kind: 1e3 * sum(seconds for k, seconds in kernels if k == kind)
-            for kind in ("products", "attention", "convolutions", "element-wise")
-        }
+        part: {kind: 1e3 * sum(seconds for k, seconds in kernels if k == kind) for kind in KINDS}
         for part, kernels in (("blocks", counter.blocks), ("rest", counter.rest))
     }
 
 
 def line(name: str, found: dict) -> str:
-    compiled = found["compiled"]
     parts = [f"{name:32} {found['forward_gmacs']:7.1f} {found['step_gmacs']:7.1f} GMACs"]
-    for way in ("eager", "compiled"):
+    for way in (way for way in WAYS if way in found):
         f = found[way]
         parts.append(f"{way}: {f['kept_mb']:4.0f} MB kept ({100 * f['kept_float32']:.0f} % float32), {f['kernels']:5} kernels")
-    if "clips_per_s" in compiled:
-        of = compiled["roofline_ms"]
-        sums = {kind: sum(part[kind] for part in of.values()) for kind in of["blocks"]}
-        parts.append(", ".join(f"{kind} {ms:.1f}" for kind, ms in sums.items()) + f" ms: {compiled['clips_per_s']:.0f} clips/s")
+        if "clips_per_s" in f:
+            sums = {kind: sum(part[kind] for part in f["roofline_ms"].values()) for kind in KINDS}
+            parts.append(", ".join(f"{kind} {ms:.1f}" for kind, ms in sums.items()) + f" ms: {f['clips_per_s']:.0f} clips/s")
     return "; ".join(parts)
 
 

@@ -108,10 +108,11 @@ def randaugment(args) -> dict:
 
 
 def models(args) -> dict:
-    """Model alone and end to end, compiled and not, for one recipe of each method."""
+    """Model alone and end to end, compiled, autotuned and not, for one recipe of each method."""
     data, found = shard_videos(args.videos, EncodeSettings("vp9", 8)), {}
     configs = [["--preset", "tiny"]] if args.quick else [["--config", f"configs/{config}.yaml"] for config in CONFIGS]
-    for config, compiled in itertools.product(configs, (True, False)):
+    ways = {"compiled": "true", "autotuned": "autotune", "eager": "false"}
+    for way, config in itertools.product(ways, configs):
         with tempfile.TemporaryDirectory() as folder:
             result = Path(folder) / "result.json"
             command = [
@@ -126,7 +127,7 @@ def models(args) -> dict:
                 "2",
                 "--json",
                 str(result),
-                f"train.compile={str(compiled).lower()}",
+                f"train.compile={ways[way]}",
                 *([] if args.quick else ["train.micro_batch=64"]),  # a recipe's whole batch is for several GPUs
                 *args.overrides,
             ]
@@ -136,7 +137,7 @@ def models(args) -> dict:
                 done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=min(args.timeout, left))
                 return json.loads(result.read_text()) if result.exists() else {"error": (done.stderr or done.stdout)[-500:]}
 
-            found[f"{config[1]} {'compiled' if compiled else 'eager'}"] = args.answer(measured)
+            found[f"{config[1]} {way}"] = args.answer(measured)
         args.note(found)
     return found
 

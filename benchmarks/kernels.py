@@ -37,6 +37,20 @@ def product(device: str, dtype: torch.dtype, clips: int = CLIPS) -> dict:
     return {"ms": 1e3 * seconds, "tflop_per_s": 2 * rows * WIDTH * 4 * WIDTH / seconds / 1e12}
 
 
+def keys_and_values(device: str, products: int, clips: int = CLIPS) -> dict:
+    """Queries, keys and values of a frozen attention and the gradient through them: as one product, whose gradients are
+    copied together, or as three."""
+    x = torch.randn(clips * FRAMES * TOKENS, WIDTH, device=device, dtype=torch.bfloat16, requires_grad=True)
+    weights = torch.randn(3 * WIDTH, WIDTH, device=device, dtype=torch.bfloat16).chunk(products)
+    gradients = [torch.randn_like(x) for _ in range(3)]
+
+    def both():
+        made = [part for weight in weights for part in F.linear(x, weight).chunk(3 // products, dim=-1)]
+        return torch.autograd.grad(made, x, gradients)
+
+    return {"ms": 1e3 * timed(both, device)}
+
+
 def attention(device: str, backend: str | None, sequences: int, length: int, together: int = 1) -> dict:
     """Forward and backward; together: so many sequences are read as one, with a block-diagonal mask. backend: None is torch's
     own choice. difference: of the output from float32's, at most, in the first sequences."""
@@ -66,6 +80,8 @@ def questions(device: str, clips: int = CLIPS) -> dict[str, Callable[[], dict]]:
         "product bf16": lambda: product(device, torch.bfloat16, clips),
         "product fp8": lambda: product(device, torch.float8_e4m3fn, clips),
     }
+    for products in (1, 3):
+        asked[f"q, k, v as products: {products}"] = lambda n=products: keys_and_values(device, n, clips)
     for backend in (None, *BACKENDS):
         name = backend.split("_")[0].lower() if backend else "default"
         asked[f"attention over tokens, {name}"] = lambda b=backend: attention(device, b, frames, TOKENS)

@@ -244,13 +244,13 @@ def anatomy_table() -> str:
 
 
 def roofline_table() -> str:
-    """Milliseconds of each kind of kernel of a compiled step on a GPU that is not there."""
+    """Milliseconds of each kind of kernel of a compiled step on a GPU that is not there: at first, now, and at best."""
     if len(before_and_now := results("anatomy_before.json") + results("anatomy.json")) < 2:
         return ""
     rows = []
     for config in before_and_now[1]["configs"]:
-        for name, result in zip(("before", "now"), before_and_now):
-            compiled = result["configs"][config]["compiled"]
+        before, now = (result["configs"][config] for result in before_and_now)
+        for name, compiled in {"before": before["compiled"], "now": now["compiled"], "autotuned": now["autotuned"]}.items():
             parts = compiled["roofline_ms"].values()
             kinds = ("products", "convolutions", "attention", "element-wise")
             sums = [f"{sum(part[kind] for part in parts):.1f}" for kind in kinds]

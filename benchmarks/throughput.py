@@ -72,7 +72,7 @@ def measure(config, data: str, world: World, rounds: int, seconds: float) -> dic
     synthetic = synthetic_batch(model, batch_size, world.device)
     flop = flop_per_clip(model, synthetic, autocast)
     if may_compile(config.train.compile, world.device)[0]:
-        compile_blocks(model)
+        compile_blocks(model, config.train.compile)
     replica = DistributedDataParallel(model, gradient_as_bucket_view=True) if world.size > 1 and trained else model
 
     def train_on(batch: Batch) -> None:

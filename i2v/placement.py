@@ -47,7 +47,7 @@ def autocast_for(device: torch.device, dtype: torch.dtype):
 
 
 def may_compile(wanted: bool | str, device: torch.device) -> tuple[bool, str]:
-    """Whether blocks are to be compiled, and what to tell if that is not as wanted; wanted: true, false or auto.
+    """Whether blocks are to be compiled, and what to tell if that is not as wanted; wanted: train.compile.
 
     On a CPU compiling takes longer than it saves in most runs; and what torch.compile writes there is C++, on a GPU Triton,
     which needs a C compiler.
@@ -61,12 +61,14 @@ def may_compile(wanted: bool | str, device: torch.device) -> tuple[bool, str]:
     return False, f"note: there is no {' or '.join(names)} here, so blocks are not compiled: install it for faster steps."
 
 
-def compile_blocks(model: VideoClassifier, **options) -> None:
+def compile_blocks(model: VideoClassifier, wanted: bool | str = True, **options) -> None:
     """torch.compile, block by block: identical blocks are compiled once, and parameter names stay as they are.
 
     So is what makes tokens of pixels. A backbone that owns its trunk (DiST) has a side network as well, which is compiled
-    as a whole. options: torch.compile's.
+    as a whole. wanted: as for may_compile; options: torch.compile's.
     """
+    if wanted == "autotune":
+        options["mode"] = "max-autotune-no-cudagraphs"
     for seen in (torch.empty(1), nn.Parameter(torch.empty(1))):
         rearrange(seen, "n -> n")  # einops remembers types; one more, and what is compiled would be compiled again
     model.trunk.embed = torch.compile(model.trunk.embed, dynamic=False, **options)

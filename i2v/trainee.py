@@ -78,7 +78,7 @@ def open_trainee(config: Config, world: World, loader, saved: dict, meta: Meta |
             average.restore(saved)
     compiles, note = may_compile(train.compile, world.device)
     if compiles:
-        compile_blocks(model)
+        compile_blocks(model, train.compile)
     recompute_blocks(model, train.recompute)
     return Trainee(model, optimizer, scaler, average, dtype, identity, source, begun, note)
 

@@ -46,6 +46,17 @@ class FrameTransformer(VisionTransformer):
         return self
 
 
+def onto_patches(layer, patches, prefix):
+    """Patches (..., h*w, C) through a Linear or a convolution of one point -> tokens (..., prefix + h*w, C'), the first zeros.
+
+    Those go through the product as well: `prefix` rows more cost less than copying all others, and their gradients, out of
+    tensors that hold both. So the bias is added apart.
+    """
+    behind = (0, 0, prefix, 0)
+    bias = F.pad(layer.bias.to(patches.dtype).expand(patches.shape[-2], -1), behind)  # (L, C')
+    return F.linear(F.pad(patches, behind), layer.weight.flatten(1)) + bias
+
+
 def frames_later(x, frames):
     """(B, T, ...) -> the same, frame t being frame t + frames of x, and zeros where the clip has none."""
     if abs(frames) >= x.shape[1]:

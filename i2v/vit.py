@@ -152,10 +152,9 @@ class Attention(nn.Module):
 
     def qkv(self, x, wanted=None):
         """(N, L, C) -> q (N, wanted, C) of the first tokens (None: all), k and v (N, L, C), the heads side by side in C."""
-        if wanted is None:
-            return F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
-        (wq, wkv), (bq, bkv) = (p.split((x.shape[-1], 2 * x.shape[-1])) for p in (self.in_proj_weight, self.in_proj_bias))
-        return F.linear(x[:, :wanted], wq, bq), *F.linear(x, wkv, bkv).chunk(2, dim=-1)
+        # Three products: of one, the gradients of q, k and v would have to be copied together.
+        read, weights, biases = (x[:, :wanted], x, x), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        return [F.linear(*parts) for parts in zip(read, weights, biases)]
 
     def attend(self, q, k, v, mask=None, placed=True):
         """softmax(q k^T / sqrt(d)) v per head, then the output projection: q (N, Q, C), k, v (N, L, C) -> (N, Q, C).
@@ -251,11 +250,12 @@ class DropPath(nn.Module):
         self.register_buffer("keep", torch.tensor(1.0 - probability), persistent=False)
 
     def forward(self, x, num_frames):
-        if not self.training:
-            return x
+        return x * self.factor(x, num_frames) if self.training else x
+
+    def factor(self, x, num_frames):
+        """What training multiplies x (B*T, L, C) with: (B*T, 1, 1)."""
         kept = torch.rand(len(x) // num_frames, device=x.device) < self.keep  # (B,)
-        factor = (kept / self.keep).to(x.dtype).repeat_interleave(num_frames)  # (B*T,)
-        return x * factor[:, None, None]
+        return (kept / self.keep).to(x.dtype).repeat_interleave(num_frames)[:, None, None]
 
 
 class VisionTransformer(nn.Module):

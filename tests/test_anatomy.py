@@ -10,11 +10,11 @@ from i2v.config import ModelConfig
 OPTIONS = METHODS | {"st_adapter": {"adapter_width": 16}}
 TINY = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 3, "heads": 2, "embed_dim": 32}
 LIMITS = {  # per clip: MMACs forward and of the step, KB kept one by one and compiled; kernels one by one and compiled
-    "st_adapter": (17.58, 31.97, 550.48, 407.03, 248, 145),
-    "aim": (26.10, 54.18, 1091.82, 931.05, 360, 315),
-    "zeroi2v": (19.57, 41.07, 955.34, 774.60, 501, 375),
+    "st_adapter": (17.58, 31.97, 550.48, 407.03, 257, 148),
+    "aim": (26.10, 54.18, 1091.82, 931.05, 411, 296),
+    "zeroi2v": (19.57, 41.07, 885.71, 704.97, 513, 379),
     "dist": (25.66, 49.72, 896.09, 807.99, 781, 560),
-    "tada": (12.10, 41.06, 970.26, 835.97, 796, 512),
+    "tada": (12.15, 41.21, 971.79, 840.77, 860, 553),
 }
 
 

@@ -134,12 +134,12 @@ def test_training_in_bf16_follows_float32_and_leaves_the_trunk_alone(config, tmp
             assert torch.equal(parameter, clip[name]), name
 
 
-@pytest.mark.parametrize("method", ["st_adapter", "dist"])
-def test_compiled_blocks_keep_their_names_and_outputs(method):
+@pytest.mark.parametrize("method, wanted", [("st_adapter", True), ("dist", True), ("st_adapter", "autotune")])
+def test_compiled_blocks_keep_their_names_and_outputs(method, wanted):
     model = model_of(method).eval()
     clips = torch.randn(2, 3, 4, 32, 32)
     expected, names = model(clips), list(model.state_dict())
-    compile_blocks(model)
+    compile_blocks(model, wanted)
     assert list(model.state_dict()) == names
     torch.testing.assert_close(model(clips), expected, rtol=1e-4, atol=1e-4)
 

@@ -15,6 +15,7 @@ import math
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
@@ -42,8 +43,16 @@ class Adapter(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x):
-        delta = self.D_fc2(self.act(self.D_fc1(x)))
+        delta = self.D_fc2(self.narrow(x))
         return x + delta if self.skip else delta
+
+    def narrow(self, x):
+        """(..., C) -> (..., hidden), where whatever is done to the result is done to fewer channels."""
+        return self.act(self.D_fc1(x))
+
+    def widen(self, hidden, factor):
+        """(N, L, hidden) -> (N, L, C), times factor, a number or (N, 1, 1)."""
+        return F.linear(factor * hidden, self.D_fc2.weight) + factor * self.D_fc2.bias.to(hidden.dtype)
 
 
 def attend_within(x, attn, tile=None):
@@ -76,19 +85,22 @@ class AIMBlock(Block):
         self.drop_path = None if drop_path is None else DropPath(drop_path)
 
     def forward(self, x, num_frames, wanted=None):
-        x = x + self.drop(self.over_frames(self.ln_1(x), num_frames), num_frames)
+        x = x + self.over_frames(self.ln_1(x), num_frames)
         x = x[:, :wanted] + self.S_Adapter(self.attn(self.ln_1(x), wanted))
         y = self.ln_2(x)
-        return x + self.mlp(y) + self.drop(self.scale * self.MLP_Adapter(y), num_frames)
+        factor = self.scale * self.kept(y, num_frames)
+        return x + self.mlp(y) + self.MLP_Adapter.widen(self.MLP_Adapter.narrow(y), factor)
 
     def over_frames(self, x, num_frames):
         """(B*T, L, C) -> (B*T, L, C): attention among the T tokens that share a position, between the adapters."""
         sequences = rearrange(x, "(b t) l c -> (b l) t c", t=num_frames)
-        sequences = self.T_Adapter(attend_within(self.T_Adapter_in(sequences), self.attn))
-        return rearrange(sequences, "(b l) t c -> (b t) l c", l=x.shape[1])
+        sequences = self.T_Adapter.narrow(attend_within(self.T_Adapter_in(sequences), self.attn))
+        hidden = rearrange(sequences, "(b l) t c -> (b t) l c", l=x.shape[1])
+        return self.T_Adapter.widen(hidden, self.kept(hidden, num_frames))
 
-    def drop(self, x, num_frames):
-        return x if self.drop_path is None else self.drop_path(x, num_frames)
+    def kept(self, x, num_frames):
+        """The factor of what is added, with which clips are dropped: (B*T, 1, 1), or 1."""
+        return self.drop_path.factor(x, num_frames) if self.drop_path is not None and self.training else 1
 
 
 def build(

@@ -7,12 +7,11 @@ averaged over the frames and then normalised by the frozen ln_post, and the adap
 logit: it is kept, never run, with zero gradients, so that checkpoints and optimiser state match theirs.
 """
 
-import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import nn
 
 from i2v.rules import Count
-from i2v.video import frames_later
+from i2v.video import frames_later, onto_patches
 from i2v.vit import Block, VisionTransformer, unused
 
 POSITIONS = ("pre_attn", "pre_mlp")
@@ -35,13 +34,9 @@ class Adapter(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x, num_frames):
-        # The class token goes through the products as well, as a row of zeros in the second: one row more costs less than
-        # copying all the patch rows into a tensor without it. So fc2's bias is added apart, to the patch tokens only.
-        prefix = (0, 0, self.prefix, 0)
+        # All tokens go through both products: see onto_patches.
         convolve = self.over_frames if self.conv.kernel_size[1:] == (1, 1) else self.over_space_time
-        hidden = F.pad(convolve(self.fc1(x), num_frames), prefix)  # (B*T, L, width)
-        bias = F.pad(self.fc2.bias.to(x.dtype).expand(x.shape[1] - self.prefix, -1), prefix)  # (L, C)
-        return x + F.linear(hidden, self.fc2.weight) + bias
+        return x + onto_patches(self.fc2, convolve(self.fc1(x), num_frames), self.prefix)
 
     def over_frames(self, x, num_frames):
         """(B*T, L, C) -> patch tokens (B*T, h*w, C): a (k, 1, 1) convolution as k shifted multiply-adds over the frame

@@ -26,6 +26,7 @@ from torch import nn
 
 from i2v.rules import ODD, Count, at_least, between, one_of
 from i2v.tadaconv import TAdaConv2dV2, conv_over_frames
+from i2v.video import onto_patches
 from i2v.vit import Block, DropPath, QuickGELU, VisionTransformer, unused
 
 
@@ -52,16 +53,12 @@ class TAdaBlock(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x, num_frames):
-        # The class token goes through the projection as well: one row more costs less than copying all the others.
-        hidden = self.project(self.tada_pre_proj, rearrange(x, "(b t) l c -> b t l c", t=num_frames))
+        x = rearrange(x, "(b t) l c -> b t l c", t=num_frames)
+        # All tokens go through both products: see onto_patches.
+        hidden = conv_over_frames(self.tada_pre_proj, x) if self.temporal_enhance else self.tada_pre_proj(x)
         hidden = rearrange(hidden[:, :, self.prefix :], "b t (h w) c -> b c t h w", h=self.grid)
-        hidden = rearrange(self.gelu(self.tadaconv(hidden)), "b c t h w -> b t (h w) c")
-        delta = self.project(self.tada_proj, hidden)
-        return rearrange(F.pad(delta, (0, 0, self.prefix, 0)), "b t l c -> (b t) l c")
-
-    def project(self, layer, x):
-        """(B, T, L, C) -> (B, T, L, C')."""
-        return conv_over_frames(layer, x) if self.temporal_enhance else layer(x)
+        hidden = rearrange(self.gelu(self.tadaconv(hidden)), "b c t h w -> (b t) (h w) c")
+        return onto_patches(self.tada_proj, hidden, self.prefix)
 
 
 class TAdaFormerBlock(Block):
