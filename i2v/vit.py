@@ -173,6 +173,14 @@ class Attention(nn.Module):
         return self.attend(*self.qkv(x, wanted))
 
 
+class Rows(nn.Sequential):
+    """Layers that see single tokens: (..., C) -> (..., C'), as one list of rows. What stands between two products then has
+    the shape of a product, without which older versions of torch take neither it nor its gradient into one."""
+
+    def forward(self, x):
+        return super().forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+
+
 def mlp(spec):
     """The two layers of a block's MLP, with what the trunk has between them."""
     activations = {"quick_gelu": QuickGELU, "gelu": nn.GELU, "gelu_tanh": lambda: nn.GELU("tanh"), "swiglu": SwiGLU}
@@ -181,7 +189,7 @@ def mlp(spec):
     parts = OrderedDict(c_fc=c_fc, activation=activations[spec.activation]())
     if spec.mlp_norm:
         parts["norm"] = LayerNorm(hidden, spec.norm_eps)
-    return nn.Sequential(OrderedDict(**parts, c_proj=nn.Linear(hidden, spec.width)))
+    return Rows(OrderedDict(**parts, c_proj=nn.Linear(hidden, spec.width)))
 
 
 class AttentionPool(nn.Module):
