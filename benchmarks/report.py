@@ -247,10 +247,12 @@ def roofline_table() -> str:
     """Milliseconds of each kind of kernel of a compiled step on a GPU that is not there: at first, now, and at best."""
     if len(before_and_now := results("anatomy_before.json") + results("anatomy.json")) < 2:
         return ""
-    rows = []
+    rows, older = [], results("anatomy_torch_*.json")
     for config in before_and_now[1]["configs"]:
         before, now = (result["configs"][config] for result in before_and_now)
-        for name, compiled in {"before": before["compiled"], "now": now["compiled"], "autotuned": now["autotuned"]}.items():
+        found = {"before": before["compiled"], "now": now["compiled"], "autotuned": now["autotuned"]}
+        found |= {f"autotuned, torch {r['torch'].split('+')[0]}": r["configs"][config]["autotuned"] for r in older}
+        for name, compiled in found.items():
             parts = compiled["roofline_ms"].values()
             kinds = ("products", "convolutions", "attention", "element-wise")
             sums = [f"{sum(part[kind] for part in parts):.1f}" for kind in kinds]
