@@ -37,7 +37,7 @@ def product(device: str, dtype: torch.dtype, clips: int = CLIPS) -> dict:
     return {"ms": 1e3 * seconds, "tflop_per_s": 2 * rows * WIDTH * 4 * WIDTH / seconds / 1e12}
 
 
-def keys_and_values(device: str, products: int, clips: int = CLIPS) -> dict:
+def qkv(device: str, products: int, clips: int = CLIPS) -> dict:
     """Queries, keys and values of a frozen attention and the gradient through them: as one product, whose gradients are
     copied together, or as three."""
     x = torch.randn(clips * FRAMES * TOKENS, WIDTH, device=device, dtype=torch.bfloat16, requires_grad=True)
@@ -81,7 +81,7 @@ def questions(device: str, clips: int = CLIPS) -> dict[str, Callable[[], dict]]:
         "product fp8": lambda: product(device, torch.float8_e4m3fn, clips),
     }
     for products in (1, 3):
-        asked[f"q, k, v as products: {products}"] = lambda n=products: keys_and_values(device, n, clips)
+        asked[f"q, k, v as products: {products}"] = lambda n=products: qkv(device, n, clips)
     for backend in (None, *BACKENDS):
         name = backend.split("_")[0].lower() if backend else "default"
         asked[f"attention over tokens, {name}"] = lambda b=backend: attention(device, b, frames, TOKENS)

@@ -260,7 +260,8 @@ def roofline_table() -> str:
     r = before_and_now[1]
     rates = f"{r['rates']['products'] / 1e12:.0f} TFLOP/s and {r['rates']['memory'] / 1e12:.2f} TB/s"
     heads = ["config", "", "products ms", "convolutions", "attention", "element-wise", "kernels", "clips/s"]
-    return table(heads, rows) + f"\n\n{r['clips']} clips on a paper {r['on_paper']}: {rates}; without the optimizer."
+    where = f"{r['clips']} clips on a paper {r['on_paper']}: {rates}; without the optimizer"
+    return table(heads, rows) + f"\n\n{where}; torch {r['torch'].split('+')[0]} where no other is named."
 
 
 def step_table() -> str:

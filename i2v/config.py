@@ -94,7 +94,7 @@ class TrainConfig:
     precision: Annotated[str, one_of("auto", "bf16", "fp16", "float32")] = "auto"
     recompute: Annotated[str, one_of("none", "half", "all")] = "none"  # of the blocks, in the backward pass: saves memory
     # torch.compile, block by block; auto: on a GPU. Left out, with a note, where no compiler is installed. autotune: products
-    # and what follows them are one kernel where that is measured to be faster, which takes minutes more at the first step
+    # and what follows them are one kernel where that is measured to be faster, which may take minutes at the first step
     compile: bool | Annotated[str, one_of("auto", "autotune")] = "auto"
     seed: Annotated[int, between(0, 2**63 - 1)] = 0
     steps: Count | None = None  # the run's length, in place of epochs, which then follow from it

@@ -68,7 +68,13 @@ def test_a_question_that_takes_too_long_costs_no_other(monkeypatch):
 
 def test_what_is_asked_of_a_device_is_answered_on_a_cpu():
     questions = kernels.questions("cpu", 2)
-    for name in ("memory", "product bf16", "attention over frames, default", "the same, 2 in one, default"):
+    for name in (
+        "memory",
+        "product bf16",
+        "q, k, v as products: 3",
+        "attention over frames, default",
+        "the same, 2 in one, default",
+    ):
         found = gpu.answer(questions[name])
         assert found["ms"] > 0 and found.get("difference", 0) < 0.05, name
 

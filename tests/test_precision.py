@@ -1,6 +1,7 @@
 """bf16 agrees with float32, and training moves what the recipe trains and nothing else: every method."""
 
 import copy
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -142,6 +143,15 @@ def test_compiled_blocks_keep_their_names_and_outputs(method, wanted):
     compile_blocks(model, wanted)
     assert list(model.state_dict()) == names
     torch.testing.assert_close(model(clips), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("wanted, mode", [("true", None), ("autotune", "max-autotune-no-cudagraphs")])
+def test_a_run_is_compiled_as_it_asks(wanted, mode, config, tmp_path, monkeypatch):  # noqa: F811
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda model, **options: asked.append(options.get("mode")) or model)
+    monkeypatch.setenv("CXX", sys.executable)  # a program that is there
+    run(load_config(config, [f"train.compile={wanted}", "train.max_steps=1", f"out={tmp_path}/run"]), CPU)
+    assert asked and set(asked) == {mode}
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,15 @@ def test_block_is_called_with_its_layer_index():
     assert layers == [0, 1, 2]
 
 
+def test_between_an_mlps_products_there_are_rows():
+    """(N L, C), as the products have them: what the compiler takes into one, whatever the version of torch."""
+    model, seen = VisionTransformer(ViTSpec(**GEOMETRY)), []
+    for block in model.transformer.resblocks:
+        block.mlp.activation.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].ndim, output.ndim)))
+    model(torch.randn(2, 3, 32, 32))
+    assert seen == [(2, 2)] * len(model.transformer.resblocks)
+
+
 def test_features_are_the_tokens_after_every_layer():
     model = VisionTransformer(ViTSpec(**GEOMETRY)).double()
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
