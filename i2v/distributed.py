@@ -107,28 +107,12 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
-def share_buffers(model: torch.nn.Module) -> None:
-    """Give all ranks rank 0's buffers (BatchNorm's running statistics), so that they evaluate the same model."""
-    if dist.is_initialized():
-        for buffer in model.buffers():
-            dist.broadcast(buffer, 0)
-
-
 def any_of(*flags: bool) -> list[bool]:
     """For each flag whether it is raised on any rank. A message between hosts; devices do not wait."""
     raised = torch.tensor([int(flag) for flag in flags])
     if dist.is_initialized():
         dist.all_reduce(raised)
     return [bool(count) for count in raised]
-
-
-def share_batchnorms(model: torch.nn.Module, world: World) -> None:
-    """Let batch norms collect the statistics of all GPUs' clips together. A CPU's batch norms cannot.
-
-    Call it before the optimizer is made: from then on the model's modules and parameters stay what they are.
-    """
-    if world.size > 1 and world.device.type == "cuda":
-        torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def all_agree(fine: bool) -> bool:

@@ -9,14 +9,13 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from i2v.checkpoint import EMA
-from i2v.distributed import share_buffers
 
 
 class Average:
     """Of the parameters that train and the statistics that batch norms collect; it begins with what they are now."""
 
     def __init__(self, model: nn.Module, decay: float):
-        self._model, self._move = model, get_ema_multi_avg_fn(decay)
+        self._move = get_ema_multi_avg_fn(decay)
         self._now = dict(model.trainable_parameters()) | running_statistics(model)
         self._mean = {name: tensor.detach().clone() for name, tensor in self._now.items()}
 
@@ -29,11 +28,10 @@ class Average:
 
     @contextmanager
     def in_place(self):
-        """In here the model has the average, on all ranks that of rank 0."""
+        """In here the model has the average."""
         with torch.no_grad():
             raw = {name: tensor.detach().clone() for name, tensor in self._now.items()}
             self._copy(self._mean)
-            share_buffers(self._model)
         try:
             yield
         finally:

@@ -29,6 +29,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from i2v.batchnorm import BatchNorm, normalised_sum
+
 
 def conv_over_frames(conv, x):
     """A (k, 1, 1) nn.Conv3d, k odd, applied along axis 1 of (B, T, ..., Cin) -> (B, T, ..., Cout).
@@ -81,7 +83,7 @@ class RouteFuncMLP(nn.Module):
         hidden = _routing_width(c_in, ratio, kernels)
         self.g = nn.Conv3d(c_in, c_in, 1)
         self.a = _frame_conv(c_in, hidden, kernels[0])
-        self.bn = nn.BatchNorm3d(hidden, eps=bn_eps, momentum=bn_mmt)
+        self.bn = BatchNorm(hidden, eps=bn_eps, momentum=bn_mmt)
         self.b = _frame_conv(hidden, c_in, kernels[1], bias=False)
         nn.init.zeros_(self.b.weight)
         self.b.skip_init = True  # for networks that initialise every convolution after making it
@@ -222,7 +224,7 @@ class TAdaConv2dV2(TAdaConv2d):
     output = bn_a(y) + bn_b(mean of the frames t-1, t, t+1 of y)
 
     Any T is fine; the authors' average pool needs three. The batch norms see all frames of the batch; convert them with
-    nn.SyncBatchNorm.convert_sync_batchnorm to train on several GPUs. internal_rf_func=False leaves out the routing
+    i2v.batchnorm.share_batchnorms to train in several processes. internal_rf_func=False leaves out the routing
     (pass alpha, or [alpha, alpha_bias], to forward), internal_temp_aggr=False the batch norms. rf_r, rf_k and head_dim
     are RouteFuncwTransformer's ratio, kernels and head_dim. Raises ValueError as TAdaConv2d and RouteFuncwTransformer
     do, and when routing inside with Cin != Cout.
@@ -255,7 +257,7 @@ class TAdaConv2dV2(TAdaConv2d):
         if internal_rf_func:
             self.rf_func = RouteFuncwTransformer(in_channels, rf_r, rf_k, bias, zero_init_cal=False, head_dim=head_dim)
         if internal_temp_aggr:
-            self.bn_a, self.bn_b = nn.BatchNorm3d(out_channels), nn.BatchNorm3d(out_channels)
+            self.bn_a, self.bn_b = BatchNorm(out_channels), BatchNorm(out_channels)
             nn.init.zeros_(self.bn_b.weight)
             self.bn_b.skip_init = True
 
@@ -272,7 +274,7 @@ class TAdaConv2dV2(TAdaConv2d):
         y = self.convolve(x, alpha)
         if self.bias is not None:
             y = y + alpha_bias * rearrange(self.bias.to(y.dtype), "1 1 c -> c 1 1 1")
-        return y if self.bn_a is None else self.bn_a(y) + self.bn_b(mean_of_three_frames(y))
+        return y if self.bn_a is None else normalised_sum((self.bn_a, y), (self.bn_b, mean_of_three_frames(y)))
 
 
 def _frame_conv(c_in, c_out, k, bias=True):

@@ -25,7 +25,7 @@ from i2v.atomic import replacing
 from i2v.checkpoint import Meta, after_divergence, load_checkpoint
 from i2v.config import Config, load_config, to_yaml, with_best, with_epochs
 from i2v.console import as_sentence, begin_command, interrupted
-from i2v.distributed import World, close_world, end_of_another, init_world, share_buffers
+from i2v.distributed import World, close_world, end_of_another, init_world
 from i2v.feed import check_labels, class_weights, labels_of, open_loader, split_batch, together
 from i2v.finite import Guard, TooManyBadSteps
 from i2v.lock import held
@@ -182,7 +182,9 @@ def loop(run: Run) -> None:
     """
     train, progress, trainee, epoch_clips = run.config.train, run.progress, run.trainee, len(run.loader.plan)
     model, optimizer = trainee.model, trainee.optimizer
-    replica = model if run.world.size == 1 else DistributedDataParallel(model, gradient_as_bucket_view=True)
+    replica = (
+        model if run.world.size == 1 else DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
+    )
     batches = run.log.waiting_for(together(run.loader, run.stop, run.watch))
     model.train()
     while progress.step < run.last_step:
@@ -214,7 +216,6 @@ def loop(run: Run) -> None:
 def validate(run: Run) -> None:
     """Score the weights, and their average if there is one, on data.val."""
     model, average, passes, loader = run.trainee.model, run.trainee.average, run.passes, run.val_loader
-    share_buffers(model)  # each rank's BatchNorm saw other clips: all score with, and save, those of rank 0
     found = {}
     with run.log.pausing():
         for name in ("", AVERAGED) if average else ("",):

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
+from i2v.batchnorm import share_batchnorms
 from i2v.checkpoint import Meta, restore_optimizer, weights_of
 from i2v.config import Config, to_dict
 from i2v.continuation import check_continuation
-from i2v.distributed import World, share_batchnorms
+from i2v.distributed import World
 from i2v.ema import Average
 from i2v.feed import head_for, how_stored
 from i2v.model import VideoClassifier, head_kind
@@ -67,7 +68,8 @@ def open_trainee(config: Config, world: World, loader, saved: dict, meta: Meta |
         load_weights(model, weights_of(saved), "i2v")
     dtype = choose_precision(train.precision, world.device)
     place(model, world.device, dtype)
-    share_batchnorms(model, world)
+    if world.size > 1:
+        share_batchnorms(model)
     optimizer = build_optimizer(model.trainable_parameters(), train, layers_of(model))
     scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
     average = Average(model, train.ema) if train.ema else None

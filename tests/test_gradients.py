@@ -33,7 +33,7 @@ QUARANTINED = (1, 6)
 
 
 def fresh(method):
-    """Without what is drawn per rank, and with batch norms that do not look at a batch: on a CPU they see a part only."""
+    """Without what is drawn per rank, and with batch norms that do not look at a batch: what they see is a micro-batch."""
     torch.manual_seed(0)
     options = METHODS[method] | ({"adapter_dropout": 0.0} if method == "zeroi2v" else {})
     model = create_model(method, GEOMETRY, 4, 8, {"type": "linear", "dropout": 0}, **options)

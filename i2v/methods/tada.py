@@ -14,7 +14,7 @@ kernel as its middle frame between zeros. As `up` starts at zero, a model fresh 
 As in the authors' code no LayerNorm precedes tada, positions are spatial only, and the last layer's tada2 changes only
 patch tokens that nothing reads any more: it is kept, never run, with zero gradients, so that checkpoints and optimiser
 match; its batch norms' statistics stay as they are loaded.
-The batch norms inside tada are trained on all frames of a batch; on several GPUs they should be synchronised.
+The batch norms inside tada see all frames of a batch, those of all processes included.
 """
 
 from typing import Annotated

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from i2v.batchnorm import BatchNorm, normalised_sum
 from i2v.rules import COLOURS, Count, check, counts
 from i2v.tadaconv import RouteFuncMLP, TAdaConv2d, mean_of_three_frames
 
@@ -62,17 +63,17 @@ class Branch(nn.Module):
     def __init__(self, before, after, stride, route):
         super().__init__()
         inside = after // 4
-        self.a, self.a_bn = nn.Conv3d(before, inside, 1, bias=False), nn.BatchNorm3d(inside)
+        self.a, self.a_bn = nn.Conv3d(before, inside, 1, bias=False), BatchNorm(inside)
         self.b_rf = RouteFuncMLP(inside, **route)
         self.b = TAdaConv2d(inside, inside, 3, stride=(1, stride, stride), padding=(0, 1, 1), bias=False)
-        self.b_bn, self.b_avgpool_bn = nn.BatchNorm3d(inside), nn.BatchNorm3d(inside)
-        self.c, self.c_bn = nn.Conv3d(inside, after, 1, bias=False), nn.BatchNorm3d(after)
+        self.b_bn, self.b_avgpool_bn = BatchNorm(inside), BatchNorm(inside)
+        self.c, self.c_bn = nn.Conv3d(inside, after, 1, bias=False), BatchNorm(after)
         nn.init.zeros_(self.b_avgpool_bn.weight)
 
     def forward(self, x):
         y = F.relu(self.a_bn(conv(self.a, x)), inplace=True)
         y = self.b(y, self.b_rf(y))
-        y = F.relu(self.b_bn(y) + self.b_avgpool_bn(mean_of_three_frames(y)), inplace=True)
+        y = F.relu(normalised_sum((self.b_bn, y), (self.b_avgpool_bn, mean_of_three_frames(y))), inplace=True)
         return self.c_bn(conv(self.c, y))
 
 
@@ -84,7 +85,7 @@ class Bottleneck(nn.Module):
         self.short_cut = self.short_cut_bn = None
         if stride:
             self.short_cut = nn.Conv3d(before, after, 1, stride=(1, stride, stride), bias=False)
-            self.short_cut_bn = nn.BatchNorm3d(after)
+            self.short_cut_bn = BatchNorm(after)
         self.conv_branch = Branch(before, after, stride or 1, route)
 
     def forward(self, x):
@@ -99,7 +100,7 @@ class TAda2D(nn.Module):
         super().__init__()
         self.spec = spec
         stem = nn.Conv3d(3, spec.dims[0], (1, 7, 7), stride=(1, 2, 2), padding=(0, 3, 3), bias=False)
-        self.conv1 = nn.ModuleDict({"a": stem, "a_bn": nn.BatchNorm3d(spec.dims[0])})
+        self.conv1 = nn.ModuleDict({"a": stem, "a_bn": BatchNorm(spec.dims[0])})
         for i, (depth, before, after) in enumerate(zip(spec.depths, spec.dims, spec.dims[1:])):
             blocks = {f"res_{j + 1}": Bottleneck(after if j else before, after, 0 if j else 2, route) for j in range(depth)}
             self.add_module(f"conv{i + 2}", nn.Sequential(OrderedDict(blocks)))
