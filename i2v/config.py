@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 import types
 import typing
@@ -182,6 +183,10 @@ class _OnceEach(yaml.SafeLoader):
                 )
             seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
         return node
+
+
+# ~/data is below the home folder, as in a shell
+_OnceEach.add_constructor("tag:yaml.org,2002:str", lambda loader, node: os.path.expanduser(loader.construct_scalar(node)))
 
 
 class _Quoting(yaml.SafeDumper):

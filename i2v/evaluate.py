@@ -87,7 +87,7 @@ def check_data(args, session: Session, shards: ShardSet) -> Labels:
     if (labelled or shards.classes) and shards.classes != classes:
         raise ValueError(
             f"{shards.root} does not have the checkpoint's class names in the same order: "
-            "make these shards with --classes and the manifest of the training shards."
+            f"shard_tools/relabel.py {shards.root} --out NEW --classes TRAIN/manifest.json copies it with those of TRAIN."
         )
     if not labelled:
         return Labels(len(classes), several=meta.several, known=False)

@@ -11,7 +11,8 @@ model's. With --merge ZeroI2V leaves as a plain transformer.
 
 What was made is loaded and compared with the model it was made from, on random clips of several batch sizes and on
 clips of --data (default: the run's data.val), in onnxruntime if it is ONNX; only what agrees is written. Class names go
-with it: extra file i2v.json in torch.export, metadata "i2v" in ONNX and AOTInductor. Every method goes through all three.
+with it, and which frames the run's evaluation takes ("clips", see docs/keys.md, out of videos with the short side that
+"stored" says): extra file i2v.json in torch.export, metadata "i2v" in ONNX and AOTInductor. Every method goes through all.
 Weights stay float32: rounded to int8, a scale per channel, they alone move logits by more than the comparison allows.
 """
 
@@ -32,11 +33,13 @@ from i2v.atomic import replacing
 from i2v.console import as_sentence, version
 from i2v.model import merge_adapters
 from i2v.pipelines import ShardError, build_loader
+from i2v.pipelines.options import ClipOptions
 from i2v.session import Session, add_flags, command, open_session, parse
 from i2v.vit import ViTSpec
 
 TOLERANCE = 1e-4  # of the logits; of the largest, where that is more than 1
 REAL_CLIPS = 4
+CUTTING = ("sampling", "stride", "fps", "variant", "clips", "crops", "test_short_side")
 
 
 class Frames(nn.Module):
@@ -144,6 +147,8 @@ def export(args) -> str:
         "model": meta.model,
         "classes": meta.classes,
         "several": meta.several,  # classes a video: then it is the sigmoid of a logit that is a probability
+        "clips": {name: meta.clips.get(name, getattr(ClipOptions(), name)) for name in CUTTING},
+        "stored": meta.stored,
         "input": ["batch", *batches[0].shape[1:]],
         "preprocess": args.preprocess,
         "mean": [255 * value for value in model.spec.mean],
@@ -204,7 +209,7 @@ def check_arguments(args) -> None:
 
 def main() -> None:
     parser = command("i2v.export", __doc__)
-    parser.add_argument("--checkpoint", required=True, type=Path, help="best.safetensors or last.safetensors of a run")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="best.safetensors or last.safetensors, or their folder")
     parser.add_argument("--out", required=True, type=Path, help="model.pt2 or model.onnx")
     parser.add_argument("--format", choices=("pt2", "onnx", "aoti"), help="default: by the ending of --out")
     parser.add_argument("--preprocess", action="store_true", help="take uint8 frames and normalise them inside")

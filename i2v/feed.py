@@ -109,7 +109,8 @@ def check_labels(loader, val_loader) -> None:
     if val_loader.shards.classes != loader.shards.classes or val_loader.shards.factors != loader.shards.factors:
         raise ValueError(
             f"{loader.shards.root} and {val_loader.shards.root} do not have the same class names in the same order: "
-            f"make the second with --classes {loader.shards.root}/manifest.json."
+            f"shard_tools/relabel.py {val_loader.shards.root} --out NEW --classes {loader.shards.root}/manifest.json copies "
+            "the second with those of the first."
         )
 
 

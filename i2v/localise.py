@@ -275,7 +275,7 @@ def save(run: Run, name: str, more: dict[str, torch.Tensor], **header) -> None:
 def validate(run: Run) -> None:
     """Find the segments of data.val, and score them where the list has some; best.safetensors keeps the best weights."""
     with run.log.pausing():
-        results = score(run.out, run.localiser, run.val)
+        results = score(run.out, run.localiser, run.val, run.progress.best)
     run.progress.validation_due = False
     if results is None:
         return
@@ -290,15 +290,17 @@ def validate(run: Run) -> None:
         save(run, "best.safetensors", {}, scores=figures)
 
 
-def score(out: Path, localiser: Localiser, videos: LongVideos) -> dict[str, Precision] | None:
-    """Write detections.json, and results.csv if the list has segments; returns the precision of each kind."""
-    found = find_segments(localiser, videos)
+def score(out: Path, localiser: Localiser, videos: LongVideos, beat: float | None = None) -> dict[str, Precision] | None:
+    """The precision of each kind, if the list has segments. Writes it to results.csv, and detections.json, unless a mean of
+    the first of them was to be beaten and is not: in a run they are what best.safetensors finds."""
+    found, results = find_segments(localiser, videos), None
+    if any(len(video.actions.segments) for video in videos.videos):
+        thresholds, kinds = localiser.config.detect.thresholds, tuple(localiser.labels.classes)
+        results = mean_average_precision(localiser.labels.truth(videos), found, kinds, thresholds)
+        if beat is not None and next(iter(results.values())).mean.mean() <= beat:
+            return results
+        write_text(out / "results.csv", table(results, thresholds))
     write_text(out / "detections.json", json.dumps(as_json(found, localiser.labels, bool(videos.kinds)), indent=1) + "\n")
-    if not any(len(video.actions.segments) for video in videos.videos):
-        return None
-    thresholds = localiser.config.detect.thresholds
-    results = mean_average_precision(localiser.labels.truth(videos), found, tuple(localiser.labels.classes), thresholds)
-    write_text(out / "results.csv", table(results, thresholds))
     return results
 
 

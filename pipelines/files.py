@@ -50,7 +50,10 @@ class LocalFiles:
         try:
             return (self.root / name).read_bytes()
         except FileNotFoundError:
-            raise ShardError(f"{self.root / name} does not exist: make it with shard_tools/make_shards.py.") from None
+            path = self.root / name
+            seen = "" if path.is_absolute() else f", seen from {Path.cwd()}"
+            remedy = "correct the path, or make it with shard_tools/make_shards.py"
+            raise ShardError(f"{path} does not exist{seen}: {remedy}.") from None
         except OSError as error:
             raise ShardError(f"{self.root / name} cannot be read ({error.strerror}).") from error
 

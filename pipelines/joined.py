@@ -23,7 +23,8 @@ class JoinedShards:
             if other.classes != sets[0].classes or other.factors != sets[0].factors:
                 raise ShardError(
                     f"{sets[0].root} and {other.root} do not have the same class names in the same order: "
-                    f"make them with the same --classes."
+                    f"shard_tools/relabel.py {other.root} --out NEW --classes {sets[0].root}/manifest.json copies the second "
+                    "with those of the first."
                 )
             if (other.label_sets is None) != (sets[0].label_sets is None):
                 raise ShardError(f"Of {sets[0].root} and {other.root} only one has several classes a video: make both alike.")

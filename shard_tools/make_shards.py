@@ -207,16 +207,17 @@ def _run(arguments: argparse.Namespace) -> int:
     if manifest is None:
         print(f"the shards of task {arguments.task_index} are made; the task that ends last joins those of all in {out}.")
         return 0
+    rejected = f"every video was rejected, {videos[0].path} among them: see {out}/rejected.csv"
+    mended = "mend them or --root, and give this command with --retry"
     if manifest["clips"] == 0 and progress.first is None:
-        mended = "if they are mended now, or --root is, give this command with --retry"
-        return _fail(1, f"{out} was made before and every video was rejected: see {out}/rejected.csv; {mended}.")
+        return _fail(1, f"{out} was made before and {rejected}, {mended}.")
     if progress.first is None:
         state = f"nothing of {arguments.source} is new; {out} has" if arguments.append else f"{out} is complete already:"
         print(f"{state} {manifest['clips']:,} clips; rejected: {manifest['rejected']:,}.")
     else:
         print(summary(manifest, output, time.monotonic() - started))
     if manifest["clips"] == 0:
-        return _fail(1, f"every video was rejected: see {out}/rejected.csv.")
+        return _fail(1, f"{rejected}, {mended}.")
     if arguments.card:
         kept = "" if write_card(output, manifest) else "; README.md was there already and is kept"
         print(f"  described {out}/README.md, {out}/croissant.json{kept}")

@@ -47,6 +47,13 @@ def test_defaults_overrides_and_the_round_trip(write, tmp_path):
     assert load_config(again) == config
 
 
+def test_a_tilde_is_the_home_folder(write, monkeypatch):
+    """Otherwise a run would write to a folder that is called ~, here."""
+    monkeypatch.setenv("HOME", "/home/me")
+    config = load_config(write(MINIMAL | {"out": "~/runs/x"}), ["data.train=[{path: ~/shards}]", "data.val=val~1"])
+    assert config.out == "/home/me/runs/x" and config.data.train == [{"path": "/home/me/shards"}] and config.data.val == "val~1"
+
+
 def test_numbers_as_yaml_writes_them(write):
     path = write(yaml.safe_dump(MINIMAL).replace("lr: 0.1", "lr: 1e-3"))  # text, for YAML 1.1
     config = load_config(path, ["model.options={a: 1e-6, b: -2E3, c: [.5e+1], d: e3, e: 1e, f: '1e3'}"])

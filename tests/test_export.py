@@ -41,7 +41,7 @@ def checkpoint(method, folder, val=None, head=None):
         torch.nn.init.normal_(parameter, std=0.2)
     backbone = Backbone(geometry, INCLUDED, fingerprint(model.frozen_parameters()))
     classes, config = [f"class {i}" for i in range(8)], {"data": {"val": val}}
-    meta = Meta(model.config, backbone, classes, clips={"flip": 0}, config=config)
+    meta = Meta(model.config, backbone, classes, clips={"flip": 0, "sampling": "stride", "stride": 2}, config=config)
     save_checkpoint(folder / f"{method}.safetensors", model.state_dict(), meta)
     return folder / f"{method}.safetensors", model.eval().requires_grad_(False)
 
@@ -56,7 +56,10 @@ def test_every_method_leaves_through_torch_export(method, tmp_path, monkeypatch,
     for batch in (1, 5):
         clips = torch.randn(batch, 3, 4, *[model.spec.image_size] * 2)
         assert (found(clips) - model(clips)).abs().max() < 1e-4
-    assert json.loads(extra["i2v.json"])["classes"][3] == "class 3"
+    about = json.loads(extra["i2v.json"])
+    assert about["classes"][3] == "class 3" and about["stored"]["short_side"] == 256
+    cutting = {"sampling": "stride", "stride": 2, "fps": None, "variant": "st_adapter", "clips": 1, "crops": 1}
+    assert about["clips"] == cutting | {"test_short_side": None}  # of the run, and what it left to the defaults
     assert {each.name for each in tmp_path.iterdir()} == {path.name, "model.pt2"}
 
 

@@ -1,5 +1,9 @@
 """Data sets' own lists, one by one."""
 
+import re
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from i2v.shard_tools.lists.classes import read_class_list
@@ -7,6 +11,8 @@ from i2v.shard_tools.paths import SourceError
 from i2v.shard_tools.sources import load_sources, read_sources
 from tests.lists import found, listed, touch, write
 from tests.videos import moving, write_video
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_a_folder_of_class_folders(tmp_path):
@@ -32,6 +38,15 @@ def test_folders_that_are_not_sources(tmp_path):
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x81" * 9)
     with pytest.raises(SourceError, match="not a text file"):
         load_sources(tmp_path / "binary.csv")
+
+
+def test_films_in_one_folder_are_listed_as_the_page_on_long_videos_says(tmp_path):
+    page = (ROOT / "docs" / "localisation.md").read_text()
+    listing, *words = re.search(r"^    (ls .*)\n    i2v shards (\S+) --root (\S+) --out", page, re.MULTILINE).groups()
+    touch(tmp_path / words[1], "a film, long.mp4", "b.mkv")
+    subprocess.run(listing, shell=True, cwd=tmp_path, check=True)
+    videos, classes = load_sources(tmp_path / words[0], root=tmp_path / words[1])
+    assert found(videos, tmp_path / words[1]) == ["a film, long.mp4", "b.mkv"] and not classes
 
 
 def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):

@@ -129,6 +129,25 @@ def test_training_raises_the_mean_average_precision(data, tmp_path):
     assert [its["action"] for its in alone["val0"]] == [its["label"] for its in found["results"]["val0"]]
 
 
+def test_the_table_and_the_detections_of_a_run_are_those_of_its_best_weights(data, tmp_path, monkeypatch):
+    original, worse = localise.mean_average_precision, count(1)
+
+    def falling(*args):
+        shown = original(*args)
+        share = 1 / next(worse)
+        scaled = {kind: {name: share * ap for name, ap in its.classes.items()} for kind, its in shown.items()}
+        return {kind: dataclasses.replace(its, classes=scaled[kind]) for kind, its in shown.items()}
+
+    monkeypatch.setattr(localise, "mean_average_precision", falling)
+    out = trained(data, tmp_path / "run", "train.epochs=4", "train.eval_every=1", "train.lr=1e-4")
+    maps = [record["map"] for record in records(out) if "map" in record]
+    assert len(maps) == 4 and maps[0] == max(maps) > 0
+    monkeypatch.undo()
+    score_checkpoint(str(out / "best.safetensors"), [f"out={tmp_path / 'again'}"])
+    for name in ("results.csv", "detections.json"):
+        assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
 def test_stopped_and_continued_is_as_uninterrupted(data, tmp_path, monkeypatch):
     options = ("train.max_steps=12", "train.eval_every=1", "train.log_every=1", "train.save_every=4")
     whole = trained(data, tmp_path / "whole", *options)

@@ -375,11 +375,11 @@ def test_a_root_that_is_mended_after_total_failure(source, tmp_path, capsys):
     (tmp_path / "list.csv").write_text("run/1.mp4,run\n")
     given = [str(tmp_path / "list.csv"), "--out", str(tmp_path / "out"), "--workers", "1", "--short-side", "48"]
     assert main([*given, "--root", str(tmp_path)]) == 1
+    assert f"every video was rejected, {tmp_path}/run/1.mp4 among them" in capsys.readouterr().err  # where it was looked for
     mended = [*given, "--root", str(source)]
-    capsys.readouterr()
     assert main(mended) == 1
     said = capsys.readouterr()
-    assert "out/rejected.csv; if they are mended now, or --root is, give this command with --retry" in said.err
+    assert "out/rejected.csv, mend them or --root, and give this command with --retry" in said.err
     assert "complete already" not in said.out
     assert main([*mended, "--retry"]) == 0 and len(ShardSet(tmp_path / "out")) == 1
 

@@ -111,6 +111,15 @@ def test_a_truncated_shard_is_refused(copy):
         ShardSet(copy)
 
 
+def test_of_a_path_that_is_not_there_it_is_said_from_where_it_was_looked_for(tmp_path, monkeypatch):
+    """A run names its shards as seen from the folder in which it was started."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ShardError, match=f"^shards/val does not exist, seen from {tmp_path}: correct the path, or make it"):
+        ShardSet("shards/val")
+    with pytest.raises(ShardError, match=f"^{tmp_path}/none does not exist: "):
+        ShardSet(tmp_path / "none")
+
+
 def test_a_missing_shard_is_refused(copy):
     (copy / "shard-000001.tar").unlink()
     with pytest.raises(ShardError, match="shard-000001.tar cannot be read .*No such file"):
@@ -174,7 +183,7 @@ def test_other_versions_and_other_files_are_refused(copy, tmp_path):
     (copy / "manifest.json").write_text("[]")
     with pytest.raises(ShardError, match="not a manifest"):
         ShardSet(copy)
-    with pytest.raises(ShardError, match="does not exist: make it with"):
+    with pytest.raises(ShardError, match="does not exist: correct the path, or make it with"):
         ShardSet(tmp_path / "nothing")
 
 

@@ -139,6 +139,14 @@ def test_a_label_after_a_space_may_hold_what_separates_other_lists(tmp_path):
     assert listed(videos) == [("b c.mp4", 1, "run, then; jump"), ("a.MP4", 0, "climb a wall")]
 
 
+@pytest.mark.parametrize("header, label", [("path\n", ""), ("", ' "jump, then run"'), ("", " 0")])
+def test_quotes_around_a_path_with_a_comma_where_no_comma_separates(tmp_path, header, label):
+    """pandas quotes only those cells that need it, and needs it for a comma in a list of one column."""
+    text = f'{header}b c.mp4{label}\n"d, e/a.mp4"{label}\n'
+    videos, _ = load_sources(write(tmp_path / "list.csv", text))
+    assert [video.source for video in videos] == ["b c.mp4", "d, e/a.mp4"]
+
+
 def test_a_split_column(tmp_path):
     source = write(tmp_path / "list.csv", "path,label,split\na.mp4,x,train\nb.mp4,y,val\nc.mp4,x,val\n")
     assert [video.source for video in load_sources(source, split="val")[0]] == ["b.mp4", "c.mp4"]

@@ -28,6 +28,7 @@ from i2v.metrics import Scores
 from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.reader import Reader
 from i2v.pipelines.shards import ShardSet
+from i2v.shard_tools.relabel import main as relabel
 from i2v.train import run
 from i2v.vit import VisionTransformer, ViTSpec
 from tests.processes import forked
@@ -517,8 +518,12 @@ def test_other_class_names_in_validation_are_refused(config, shapes, tmp_path):
     (tmp_path / "manifest.json").unlink()
     del manifest["crc32"]
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"classes": manifest["classes"][::-1]}))
-    with pytest.raises(ValueError, match="same class names in the same order: make the second with --classes"):
+    with pytest.raises(ValueError, match=r"same class names in the same order: shard_tools/relabel\.py") as refused:
         train(config, tmp_path / "out", f"data.val={tmp_path}")
+    *_, command = re.search(r"relabel\.py (.*) copies", str(refused.value))[1].partition(" ")
+    assert command == f"--out NEW --classes {shapes}/vp9/manifest.json"
+    assert relabel([str(tmp_path), *command.replace("NEW", str(tmp_path / "new")).split()]) == 0  # nothing is encoded again
+    train(config, tmp_path / "out", f"data.val={tmp_path / 'new'}", "train.max_steps=1")
 
 
 @pytest.mark.process

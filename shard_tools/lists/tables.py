@@ -75,6 +75,8 @@ def _cells(lines: list[str]) -> list[Line]:
 
 def _spaced(line: str) -> list[str]:
     """Paths and labels may hold spaces: a label follows a video's suffix, or is an integer (or the header's word)."""
+    if line.startswith('"'):
+        return next(csv.reader([line], delimiter=" ", skipinitialspace=True))
     cells, after_video = line.rsplit(maxsplit=1), BEFORE_LABEL.fullmatch(line)
     if len(cells) == 2 and cells[1].lower() in COLUMNS["label"]:
         return cells
