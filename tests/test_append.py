@@ -187,6 +187,21 @@ def test_killed_anywhere_the_old_data_set_is_whole(step, after, source, grown, m
     assert contents(out) == contents(expected)
 
 
+@pytest.mark.process
+def test_the_command_goes_on_where_it_was_killed_between_the_tables_and_the_manifest(source, tmp_path, monkeypatch):
+    """Then rejected.csv has fewer rows than the manifest of before says."""
+    out, expected = tmp_path / "out", tmp_path / "expected"
+    make(source, out), make(source, expected)
+    write_video(source / "climb" / "bad0.mp4", noise(9, seed=9))
+    stop_publishing(monkeypatch, "manifest.json", after=False)
+    with pytest.raises(Stop):
+        make(source, out, append=True, retry=True)
+    monkeypatch.undo()
+    for folder in (out, expected):
+        assert main([str(source), "--out", str(folder), "--append", "--retry", *OPTIONS]) == 0
+    assert contents(out) == contents(expected)
+
+
 def test_a_shard_without_clips_whose_append_was_killed_last(source, tmp_path, monkeypatch):
     """Its number is free again, but what it left behind is not a part of the next append."""
     out = tmp_path / "out"
