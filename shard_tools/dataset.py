@@ -22,7 +22,7 @@ import av
 import numpy as np
 
 from i2v.atomic import unique
-from i2v.pipelines.index import Factors, index_names, shard_number
+from i2v.pipelines.index import Factors, index_names, is_intact, shard_number
 from i2v.shard_tools.encode import EncodedClip, EncodeSettings
 from i2v.shard_tools.join import ShardPlan, identity, join, known_videos
 from i2v.shard_tools.output import MAKING, Output, OutputError
@@ -199,6 +199,8 @@ def _require_appendable(
     """The class names of the data set after an append. Raises OutputError if there cannot be one."""
     if manifest is None:
         raise OutputError(f"{output.name} holds no finished data set: make it first, without --append and --retry.")
+    if not is_intact(manifest):
+        raise OutputError(f"{output.name}/manifest.json is damaged (its checksum differs): restore it from a copy.")
     now = json.loads(json.dumps(asdict(settings)))
     before = {key: manifest["made_with"].get(key) for key in now}
     _require_same(before, now, f"{output.name} was made", "what is appended must be like what is there")

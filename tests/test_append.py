@@ -109,6 +109,22 @@ def test_many_generations_keep_one_index_for_readers(source, tmp_path):
     assert names == {"clips-2.npy", "clips-3.npy", "fragments-2.npy", "fragments-3.npy"}
 
 
+@pytest.mark.parametrize("name", ["clips.npy", "fragments.npy", "manifest.json"])
+def test_a_damaged_index_does_not_become_a_sound_one(source, tmp_path, name):
+    """Whose checksums would be right, and whose labels not. Mended, the same append goes on."""
+    out = tmp_path / "out"
+    make(source, out)
+    whole = (out / name).read_bytes()
+    damaged = whole.replace(b'"climb"', b'"clamb"') if name == "manifest.json" else whole[:-1] + bytes([whole[-1] ^ 1])
+    (out / name).write_bytes(damaged)
+    grow(source)
+    with pytest.raises(OutputError, match=f"{name} is damaged .*checksum differs.*: restore it"):
+        make(source, out, append=True)
+    (out / name).write_bytes(whole)
+    make(source, out, append=True)
+    assert len(require_consistent(out)) == 8
+
+
 @pytest.mark.process
 def test_repaired_ones_are_tried_again(source, tmp_path, capsys):
     out = tmp_path / "out"
