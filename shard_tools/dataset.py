@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -31,9 +32,8 @@ from i2v.shard_tools.source_video import RejectedVideo
 from i2v.shard_tools.sources import Video, source_hash
 from i2v.shard_tools.writer import ShardWriter, part_name
 
-CHOSEN = "making.npy"  # of an append: which of the listed videos are new
 LEFTOVER = re.compile(
-    r"shard-.*\.(partial|part|journal\.jsonl|tmp|upload)|making\.npy|(clips|fragments)(-\d+)?\.npy"
+    r"shard-.*\.(partial|part|journal\.jsonl|tmp|upload)|making.*\.npy|(clips|fragments)(-\d+)?\.npy"
     r"|(making|manifest|clips|fragments|rejected).*\.(tmp|copy|upload)"
 )
 
@@ -232,7 +232,7 @@ def _begin_append(output: Output, making: dict | None, manifest: dict, videos: l
     if making is not None:
         _require_same(making, made_with, f"{output.name} holds an append that is not finished,", "give its command first")
         output.create()
-        return np.load(io.BytesIO(output.read(CHOSEN)))
+        return np.load(io.BytesIO(output.read(_chosen_name(made_with))))
     unfinished = [name for name in output.sizes() if name.startswith("shard-") and not name.endswith(".tar")]
     if unfinished and not output.has(MAKING):
         raise OutputError(f"{output.name} holds parts of shards but no {MAKING} that says how they were made: delete them.")
@@ -247,13 +247,19 @@ def _begin_append(output: Output, making: dict | None, manifest: dict, videos: l
         return np.zeros(0, np.int64)
     output.create()
     chosen = np.array(wanted, np.int64)
-    with open(output.folder / f"{CHOSEN}.{unique()}.tmp", "wb") as file:
+    with open(output.folder / f"{_chosen_name(made_with)}.{unique()}.tmp", "wb") as file:
         np.save(file, chosen)
-    output.publish(Path(file.name), CHOSEN)
+    output.publish(Path(file.name), _chosen_name(made_with))
     if not output.has(MAKING):
         output.write_json(MAKING, made_with)
     _require_ours(output, made_with)
     return chosen
+
+
+def _chosen_name(made_with: dict) -> str:
+    """Of an append, the file that says which of the listed videos are new: another append, that begins at the same time and
+    will be refused, has another."""
+    return f"making-{zlib.crc32(json.dumps(made_with, sort_keys=True).encode()):08x}.npy"
 
 
 def _require_ours(output: Output, made_with: dict) -> None:

@@ -11,10 +11,10 @@ import webdataset
 from fsspec.implementations.memory import MemoryFileSystem
 
 from i2v.pipelines.shards import ShardSet
-from i2v.shard_tools.dataset import make_shards
+from i2v.shard_tools.dataset import _begin_append, make_shards
 from i2v.shard_tools.encode import EncodeSettings
 from i2v.shard_tools.make_shards import main
-from i2v.shard_tools.output import OutputError
+from i2v.shard_tools.output import MAKING, Output, OutputError
 from i2v.shard_tools.sources import Video, load_sources
 from tests.making import Stop, contents, stop_after, stop_publishing
 from tests.videos import noise, write_video
@@ -184,8 +184,7 @@ def grown(source, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "step",
-    ["making.npy", "making.json", "shard-000004.tar", "shard-000004.part", "clips-1.npy", "rejected.csv", "manifest.json"],
+    "step", ["making-", "making.json", "shard-000004.tar", "shard-000004.part", "clips-1.npy", "rejected.csv", "manifest.json"]
 )
 @pytest.mark.parametrize("after", [False, True])
 def test_killed_anywhere_the_old_data_set_is_whole(step, after, source, grown, monkeypatch):
@@ -200,6 +199,21 @@ def test_killed_anywhere_the_old_data_set_is_whole(step, after, source, grown, m
         assert len(shards) == (9 if step == "manifest.json" and after else 5) and len(sources(shards)) == len(shards)
     make(source, out, append=True, retry=True, shard_clips=2)
     assert contents(out)["manifest.json"] == contents(expected)["manifest.json"]
+    assert contents(out) == contents(expected)
+
+
+def test_another_append_that_begins_at_the_same_time_leaves_what_was_chosen(source, grown, monkeypatch):
+    """It had seen that nothing was being made, and is refused when it sees what is."""
+    out, expected = grown
+    stop_publishing(monkeypatch, "shard-", after=False)
+    with pytest.raises(Stop):
+        make(source, out, append=True, retry=True, shard_clips=2)
+    monkeypatch.undo()
+    output, others = Output(out), load_sources(source)[0][::-1]
+    making = output.read_json(MAKING) | {"sources": "others"}
+    with pytest.raises(OutputError, match="another command makes something in"):
+        _begin_append(output, None, output.read_json("manifest.json"), others, making)
+    make(source, out, append=True, retry=True, shard_clips=2)
     assert contents(out) == contents(expected)
 
 
