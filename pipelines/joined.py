@@ -45,11 +45,6 @@ class JoinedShards:
     def __len__(self) -> int:
         return self.firsts[-1]
 
-    @property
-    def sound_clip(self) -> int | None:
-        sound = ((first, each.sound_clip) for first, each in zip(self.firsts, self.sets))
-        return next((first + clip for first, clip in sound if clip is not None), None)
-
     def key(self, clip_id: int) -> str:
         """Which data set, and the clip's WebDataset key in it."""
         k, local = self._find(clip_id)

@@ -13,7 +13,7 @@ from i2v.pipelines.index import CLIP, needed_slice
 class ClipsInMemory:
     """encoded: what shard_tools.encode made of each video; names: what errors call them. None of them has a label."""
 
-    root, remote, sound_clip = "these videos", False, 0
+    root, remote = "these videos", False
 
     def __init__(self, encoded: Sequence, names: Sequence[str], codec: str, gop: int):
         self.encoded, self.names, self.gop = encoded, names, gop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from dataclasses import dataclass, field, replace
 
@@ -14,6 +15,8 @@ from i2v.pipelines.quarantine import Quarantine
 from i2v.pipelines.resize import crop_and_resize, looked_at
 from i2v.pipelines.shards import ClipError, ShardError
 from i2v.pipelines.source import ClipSource
+
+TRIED = 1000  # clips at most, among which one must be sound
 
 
 @dataclass
@@ -60,12 +63,7 @@ class Reader:
         """Weight 0, and pixels that surely decode."""
         data, box = self._harmless
         spec = replace(spec, boxes=np.tile(box, (self.plan.crops, 1)), weight=0.0)
-        try:
-            return self._decoded(Clip(spec, data, np.zeros_like(spec.decoded)))
-        except DecodeError as error:
-            raise ShardError(
-                f"The first sound clip of {self.shards.root} cannot be decoded ({error}): restore the shards."
-            ) from error
+        return self._decoded(Clip(spec, data, np.zeros_like(spec.decoded)))
 
     def _decoded(self, clip: Clip) -> Clip:
         """With its frames, or its views, in place of its bytes, where the graph wants them."""
@@ -81,14 +79,13 @@ class Reader:
 
     @functools.cached_property
     def _harmless(self) -> tuple[np.ndarray, np.ndarray]:
-        """The first frame of a sound clip, and the box of all of it."""
-        clip = self.shards.sound_clip
-        if clip is None:
-            raise ShardError(
-                f"None of the first clips of {self.shards.root} can be read: restore the shards, or make them again."
-            )
-        try:
-            data, _ = self.shards.read(clip, np.array([0]))
-        except ClipError as error:
-            raise ShardError(f"{error.reason}, and it was sound when this began: restore the shards.") from error
-        return data, np.array([0, 0, self.plan.heights[clip], self.plan.widths[clip]], dtype=np.float32)
+        """The first frame of a clip that can be read and decoded, and the box of all of it."""
+        clips = np.unique(np.linspace(0, len(self.shards) - 1, TRIED).astype(int)).tolist()  # of all shards and data sets
+        for clip in clips:
+            with contextlib.suppress(ClipError, DecodeError):
+                data, frame = self.shards.read(clip, np.array([0]))
+                decode_clip(data, frame)
+                return data, np.array([0, 0, self.plan.heights[clip], self.plan.widths[clip]], dtype=np.float32)
+        raise ShardError(
+            f"None of {len(clips)} clips of {self.shards.root} can be read and decoded: restore the shards, or make them again."
+        )

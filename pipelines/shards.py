@@ -9,7 +9,6 @@ wrong time is noticed unless it still lies between its neighbours, when it moves
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import mmap
 import os
@@ -37,8 +36,6 @@ from i2v.pipelines.index import (
     times_are_possible,
 )
 from i2v.pipelines.store import ShardError
-
-SOUND_AMONG = 1000  # clips in which one that can be read must be found
 
 
 class ClipError(RuntimeError):
@@ -80,16 +77,6 @@ class ShardSet:
 
     def __len__(self) -> int:
         return len(self.clips)
-
-    @functools.cached_property
-    def sound_clip(self) -> int | None:
-        """The first clip whose first frame can be read; None: it is not among the first SOUND_AMONG. A remote data set stages
-        the shards that this takes."""
-        for clip_id in range(min(len(self), SOUND_AMONG)):
-            with contextlib.suppress(ClipError):
-                self.read(clip_id, np.array([0]))
-                return clip_id
-        return None
 
     def expect(self, shards: Iterable[int]) -> None:
         self.files.expect(self._shards[shard] for shard in shards)

@@ -19,10 +19,6 @@ class ClipSource(Protocol):
     codecs: set[str]
     remote: bool  # whether shards that will be needed should be staged ahead (expect)
 
-    @property
-    def sound_clip(self) -> int | None:
-        """A clip whose first frame can be read; None: there is none among those that were tried."""
-
     def __len__(self) -> int: ...
 
     def key(self, clip_id: int) -> str:

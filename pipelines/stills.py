@@ -27,11 +27,6 @@ class Stills:
     def __len__(self) -> int:
         return len(self.videos) * len(MOTIONS)
 
-    @property
-    def sound_clip(self) -> int | None:
-        sound = self.videos.sound_clip
-        return None if sound is None else sound * len(MOTIONS)
-
     def key(self, clip_id: int) -> str:
         video, motion = divmod(clip_id, len(MOTIONS))
         return f"{self.videos.key(video)}/{MOTIONS[motion]}"

@@ -67,7 +67,8 @@ class Entry(NamedTuple):
 
 
 def is_url(place: str) -> bool:
-    return re.match(r"[A-Za-z][\w+.-]*(://|::)", place) is not None
+    """Whether it is a URL of fsspec's, or a chain of them (simplecache::s3://...); std::vector/a.mp4 is a path."""
+    return re.match(r"[A-Za-z][\w+.-]*(://|::.*://)", place) is not None
 
 
 class Store:

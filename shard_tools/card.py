@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 
+from i2v.console import as_text
 from i2v.shard_tools.output import Output
 
 CARD, CROISSANT = "README.md", "croissant.json"
@@ -68,7 +69,7 @@ def write_card(output: Output, manifest: dict) -> bool:
     if output.has(CARD):
         return False
     path = output.folder / f"{CARD}.tmp"
-    path.write_text(card(name, manifest))
+    path.write_text(as_text(card(name, manifest)), encoding="utf-8")  # whatever the names are, a card is text
     output.publish(path)
     return True
 

@@ -122,7 +122,8 @@ def read_sources(root: Path, keys: list[str], clips: np.ndarray, manifest: dict)
     except OSError as error:
         return {}, [Problem(f"clips.csv cannot be read ({error.strerror})", remedy)]
     classes, label_sets = manifest["classes"], manifest.get("label_sets")
-    names = {label: name_of(label, classes, label_sets) for label in range(-1, len(label_sets or classes))}
+    known = classes if label_sets is None else label_sets
+    names = {label: name_of(label, classes, label_sets) for label in range(-1, len(known))}
     labels = zip(keys, clips["label"].tolist())
     differ = [key for key, label in labels if key not in rows or rows[key]["class"] != names.get(label, rows[key]["class"])]
     if not differ:

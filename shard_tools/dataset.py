@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -22,7 +23,7 @@ import av
 import numpy as np
 
 from i2v.atomic import unique
-from i2v.pipelines.index import Factors, index_names, shard_number
+from i2v.pipelines.index import Factors, index_names, is_intact, shard_number
 from i2v.shard_tools.encode import EncodedClip, EncodeSettings
 from i2v.shard_tools.join import ShardPlan, identity, join, known_videos
 from i2v.shard_tools.output import MAKING, Output, OutputError
@@ -31,9 +32,8 @@ from i2v.shard_tools.source_video import RejectedVideo
 from i2v.shard_tools.sources import Video, source_hash
 from i2v.shard_tools.writer import ShardWriter, part_name
 
-CHOSEN = "making.npy"  # of an append: which of the listed videos are new
 LEFTOVER = re.compile(
-    r"shard-.*\.(partial|part|journal\.jsonl|tmp|upload)|making\.npy|(clips|fragments)(-\d+)?\.npy"
+    r"shard-.*\.(partial|part|journal\.jsonl|tmp|upload)|making.*\.npy|(clips|fragments)(-\d+)?\.npy"
     r"|(making|manifest|clips|fragments|rejected).*\.(tmp|copy|upload)"
 )
 
@@ -199,6 +199,8 @@ def _require_appendable(
     """The class names of the data set after an append. Raises OutputError if there cannot be one."""
     if manifest is None:
         raise OutputError(f"{output.name} holds no finished data set: make it first, without --append and --retry.")
+    if not is_intact(manifest):
+        raise OutputError(f"{output.name}/manifest.json is damaged (its checksum differs): restore it from a copy.")
     now = json.loads(json.dumps(asdict(settings)))
     before = {key: manifest["made_with"].get(key) for key in now}
     _require_same(before, now, f"{output.name} was made", "what is appended must be like what is there")
@@ -230,7 +232,7 @@ def _begin_append(output: Output, making: dict | None, manifest: dict, videos: l
     if making is not None:
         _require_same(making, made_with, f"{output.name} holds an append that is not finished,", "give its command first")
         output.create()
-        return np.load(io.BytesIO(output.read(CHOSEN)))
+        return np.load(io.BytesIO(output.read(_chosen_name(made_with))))
     unfinished = [name for name in output.sizes() if name.startswith("shard-") and not name.endswith(".tar")]
     if unfinished and not output.has(MAKING):
         raise OutputError(f"{output.name} holds parts of shards but no {MAKING} that says how they were made: delete them.")
@@ -245,13 +247,19 @@ def _begin_append(output: Output, making: dict | None, manifest: dict, videos: l
         return np.zeros(0, np.int64)
     output.create()
     chosen = np.array(wanted, np.int64)
-    with open(output.folder / f"{CHOSEN}.{unique()}.tmp", "wb") as file:
+    with open(output.folder / f"{_chosen_name(made_with)}.{unique()}.tmp", "wb") as file:
         np.save(file, chosen)
-    output.publish(Path(file.name), CHOSEN)
+    output.publish(Path(file.name), _chosen_name(made_with))
     if not output.has(MAKING):
         output.write_json(MAKING, made_with)
     _require_ours(output, made_with)
     return chosen
+
+
+def _chosen_name(made_with: dict) -> str:
+    """Of an append, the file that says which of the listed videos are new: another append, that begins at the same time and
+    will be refused, has another."""
+    return f"making-{zlib.crc32(json.dumps(made_with, sort_keys=True).encode()):08x}.npy"
 
 
 def _require_ours(output: Output, made_with: dict) -> None:

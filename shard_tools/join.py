@@ -25,6 +25,7 @@ from i2v.pipelines.index import (
     class_counts,
     clip_key,
     combinations,
+    index_file,
     index_names,
     manifest_crc32,
 )
@@ -185,15 +186,27 @@ def _count_sizes(clips: np.ndarray) -> dict[str, int]:
 
 
 def _old_clips(output: Output, old: dict) -> np.ndarray:
-    with output.local_copy(old["index"]["clips"]) as path:
+    with _old_index(output, old, "clips") as path:
         return np.load(path)
 
 
 def _copy_fragments(output: Output, old: dict, to) -> None:
-    with output.local_copy(old["index"]["fragments"]) as path, open(path, "rb") as file:
+    with _old_index(output, old, "fragments") as path, open(path, "rb") as file:
         np.lib.format.read_magic(file)
         np.lib.format.read_array_header_1_0(file)
         shutil.copyfileobj(file, to, 1 << 24)
+
+
+@contextlib.contextmanager
+def _old_index(output: Output, old: dict, kind: str) -> Iterator[Path]:
+    """An index file as it was written: what is made of another one would have checksums that are right."""
+    name, crc32 = index_file(old, kind)
+    with output.local_copy(name) as path:
+        if crc32 not in (None, _crc32(path)):
+            raise OutputError(
+                f"{output.name}/{name} is damaged (its checksum differs): restore it from a copy, and the same command goes on."
+            )
+        yield path
 
 
 def _old_rows(output: Output, name: str, count: int | None = None) -> list[list[str]]:

@@ -26,7 +26,7 @@ from i2v.shard_tools.encode import CRF, LIBRARY, EncodeSettings
 from i2v.shard_tools.join import identity, known_videos
 from i2v.shard_tools.lists.classes import FORMS
 from i2v.shard_tools.lists.layouts import LAYOUTS
-from i2v.shard_tools.output import Output, OutputError
+from i2v.shard_tools.output import MAKING, Output, OutputError
 from i2v.shard_tools.paths import is_url
 from i2v.shard_tools.sources import Listing, Video, read_sources
 
@@ -237,8 +237,8 @@ def _require_out_elsewhere(source: str, out: str) -> None:
 def _known(arguments: argparse.Namespace, output: Output, videos: list[Video]) -> str:
     """How many of the listed videos an append leaves out, as a line: two videos may have one name by mistake."""
     manifest = output.read_json("manifest.json")
-    if manifest is None or "made_with" not in manifest:
-        return ""  # make_shards says what is wrong
+    if manifest is None or "made_with" not in manifest or output.has(MAKING):
+        return ""  # make_shards says what is wrong, or goes on with what was chosen; the tables may be of that already
     output.create()
     clips, rejected = known_videos(output, manifest)
     known = clips if arguments.retry else clips | rejected

@@ -21,6 +21,7 @@ from i2v.console import begin_command
 from i2v.pipelines.index import SEVERAL, Factors, combinations
 from i2v.pipelines.shards import ClipError, ShardError, ShardSet
 from i2v.pipelines.store import is_url
+from i2v.shard_tools.checks import read_index
 from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import EncodedClip, EncodeSettings
 from i2v.shard_tools.lists.classes import FORMS, read_class_list
@@ -120,6 +121,9 @@ def main(argv: list[str] | None = None) -> int:
         renamed = read_map(arguments.map) if arguments.map else {}
         listed = read_class_list(arguments.classes) if arguments.classes else None
         shards = ShardSet(arguments.data)
+        *_, problems = read_index(shards.root, shards.manifest)
+        if problems:  # NEW has checksums of its own, by which it would be sound
+            raise ShardError(f"of {shards.root}, {problems[0].what}: {problems[0].remedy}.")
         videos, classes = relabelled(shards, renamed, listed.names if listed else None)
         made = shards.manifest["made_with"]
         settings = EncodeSettings(**{field.name: made[field.name] for field in fields(EncodeSettings)})

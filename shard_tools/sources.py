@@ -73,11 +73,11 @@ def read_sources(
     """
     source, root = os.fspath(source), None if root is None else os.fspath(root)
     given, about_given = (None, "") if classes is None else read_class_list(classes)
-    given_names = combinations(given) if isinstance(given, dict) else given
+    given_names = _names(given)
     renamed = None if map is None else read_map(map)
     rows, found = read_layout(source, root, layout, split, factors)
     multi_label = multi_label or found.several
-    own, about = found.classes, found.about_classes if given is None and rows[0].label is not None else about_given
+    own, about = _names(found.classes), found.about_classes if given is None and rows[0].label is not None else about_given
     notes = [*found.notes, about] if about else found.notes
     if found.factors:
         _refuse_other_options(rows, found, given, multi_label, renamed, classes)
@@ -90,19 +90,24 @@ def read_sources(
             rows = [row._replace(label=own[index]) for row, index in zip(rows, indices(rows, own, source, "its classes"))]
         if renamed is not None:
             rows, own = rename(rows, own, renamed, source, map, notes)
-        names = given or own or names_that_occur(rows, source)
+        names = given or (found.classes if renamed is None else own) or names_that_occur(rows, source)
         if given is None:
-            refuse_alike(names, source)
-        labels = indices(rows, given_names or names, source, classes or "its classes")
-        notes = notes + remarks(labels, given_names or names)
+            refuse_alike(_names(names), source)
+        labels = indices(rows, _names(names), source, classes or "its classes")
+        notes = notes + remarks(labels, _names(names))
         rows, labels = (listed, several.together(listed, rows, labels)) if multi_label else (rows, labels)
-    videos, flat = [], combinations(names) if isinstance(names, dict) else names
+    videos, flat = [], _names(names)
     for row, label in zip(rows, labels):
         path, each = join(found.root, row.path), label if multi_label else (label,)
         name = None if label == -1 else SEVERAL.join(flat[i] for i in each)
         videos.append(Video(path, label, name, row.listed or row.path, row.start, row.end, row.offset, row.size))
     _refuse_duplicates(videos, rows, source, found.parts_may_repeat)
     return Listing(videos, names, notes)
+
+
+def _names(classes: list[str] | Factors | None) -> list[str] | None:
+    """The names that labels count, of factors those of the combinations."""
+    return combinations(classes) if isinstance(classes, dict) else classes
 
 
 def _refuse_other_options(rows: list[Row], found: Source, given, multi_label: bool, renamed, classes) -> None:

@@ -11,10 +11,10 @@ import webdataset
 from fsspec.implementations.memory import MemoryFileSystem
 
 from i2v.pipelines.shards import ShardSet
-from i2v.shard_tools.dataset import make_shards
+from i2v.shard_tools.dataset import _begin_append, make_shards
 from i2v.shard_tools.encode import EncodeSettings
 from i2v.shard_tools.make_shards import main
-from i2v.shard_tools.output import OutputError
+from i2v.shard_tools.output import MAKING, Output, OutputError
 from i2v.shard_tools.sources import Video, load_sources
 from tests.making import Stop, contents, stop_after, stop_publishing
 from tests.videos import noise, write_video
@@ -109,6 +109,22 @@ def test_many_generations_keep_one_index_for_readers(source, tmp_path):
     assert names == {"clips-2.npy", "clips-3.npy", "fragments-2.npy", "fragments-3.npy"}
 
 
+@pytest.mark.parametrize("name", ["clips.npy", "fragments.npy", "manifest.json"])
+def test_a_damaged_index_does_not_become_a_sound_one(source, tmp_path, name):
+    """Whose checksums would be right, and whose labels not. Mended, the same append goes on."""
+    out = tmp_path / "out"
+    make(source, out)
+    whole = (out / name).read_bytes()
+    damaged = whole.replace(b'"climb"', b'"clamb"') if name == "manifest.json" else whole[:-1] + bytes([whole[-1] ^ 1])
+    (out / name).write_bytes(damaged)
+    grow(source)
+    with pytest.raises(OutputError, match=f"{name} is damaged .*checksum differs.*: restore it"):
+        make(source, out, append=True)
+    (out / name).write_bytes(whole)
+    make(source, out, append=True)
+    assert len(require_consistent(out)) == 8
+
+
 @pytest.mark.process
 def test_repaired_ones_are_tried_again(source, tmp_path, capsys):
     out = tmp_path / "out"
@@ -168,8 +184,7 @@ def grown(source, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "step",
-    ["making.npy", "making.json", "shard-000004.tar", "shard-000004.part", "clips-1.npy", "rejected.csv", "manifest.json"],
+    "step", ["making-", "making.json", "shard-000004.tar", "shard-000004.part", "clips-1.npy", "rejected.csv", "manifest.json"]
 )
 @pytest.mark.parametrize("after", [False, True])
 def test_killed_anywhere_the_old_data_set_is_whole(step, after, source, grown, monkeypatch):
@@ -184,6 +199,36 @@ def test_killed_anywhere_the_old_data_set_is_whole(step, after, source, grown, m
         assert len(shards) == (9 if step == "manifest.json" and after else 5) and len(sources(shards)) == len(shards)
     make(source, out, append=True, retry=True, shard_clips=2)
     assert contents(out)["manifest.json"] == contents(expected)["manifest.json"]
+    assert contents(out) == contents(expected)
+
+
+def test_another_append_that_begins_at_the_same_time_leaves_what_was_chosen(source, grown, monkeypatch):
+    """It had seen that nothing was being made, and is refused when it sees what is."""
+    out, expected = grown
+    stop_publishing(monkeypatch, "shard-", after=False)
+    with pytest.raises(Stop):
+        make(source, out, append=True, retry=True, shard_clips=2)
+    monkeypatch.undo()
+    output, others = Output(out), load_sources(source)[0][::-1]
+    making = output.read_json(MAKING) | {"sources": "others"}
+    with pytest.raises(OutputError, match="another command makes something in"):
+        _begin_append(output, None, output.read_json("manifest.json"), others, making)
+    make(source, out, append=True, retry=True, shard_clips=2)
+    assert contents(out) == contents(expected)
+
+
+@pytest.mark.process
+def test_the_command_goes_on_where_it_was_killed_between_the_tables_and_the_manifest(source, tmp_path, monkeypatch):
+    """Then rejected.csv has fewer rows than the manifest of before says."""
+    out, expected = tmp_path / "out", tmp_path / "expected"
+    make(source, out), make(source, expected)
+    write_video(source / "climb" / "bad0.mp4", noise(9, seed=9))
+    stop_publishing(monkeypatch, "manifest.json", after=False)
+    with pytest.raises(Stop):
+        make(source, out, append=True, retry=True)
+    monkeypatch.undo()
+    for folder in (out, expected):
+        assert main([str(source), "--out", str(folder), "--append", "--retry", *OPTIONS]) == 0
     assert contents(out) == contents(expected)
 
 

@@ -459,18 +459,20 @@ def decoded_by(manifest, decoder):
     return [batch.pixels for batch in itertools.islice(loader, 4)]
 
 
-def test_a_clip_that_the_reader_cannot_decode_has_weight_0_and_nothing_else_changes(shapes, tmp_path):
+@pytest.mark.parametrize("bad", [0, 7])  # 0: the clip that would stand in for those that are bad
+@pytest.mark.parametrize("codec", ["h264", "vp9"])  # decoded by the reader and by the graph
+def test_a_clip_that_the_decoder_refuses_has_weight_0_and_nothing_else_changes(shapes, tmp_path, codec, bad):
     from tests.conftest import shard
 
-    shard(shapes / "train", tmp_path / "h264", codec="h264")
-    good = batches(tmp_path / "h264", 5)
-    damage(tmp_path / "h264", 7, decoder_only=True)
-    loader = build_loader(tmp_path / "h264", batch_size=5, **OPTIONS)
+    shard(shapes / "train", tmp_path / codec, codec=codec)
+    good = batches(tmp_path / codec, 5)
+    damage(tmp_path / codec, bad, decoder_only=True)
+    loader = build_loader(tmp_path / codec, batch_size=5, **OPTIONS)
     for before, after in zip(good, itertools.islice(loader, 5)):
-        assert after.weights.tolist() == [float(i != 7) for i in after.ids.tolist()]
+        assert after.weights.tolist() == [float(i != bad) for i in after.ids.tolist()]
         kept = after.weights > 0
         assert torch.equal(before.clips[kept], after.clips[kept])
-    assert loader.bad == {7: "the decoder refuses it"}
+    assert loader.bad == {bad: "the decoder refuses it"}
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,13 @@ def test_names_come_back_from_predictions_and_features(place, monkeypatch):
     assert json.loads((place / "features" / "features.json").read_text())["videos"] == 4
 
 
+def test_a_card_is_text_whatever_the_names_are(place):
+    shards = place / SHARDS
+    assert make_shards.main([str(place / "videos"), "--out", str(shards), "--short-side", "48", "--card"]) == 0
+    text = (shards / "README.md").read_text(encoding="utf-8")
+    assert all(f"| {name} | 2 |" in text for name in ("été", "caf\\udce9")) and "# shards\\udcfe" in text
+
+
 def test_a_name_that_breaks_a_line_is_one_name(place, tmp_path, monkeypatch):
     (tmp_path / "a\rb\n.mp4").write_bytes(b"no video" * 99)
     arguments = ["--checkpoint", place / CHECKPOINT, tmp_path, "--json", tmp_path / "predict.json"]

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 
 from i2v.pipelines.shards import ShardSet
@@ -81,6 +82,18 @@ def test_a_damaged_clip_is_listed_and_the_others_are_copied(shapes, tmp_path, ca
     with open(tmp_path / "new" / "rejected.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["path"] == shards.metadata(2)["source"] and "is damaged (checksum differs)" in row["reason"]
+
+
+def test_a_damaged_index_is_not_copied_under_new_checksums(shapes, tmp_path, capsys):
+    """A time that still lies between its neighbours is damage that only the checksum of fragments.npy tells."""
+    shutil.copytree(shapes / "vp9-val", tmp_path / "old")
+    fragments = np.load(tmp_path / "old" / "fragments.npy")
+    fragments["time"][3] += 0.01
+    np.save(tmp_path / "old" / "fragments.npy", fragments)
+    (tmp_path / "map.csv").write_text("left,sideways\n")
+    assert relabel(tmp_path / "old", tmp_path / "new", "--map", tmp_path / "map.csv") == 1
+    assert "fragments.npy is damaged (checksum differs): restore" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_clips_csv_that_is_not_of_these_clips_is_refused(shapes, tmp_path, capsys):

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from i2v.pipelines.store import UnknownStore
+from i2v.pipelines.store import UnknownStore, is_url
 from i2v.shard_tools import make_shards
+from i2v.shard_tools.encode import EncodeSettings, encode_video
 from i2v.shard_tools.paths import SourceError
 from i2v.shard_tools.sources import load_sources, read_sources, source_hash
 from tests.lists import listed, write, write_tar
@@ -34,6 +35,18 @@ def test_a_path_may_be_any_bytes_but_a_label_is_text(tmp_path):
 
 
 @pytest.mark.process
+def test_two_colons_in_a_path_do_not_make_it_a_url(tmp_path, monkeypatch):
+    """fsspec puts two colons between URLs of which one is in the other."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("Show::1.mp4", "memory::1.mp4"):
+        write_video(tmp_path / "videos" / "std::vector" / name, moving(7))
+    folders, _ = load_sources("videos")
+    (tmp_path / "list.csv").write_text("path,label\nShow::1.mp4,a\nmemory::1.mp4,a\n")
+    listed, _ = load_sources("list.csv", "videos/std::vector")
+    assert [encode_video(video, EncodeSettings(short_side=48)).frames for video in folders + listed] == [7, 7, 7, 7]
+    assert is_url("simplecache::s3://bucket/a.mp4") and is_url("zip://a.mp4::/data/a.zip")
+
+
 def test_a_missing_video_of_ids_is_retried_once_it_is_fetched(tmp_path):
     source, root, out = write(tmp_path / "train.json", SSV2), tmp_path / "videos", tmp_path / "out"
     write_video(root / "42326.mp4", moving(6), fps=5)

@@ -23,7 +23,7 @@ from i2v.shard_tools import verify as command
 from i2v.shard_tools.checks import decode
 from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import EncodeSettings
-from i2v.shard_tools.sources import load_sources
+from i2v.shard_tools.sources import Video, load_sources
 from i2v.shard_tools.verify import main, verify
 from tests.videos import moving, write_video
 
@@ -92,6 +92,13 @@ def test_a_good_data_set_passes(videos, tmp_path, capsys):
     size = sum(path.stat().st_size for path in (videos / "good").glob("*.tar"))
     assert (report["problems"], report["clips"], report["decoded"], report["bytes"]) == ([], 11, 11, size)
     assert verify(videos / "good", 4)["decoded"] == 4
+
+
+@pytest.mark.parametrize("label", [0, (0, 1)])
+def test_a_data_set_whose_videos_were_all_rejected_passes(tmp_path, label, capsys):
+    make_shards([Video("missing.mp4", label, "a", "missing.mp4")], ["a", "b"], tmp_path / "none", EncodeSettings())
+    assert main([str(tmp_path / "none"), "--workers", "1"]) == 0
+    assert "0 clips in 0 shards" in capsys.readouterr().out
 
 
 def test_a_damaged_frame_is_named(data, capsys):

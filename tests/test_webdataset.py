@@ -6,9 +6,12 @@ import tarfile
 import pytest
 
 from i2v.predictor import find_videos
+from i2v.shard_tools.dataset import make_shards
+from i2v.shard_tools.encode import EncodeSettings
 from i2v.shard_tools.paths import SourceError
 from i2v.shard_tools.sources import load_sources, read_sources
-from tests.lists import listed, touch, write_tar
+from tests.lists import listed, touch, write, write_tar
+from tests.videos import solid, write_video
 
 
 @pytest.mark.parametrize(
@@ -70,6 +73,34 @@ def test_our_own_shards_are_a_webdataset(shapes):
     assert sorted(video.class_name for video in videos) == sorted(video.class_name for video in originals[0])
 
 
+KINDS = {  # lists, and how they are read
+    "one class": ("path,label\na.mp4,run\nb.mp4,sit\n", {}),
+    "factors": ("path,verb,noun\na.mp4,wash,plate\nb.mp4,cut,cup\n", {"factors": ["verb", "noun"]}),
+    "several": ("path,label\na.mp4,run|sit\nb.mp4,\nc.mp4,sit\n", {"multi_label": True}),
+    "none": ("path\na.mp4\nb.mp4\n", {}),
+}
+
+
+@pytest.mark.parametrize("text, how", KINDS.values(), ids=KINDS)
+def test_our_own_shards_are_a_source_whatever_they_are_labelled_with(tmp_path, text, how):
+    for name in "abc":
+        write_video(tmp_path / f"{name}.mp4", solid([9, 9, 9]))
+    videos, classes, _ = read_sources(write(tmp_path / "list.csv", text), **how)
+    make_shards(videos, classes, tmp_path / "shards", EncodeSettings(short_side=48))
+    again = read_sources(tmp_path / "shards")
+    assert again.classes == classes
+    assert sorted(video.label for video in again.videos) == sorted(video.label for video in videos)
+    if classes:
+        assert read_sources(tmp_path / "shards", classes=tmp_path / "shards")[:2] == again[:2]
+
+
+def test_a_list_in_a_json_member_is_several_classes(tmp_path):
+    labels = {"a": b'{"label": ["run", "sit"]}', "b": b'{"class": []}', "c": b'{"cls": "sit"}'}
+    members = {f"{key}.{suffix}": label for key, label in labels.items() for suffix in ("mp4", "json")}
+    videos, classes = load_sources(write_tar(tmp_path / "a.tar", members), multi_label=True)
+    assert classes == ["run", "sit"] and [video.label for video in videos] == [(0, 1), (), (1,)]
+
+
 LABELS = {  # members -> the label of each video
     "a part of the extension": ({"b.x.mp4": None, "b.x.cls": b"1", "b.y.mp4": None, "b.y.cls": b"0"}, ["1", "0"]),
     "numbers": ({"v.1.mp4": None, "v.1.txt": b"p", "v.10.webm": None, "v.10.txt": b"q"}, ["p", "q"]),
@@ -105,7 +136,8 @@ def test_labels_are_found_by_webdatasets_keys(tmp_path, members, expected, label
         ("a.cls", b"\xff\xfe", "a.cls .* is not text in UTF-8"),
         ("a.label", b"1" * 70_000, "a.label .* is too long for a label .70,000 bytes"),
         ("a.json", b'{"label": ', "a.json .* is not JSON"),
-        ("a.info.json", b'{"label": ["x", "y"]}', r'a.info.json .* has the label \["x", "y"\], which is neither'),
+        ("a.info.json", b'{"label": ["x", "y"]}', r"has the label 'x\|y', which looks like several"),
+        ("a.json", b'{"label": ["x", {}]}', r'a.json .* has the label \["x", {}\], which is neither'),
         ("a.json", b'{"label": {"id": 3}}', "neither a name nor an integer"),
         ("a.json", b'{"label": NaN}', "'nan', which stands for none"),
         ("a.json", b'{"label": -1}', "label -1 is out of range"),

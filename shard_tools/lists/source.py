@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
+from i2v.pipelines.index import Factors
 from i2v.shard_tools.lists.classes import read_class_list
 from i2v.shard_tools.lists.tables import FACTOR, Line, Named, about_unused, factor_columns, named, read_lines
 from i2v.shard_tools.paths import SourceError, entries, exists, is_folder, join, parent, read_text
@@ -36,7 +37,7 @@ class Source:
         self.files, self.folders = entries(place) if self.is_folder else ([], [])  # their names, sorted
         beside = place if self.is_folder else parent(place)
         self.root = beside if root is None else root  # where the videos are
-        self.classes: list[str] | None = None  # names and order as the data set itself gives them
+        self.classes: list[str] | Factors | None = None  # names and order as the data set itself gives them
         self.factors: dict[str, list[str] | None] = dict.fromkeys(factors)  # likewise, of each factor; {}: it has none
         self.several = False  # whether a video has several classes, as its layout has them
         self.parts_may_repeat = False  # whether the ids of two videos may stand for the same part of a file

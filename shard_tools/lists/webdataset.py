@@ -12,6 +12,7 @@ import tarfile
 from collections import defaultdict
 from typing import NamedTuple
 
+from i2v.pipelines.index import SEVERAL
 from i2v.shard_tools.lists.classes import read_class_list
 from i2v.shard_tools.lists.source import Row, Source, read_json
 from i2v.shard_tools.paths import SourceError, by_suffix, exists, is_hidden, is_video, join, open_binary, parent, reading
@@ -68,6 +69,8 @@ def read(source: Source) -> list[Row]:
     path = join(folder, "manifest.json")
     manifest = read_json(path) if exists(path) else None
     if isinstance(manifest, dict) and {"classes", "shards"} <= manifest.keys():  # one of ours
+        source.several = "label_sets" in manifest
+        rows = [row._replace(label=None) if row.label == "-1" else row for row in rows]  # so the format has "not labelled"
         if manifest["classes"]:
             source.classes, source.about_classes = read_class_list(path)
         source.notes.append(f"{told} holds shards made from videos before: encoding their clips again costs quality.")
@@ -185,11 +188,16 @@ def _text(members: tarfile.TarFile, member: tarfile.TarInfo, form: str) -> str |
 
 
 def _of_json(record) -> str | None:
-    """The label in a record: a name rather than an index. Raises ValueError if it is neither."""
+    """The label in a record: a name rather than an index, or a list of either. Raises ValueError if it is none of them."""
     values = [record.get(field) for field in LABEL_FIELDS] if isinstance(record, dict) else [record]
     values = [value for value in values if value is not None and value != "" and not isinstance(value, bool)]
     names = [value for value in values if isinstance(value, str)]
     numbers = [str(value) for value in values if isinstance(value, (int, float))]
-    if values and not names + numbers:
+    several = [SEVERAL.join(map(str, value)) or "[]" for value in values if _is_labels(value)]
+    if values and not names + numbers + several:
         raise ValueError(f"has the label {json.dumps(values[0])[:60]}, which is neither a name nor an integer")
-    return (names + numbers or [None])[0]
+    return (names + numbers + several or [None])[0]
+
+
+def _is_labels(value) -> bool:
+    return isinstance(value, list) and all(isinstance(each, (str, int)) and not isinstance(each, bool) for each in value)
