@@ -363,6 +363,21 @@ def test_a_released_checkpoint_with_another_head_is_loaded_but_for_the_head(tmp_
     assert ("fresh are head.fc.bias, head.fc.weight" in said) == (classes != 8)
 
 
+def test_a_run_whose_trunk_came_along_with_what_it_starts_from_is_continued(config, tmp_path):  # noqa: F811
+    """The same as uninterrupted, and without that file: the trunk, which no other has, is in the checkpoint."""
+    torch.manual_seed(1)
+    released = create_model("st_adapter", load_config(config).model.backbone, 4, 8, adapter_width=16)
+    state = {n.removeprefix("backbone.").replace("head.fc", "fc"): t for n, t in released.state_dict().items()}
+    torch.save({"model": state}, tmp_path / "released.pt")
+    options = [f"model.init={tmp_path}/released.pt", "data.val=null", "train.log_every=1"]
+    whole = train(config, tmp_path / "whole", *options, "train.max_steps=3")
+    trunk = "backbone.transformer.resblocks.0.attn.in_proj_weight"
+    assert torch.equal(whole[0][trunk], released.state_dict()[trunk])
+    train(config, tmp_path / "parts", *options, "train.max_steps=1")
+    (tmp_path / "released.pt").unlink()
+    assert_continues(config, tmp_path / "parts", whole, *options, "train.max_steps=3", saved=1)
+
+
 @pytest.mark.parametrize(
     "what, text",
     [
