@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from i2v.checkpoint import Meta, is_checkpoint, load_checkpoint, of_folder, weights_of
-from i2v.model import VideoClassifier
-from i2v.session import INCLUDED
+from i2v.model import VideoClassifier, create_model
+from i2v.session import INCLUDED, load_backbone
 from i2v.weights import fingerprint, load_weights
 
 HEAD = "head."
@@ -19,12 +19,14 @@ def start_from(model: VideoClassifier, path: str, classes: list[str], source: st
     source: where the backbone came from. Returns where it is now, and a sentence: what was loaded and what is fresh.
     Raises ValueError if anything but the head does not fit.
     """
-    before, path = fingerprint(model.frozen_parameters()), str(of_folder(path))
+    before, path, why = fingerprint(model.frozen_parameters()), str(of_folder(path)), "its classes are others"
     if is_checkpoint(path):
         tensors, meta = load_checkpoint(path)
-        _check(meta, model, path, before)
-        known_classes, state = meta.classes, weights_of(tensors)
-        if known_classes != classes:
+        _check(meta, model, path, before, source)
+        state, same_kind = weights_of(tensors), _kind(meta.model) == _kind(model.config)
+        if meta.classes == classes and not same_kind:
+            why = "it is another head"
+        if meta.classes != classes or not same_kind:
             state = {name: tensor for name, tensor in state.items() if not name.startswith(HEAD)}
         report = load_weights(model, state, "i2v", HEAD)
     else:
@@ -34,18 +36,39 @@ def start_from(model: VideoClassifier, path: str, classes: list[str], source: st
     fresh = [name for name in report.missing if name in model.trainable_parameters()]
     if any(not name.startswith(HEAD) for name in fresh):
         raise ValueError(f"model.init {path} has a backbone and nothing that {model.method} trains: give it as model.weights.")
+    head = [name for name in report.loaded if name.startswith(HEAD)]
     said = f"{len(report.loaded)} tensors are those of {path}, " + (
-        f"fresh are {', '.join(fresh)}: its classes are others" if fresh else "none is fresh: its head has the same classes"
+        f"fresh are {', '.join(fresh)}: {why}"
+        if fresh
+        else f"none is fresh{': its head has the same classes' if head else ', as nothing of a text head trains'}"
     )
     # A trunk that came along is in no file of CLIP's, so the run's checkpoints must hold it.
     return source if fingerprint(model.frozen_parameters()) == before else INCLUDED, said
 
 
-def _check(meta: Meta, model: VideoClassifier, path: str, backbone: str) -> None:
+def _kind(model: dict) -> list:
+    """What makes a head, beside its classes: of another kind, or with other prompts, nothing of it can be taken. model: as
+    create_model has it."""
+    return [model["head"].get(name) for name in ("type", "class_names", "templates")]
+
+
+def _check(meta: Meta, model: VideoClassifier, path: str, backbone: str, source: str) -> None:
     if meta.model["method"] != model.method:
         raise ValueError(f"model.init {path} was trained with {meta.model['method']}, this is {model.method}.")
-    if meta.backbone.weights != INCLUDED and meta.backbone.fingerprint != backbone:
-        raise ValueError(
-            f"model.init {path} was trained on another backbone, or other parts of it, than model.weights gives: "
-            f"it was {meta.backbone.name} from {meta.backbone.weights}."
-        )
+    fits = meta.backbone.weights == INCLUDED or meta.backbone.fingerprint == backbone
+    if fits or meta.backbone.fingerprint == _fingerprint_under_its_head(meta, model, source):
+        return
+    raise ValueError(
+        f"model.init {path} was trained on another backbone, or other parts of it, than model.weights gives: "
+        f"it was {meta.backbone.name} from {meta.backbone.weights}."
+    )
+
+
+def _fingerprint_under_its_head(meta: Meta, model: VideoClassifier, source: str) -> str | None:
+    """Of the backbone at `source` in the checkpoint's own model: a text head's frozen tensors are part of it, a linear one
+    has none."""
+    if meta.model["backbone"] != model.config["backbone"] or source == "random":
+        return None
+    theirs = create_model(**meta.model)
+    load_backbone(theirs, meta.backbone.name, source)
+    return fingerprint(theirs.frozen_parameters())
