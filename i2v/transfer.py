@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from i2v.checkpoint import Meta, is_checkpoint, load_checkpoint, of_folder, weights_of
-from i2v.model import VideoClassifier, create_model
+from i2v.model import VideoClassifier, create_model, spec_of
 from i2v.session import INCLUDED, load_backbone
+from i2v.trunks import plain
 from i2v.weights import fingerprint, load_weights
 
 HEAD = "head."
@@ -52,11 +53,21 @@ def _kind(model: dict) -> list:
     return [model["head"].get(name) for name in ("type", "class_names", "templates")]
 
 
-def _check(meta: Meta, model: VideoClassifier, path: str, backbone: str, source: str) -> None:
+def _check(meta: Meta, model: VideoClassifier, path: str, found: str, source: str) -> None:
+    """found: the fingerprint of the model's frozen parameters, which are those at `source`."""
     if meta.model["method"] != model.method:
         raise ValueError(f"model.init {path} was trained with {meta.model['method']}, this is {model.method}.")
-    fits = meta.backbone.weights == INCLUDED or meta.backbone.fingerprint == backbone
-    if fits or meta.backbone.fingerprint == _fingerprint_under_its_head(meta, model, source):
+    theirs, ours = (plain(spec_of(model.method, backbone)) for backbone in (meta.model["backbone"], model.config["backbone"]))
+    if theirs["image_size"] != ours["image_size"]:
+        theirs, ours = _of_any_size(theirs), _of_any_size(ours)
+    other = next((name for name in ours if theirs[name] != ours[name]), None)
+    if other is not None:  # the same tensors would mean something else
+        raise ValueError(
+            f"model.init {path} was trained on a backbone with {other} {theirs[other]!r}, this one has {ours[other]!r}: set "
+            "model.backbone as it was, or start from another file."
+        )
+    fits = meta.backbone.weights == INCLUDED or meta.backbone.fingerprint == found
+    if fits or meta.backbone.fingerprint == _found_by(meta, source):
         return
     raise ValueError(
         f"model.init {path} was trained on another backbone, or other parts of it, than model.weights gives: "
@@ -64,10 +75,16 @@ def _check(meta: Meta, model: VideoClassifier, path: str, backbone: str, source:
     )
 
 
-def _fingerprint_under_its_head(meta: Meta, model: VideoClassifier, source: str) -> str | None:
-    """Of the backbone at `source` in the checkpoint's own model: a text head's frozen tensors are part of it, a linear one
-    has none."""
-    if meta.model["backbone"] != model.config["backbone"] or source == "random":
+def _of_any_size(spec: dict) -> dict:
+    """Without the size of the pictures and where rotary positions lie in them; learned ones are resampled."""
+    rotary = spec.get("rotary") and {name: value for name, value in spec["rotary"].items() if name not in ("first", "step")}
+    return spec | {"image_size": None, "rotary": rotary}
+
+
+def _found_by(meta: Meta, source: str) -> str | None:
+    """The fingerprint that the checkpoint's own model finds at `source`: with a text head it has frozen tensors that one with a
+    linear head lacks, and for pictures of another size other positions."""
+    if source == "random":
         return None
     theirs = create_model(**meta.model)
     load_backbone(theirs, meta.backbone.name, source)
