@@ -125,6 +125,9 @@ def test_training_raises_the_mean_average_precision(data, tmp_path):
     (tmp_path / "videos.csv").write_text("video\nval0\n")
     overrides = [f"out={tmp_path / 'unlabelled'}", f"data.val={tmp_path / 'videos.csv'}"]
     assert score_checkpoint(str(after), overrides) is None
+    with pytest.raises(ValueError, match="after has what the run found in .*val.csv: say with out=... where to write what is"):
+        score_checkpoint(str(after), overrides[1:])
+    assert json.loads((after / "detections.json").read_text()) == found
     alone = json.loads((tmp_path / "unlabelled" / "detections.json").read_text())["results"]
     assert [its["action"] for its in alone["val0"]] == [its["label"] for its in found["results"]["val0"]]
 
