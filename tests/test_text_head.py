@@ -64,6 +64,20 @@ def test_an_adapter_with_a_text_head_needs_no_text_tower_afterwards(write, tmp_p
     assert model(torch.randn(1, 3, 4, 16, 16)).shape == (1, 8)
 
 
+def test_a_run_with_a_text_head_continues_without_the_text_tower(write, tmp_path, clip):  # noqa: F811
+    """What the tower made of the class names is in the checkpoint: the same bits as uninterrupted."""
+    config, states = write("st_adapter", {"adapter_width": 8}), []
+    for out, parts in (("whole", (3,)), ("parts", (1, 3))):
+        save_file(clip.state_dict(), tmp_path / "clip.safetensors")
+        for steps in parts:
+            options = [f"out={tmp_path / out}", "data.val=null", f"train.max_steps={steps}"]
+            run(load_config(config, options), World(0, 1, torch.device("cpu")))
+            visual = {n: t for n, t in clip.state_dict().items() if n.startswith("visual.") or n == "logit_scale"}
+            save_file(visual, tmp_path / "clip.safetensors")
+        states.append(load_checkpoint(tmp_path / out / "last.safetensors")[0])
+    assert states[0].keys() == states[1].keys() and all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
 @pytest.mark.parametrize(
     "before, after, said",
     [
