@@ -19,6 +19,11 @@ def read_log(path: Path) -> list[dict]:
     return records
 
 
+def validated(log: list[dict], figure: str) -> list[float]:
+    """A figure of every validation: of the weights or of their average, whichever is better, as best.safetensors is."""
+    return [max(record[figure], record.get(f"ema_{figure}", 0)) for record in log if figure in record]
+
+
 def draw_curves(log: Path, png: Path) -> None:
     """Draw log.jsonl as four panels over the step."""
     figure_of(read_log(log), str(log.parent)).savefig(png, dpi=110)

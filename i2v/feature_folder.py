@@ -82,6 +82,11 @@ class FeatureFolder:
         """Whose class scores are side by side; None: not known."""
         return self.about.get("scores", {}).get("views")
 
+    @property
+    def several(self) -> bool:
+        """Whether its class scores are of classes of which a video has several: their sigmoids are the probabilities."""
+        return self.about.get("scores", {}).get("several", False)
+
     def classes(self, kind: str) -> list[str] | None:
         """The names of the classes that its scores are of, if it is known."""
         return self.about.get("scores", {}).get("classes", {}).get(kind)

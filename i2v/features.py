@@ -13,7 +13,8 @@ or one crop beside the other. Times are seconds of the source file as players sh
 what comes out: features.csv (key, source, class, rows), features.json (how they were made) and, with --format npy,
 KEY.npy (rows, D) float32 and KEY.times.npy (rows, 2) float64: start and end; with --format shards the same as members of
 WebDataset tars, with KEY.json. With --scores also KEY.scores.class.npy (rows, K) float32: logits, those of crops likewise
-beside each other or as one, whose softmax is the mean of theirs; with a head of factors KEY.scores.FACTOR.npy for each.
+beside each other or as one, whose softmax (sigmoid, where videos have several classes) is the mean of theirs; with a head of
+factors KEY.scores.FACTOR.npy for each.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ def write(args, world: World) -> tuple[int, list[str]]:
     how = {"model": model, "weights": weights, "format": args.format, "options": views["options"]}
     how |= {"crops_as": args.crops_as} if rows.beside else {}  # no more than is used: older folders go on
     how |= {"scores": {"classes": rows.kinds, "views": loader.plan.crops if rows.beside else 1}} if rows.kinds else {}
+    if rows.kinds and rows.several:
+        how["scores"]["several"] = True
     return len(loader.shards), extract(session, rows, loader, how, args.out, world)
 
 

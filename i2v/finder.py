@@ -57,7 +57,7 @@ class Finder:
         video = long_video(name, (arrays[""],), scores, times, nothing, apart)
         if len(times) > 1 and abs(video.row_seconds / apart - 1) > 0.01:
             raise ValueError(f"Rows of {name} are {video.row_seconds:.4g} s apart, the network takes {apart:.4g} s.")
-        looks = ClassScores(self.localiser.cut.steps, self.localiser.cut.durations)
+        looks = ClassScores(self.localiser.cut.steps, self.localiser.cut.durations, self.several)
         found = segments_of(self.localiser, replace(video, row_seconds=apart), looks)
         classes = list(self.localiser.labels.classes.values())
         answers = [

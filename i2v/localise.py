@@ -318,10 +318,14 @@ def one_process(device: str) -> World:
 def score_checkpoint(path: str, overrides: list[str]) -> dict[str, Precision] | None:
     """What a trained network finds in data.val; results where its list has segments."""
     tensors, header = read_localiser(path)
-    values = header["config"]
+    values, before = header["config"], header["config"]["data"]["val"]
     for override in overrides:
         apply_override(values, override)
     config = build_config(LocaliseConfig, values, path)
+    if before not in (None, config.data.val) and not any(override.startswith("out=") for override in overrides):
+        raise ValueError(
+            f"{config.out} has what the run found in {before}: say with out=... where to write what is in {config.data.val}."
+        )
     world = one_process(config.data.device)
     if not config.data.val:
         raise ValueError(f"{path} has no data.val, the list of videos to look at: set data.val=...")

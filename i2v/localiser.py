@@ -151,7 +151,7 @@ def open_folders(data: FeatureData) -> tuple[list[FeatureFolder], FeatureFolder]
 @torch.no_grad()
 def find_segments(localiser: Localiser, videos: LongVideos) -> dict[str, Detections]:
     """What happens when in every video."""
-    looks = ClassScores(localiser.cut.steps, localiser.cut.durations)
+    looks = ClassScores(localiser.cut.steps, localiser.cut.durations, videos.several)
     localiser.model.eval()
     progress = tqdm(videos.videos, unit="video", disable=not sys.stderr.isatty(), leave=False)
     found = {video.name: segments_of(localiser, video, looks) for video in progress}

@@ -99,6 +99,7 @@ class LongVideos:
     def __init__(self, segments: SegmentList, folders: Sequence[FeatureFolder], scores: FeatureFolder, row_seconds=None):
         opened = (open_video(name, folders, scores, its, row_seconds) for name, its in segments.videos.items())
         self.path, self.kinds, self.videos = segments.path, segments.kinds, list(opened)
+        self.several = scores.several
         first = self.videos[0]
         self.channels, self.row_seconds = first.channels, first.row_seconds
         for video in self.videos:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from i2v.bmn import overlap, sampling_matrix
+from i2v.metrics import probabilities_of
 
 SAMPLES, POINTS = 6, 3  # at which the class scores of a segment are looked at
 AT_ONCE = 1000  # segments whose class scores are looked at together
@@ -86,15 +87,17 @@ class ClassScores:
     """Class probabilities of segments, from scores of time steps.
 
     steps, durations: T and D of a window. A segment's scores are looked at in 6 places between its ends; its probabilities
-    are the mean of their softmax, over places and views.
+    are the mean of their softmax, over places and views; several: of their sigmoid, as they are of a model that was trained
+    for several classes a video.
     """
 
-    def __init__(self, steps: int, durations: int):
+    def __init__(self, steps: int, durations: int, several: bool = False):
         matrix = sampling_matrix(steps, durations, SAMPLES, POINTS, 0.0)
         cell, column = matrix.indices()
         index = torch.stack([cell * SAMPLES + column // steps, column % steps])
         size = (durations * steps * SAMPLES, steps)
-        self.steps, self.matrix = steps, torch.sparse_coo_tensor(index, matrix.values(), size, check_invariants=True).coalesce()
+        self.steps, self.several = steps, several
+        self.matrix = torch.sparse_coo_tensor(index, matrix.values(), size, check_invariants=True).coalesce()
 
     def of(self, scores: torch.Tensor, cells: np.ndarray) -> np.ndarray:
         """(n, K) probabilities of cells (n, 2: duration, step) inside a window; scores: (T, views, K) logits."""
@@ -103,7 +106,8 @@ class ClassScores:
         found, matrix = [], self.matrix.to(scores.dtype)
         for some in rows.split(AT_ONCE * SAMPLES):
             looked = torch.sparse.mm(matrix.index_select(0, some), scores.flatten(1))
-            found.append(looked.view(-1, SAMPLES, *scores.shape[1:]).softmax(-1).mean((1, 2)))
+            looked = looked.view(-1, SAMPLES, *scores.shape[1:])
+            found.append(probabilities_of(looked, self.several).mean((1, 2)))
         return torch.cat(found).numpy() if found else np.zeros((0, scores.shape[-1]))
 
 

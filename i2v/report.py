@@ -22,6 +22,7 @@ import yaml
 
 from i2v.atomic import replacing
 from i2v.console import refuse_place
+from i2v.curves import validated
 from i2v.filmstrips import for_script
 from i2v.page import colour, line_chart, page, percent, reliability_chart, table, text
 from i2v.pipelines import ShardError
@@ -46,7 +47,7 @@ def summary(runs: list[Run]) -> str:
             lines += in_figures(run.scores)
         else:
             for figure, said in (("top1", "top-1"), ("map", "mAP")):
-                if best := [record[figure] for record in run.log if figure in record]:
+                if best := validated(run.log, figure):
                     lines.append(f'<div class="big">{percent(max(best), 2)} %</div><div>best {said} while training</div>')
         cards.append(f'<div class="card">{"".join(lines)}</div>')
     told = [(run.name, note) for run in runs for note in dict.fromkeys(run.notes)]

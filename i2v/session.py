@@ -20,7 +20,7 @@ from i2v.placement import autocast_for, choose_precision, place
 from i2v.rules import Rule, broken
 from i2v.text import text_features
 from i2v.trunks import backbone_file, is_path, not_known, plain
-from i2v.weights import COUNTER, fingerprint, image_layout, load_weights
+from i2v.weights import COUNTER, TEXT_FEATURES, fingerprint, image_layout, load_weights
 
 INCLUDED = "included"  # where a backbone is that no other file holds: in the checkpoint
 
@@ -116,7 +116,8 @@ def build_model(config: ModelConfig, classes: list[str], saved: Mapping[str, tor
     """The model of an experiment with CLIP's weights, adapters fresh, and where the weights came from.
 
     A text head gets its class names, and their embeddings from the text tower of the same CLIP, unless they are given.
-    saved: tensors that will be loaded afterwards; where they leave nothing to CLIP, its file is not needed.
+    saved: tensors that will be loaded afterwards; where they leave nothing to CLIP, its file is not needed, and embeddings of
+    class names that are among them are not made again, which for many names takes long.
     """
     head = dict(config.head)
     is_text = head_kind(head) == "text"
@@ -129,7 +130,7 @@ def build_model(config: ModelConfig, classes: list[str], saved: Mapping[str, tor
     if is_complete(saved, model):
         return model, INCLUDED
     source = load_backbone(model, config.backbone, config.weights)
-    if is_text:
+    if is_text and TEXT_FEATURES not in saved:
         if source == "random":
             raise ValueError("model.weights is random, but a text head needs CLIP's text tower: give CLIP's weights.")
         # What the tag says of the activation the file's path does not.

@@ -29,7 +29,7 @@ from i2v.atomic import replacing
 from i2v.checkpoint import load_checkpoint
 from i2v.config import Config, ConfigError, load_config, to_dict
 from i2v.console import aligned, as_sentence
-from i2v.curves import draw_sheet, read_log
+from i2v.curves import draw_sheet, read_log, validated
 from i2v.model import complete_config
 from i2v.runs import Run
 from i2v.session import command, parse
@@ -226,7 +226,7 @@ def run_all(found: list[Member], task: int | None, config: str, launcher: list[s
 
 def result(each: Member, log: list[dict], figure: str) -> dict:
     """A row of the table; accuracies as shares, of the weights' average where that is better. Empty: not known yet."""
-    scores = [max(record[figure], record.get(f"ema_{figure}", 0)) for record in log if figure in record]
+    scores = validated(log, figure)
     return {
         **each.values,
         f"best {SHOWN[figure]}": max(scores) if scores else None,

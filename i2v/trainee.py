@@ -17,7 +17,7 @@ from i2v.feed import head_for, how_stored
 from i2v.model import VideoClassifier, head_kind
 from i2v.optim import build_optimizer, layers_of
 from i2v.placement import choose_precision, compile_blocks, may_compile, place, recompute_blocks
-from i2v.session import build_model, describe_backbone
+from i2v.session import INCLUDED, build_model, describe_backbone
 from i2v.transfer import HEAD, start_from
 from i2v.weights import load_weights
 
@@ -52,9 +52,12 @@ def open_trainee(config: Config, world: World, loader, saved: dict, meta: Meta |
     if config.model.init and not meta:
         source, loaded = start_from(model, config.model.init, classes, source)
         begun = f"starting, {loaded}"
+    backbone = describe_backbone(model, config.model, source)
+    if meta and source == INCLUDED:  # the checkpoint holds the trunk, which the model does not have yet
+        backbone = replace(backbone, fingerprint=meta.backbone.fingerprint)
     identity = Meta(
         model=model.config,
-        backbone=describe_backbone(model, config.model, source),
+        backbone=backbone,
         classes=classes,
         stored=how_stored(loader.shards.manifest),
         stream=loader.fingerprint(),

@@ -60,7 +60,7 @@ class Answers:
     ):
         self.place, self.damaged = place, 0
         self._session, self._at_once, self._drops = session, at_once, drops
-        given = session.views((), window, hop)["options"]
+        given = session.views((), window, hop)["options"] | {"size": session.size}  # clips.test_size, as a loader takes it
         self._clip, self._graph = (
             kind(**{f.name: given[f.name] for f in fields(kind) if f.name in given}) for kind in (ClipOptions, GraphOptions)
         )

@@ -125,6 +125,9 @@ def test_training_raises_the_mean_average_precision(data, tmp_path):
     (tmp_path / "videos.csv").write_text("video\nval0\n")
     overrides = [f"out={tmp_path / 'unlabelled'}", f"data.val={tmp_path / 'videos.csv'}"]
     assert score_checkpoint(str(after), overrides) is None
+    with pytest.raises(ValueError, match="after has what the run found in .*val.csv: say with out=... where to write what is"):
+        score_checkpoint(str(after), overrides[1:])
+    assert json.loads((after / "detections.json").read_text()) == found
     alone = json.loads((tmp_path / "unlabelled" / "detections.json").read_text())["results"]
     assert [its["action"] for its in alone["val0"]] == [its["label"] for its in found["results"]["val0"]]
 
@@ -364,13 +367,16 @@ def test_videos_of_any_length(data, tmp_path, rows):
     assert bool(found) == (rows > 1)  # a row has no segment in it
 
 
-def test_from_our_own_features_to_a_table(shapes, tmp_path):
-    """A model's features and class scores, as members of tars; the list names videos by their files."""
+@pytest.mark.parametrize("several", [False, True])
+def test_from_our_own_features_to_a_table(shapes, tmp_path, several):
+    """A model's features and class scores, as members of tars; the list names videos by their files. several: classes a video:
+    then each is as likely as the model says of it alone, which here is hardly."""
     geometry = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "heads": 2, "embed_dim": 16}
     model, classes = create_model("clip", geometry, 2, 2), ["left", "right"]
     backbone = Backbone(geometry, "included", None)
     stored = {"codec": "vp9", "gop": 8, "short_side": 48}  # as the shards are
-    meta = Meta(model.config, backbone, classes, stored=stored)
+    meta = Meta(model.config, backbone, classes, stored=stored, several=several)
+    torch.nn.init.constant_(model.head.fc.bias, -7.0)
     save_checkpoint(tmp_path / "best.safetensors", own_tensors(model, backbone), meta)
     about = {"checkpoint": tmp_path / "best.safetensors", "weights": None, "options": [], "precision": "float32"}
     about |= {"window": "4f", "hop": "1f", "batch_size": 8, "decode": "auto", "cache": None, "cache_size": None}
@@ -399,6 +405,8 @@ def test_from_our_own_features_to_a_table(shapes, tmp_path):
     assert row["labels"] == "class" and float(row["map@0.1"]) > 0
     found = json.loads((out / "detections.json").read_text())["results"]
     assert found.keys() == set(sources) and {its["label"] for its in found[sources[0]]} == set(classes)
+
+    assert (max(its["score"] for its in found[sources[0]]) < 2e-3) is several
 
     # The same segments without files between, from the video itself
     session = open_session(SimpleNamespace(checkpoint=tmp_path / "best.safetensors", weights=None))

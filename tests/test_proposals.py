@@ -157,6 +157,14 @@ def test_soft_nms_lowers_what_overlaps_and_takes_the_only_one():
     assert soft_nms(segments, np.array([0.9, 0.8, 0.5, 0.1]), 2)[0].tolist() == [0, 2]
 
 
+def test_scores_of_several_classes_are_each_for_itself():
+    """Of scores that do not change, every segment has the sigmoid, as another model's has the softmax."""
+    scores, some = torch.tensor([[-3.0, -2.0, 1.0]]).expand(8, 1, 3), np.array([[0, 0], [3, 2]])
+    for several, expected in ((True, scores[0].sigmoid()), (False, scores[0].softmax(-1))):
+        found = torch.from_numpy(ClassScores(8, 8, several).of(scores, some))
+        torch.testing.assert_close(found, expected.expand(2, 3))
+
+
 def test_peaks_and_high_scores_are_likely():
     assert likely(np.array([0.9, 0.1, 0.2, 0.1, 0.5, 0.6, 0.6, 0.1])).tolist() == [0, 0, 1, 0, 1, 1, 1, 0]
     assert likely(np.array([0.9])).tolist() == [0] and likely(np.array([0.9, 0.8])).tolist() == [0, 0]

@@ -363,11 +363,44 @@ def test_a_released_checkpoint_with_another_head_is_loaded_but_for_the_head(tmp_
     assert ("fresh are head.fc.bias, head.fc.weight" in said) == (classes != 8)
 
 
+def test_a_run_whose_trunk_came_along_with_what_it_starts_from_is_continued(config, tmp_path):  # noqa: F811
+    """The same as uninterrupted, and without that file: the trunk, which no other has, is in the checkpoint."""
+    torch.manual_seed(1)
+    released = create_model("st_adapter", load_config(config).model.backbone, 4, 8, adapter_width=16)
+    state = {n.removeprefix("backbone.").replace("head.fc", "fc"): t for n, t in released.state_dict().items()}
+    torch.save({"model": state}, tmp_path / "released.pt")
+    options = [f"model.init={tmp_path}/released.pt", "data.val=null", "train.log_every=1"]
+    whole = train(config, tmp_path / "whole", *options, "train.max_steps=3")
+    trunk = "backbone.transformer.resblocks.0.attn.in_proj_weight"
+    assert torch.equal(whole[0][trunk], released.state_dict()[trunk])
+    train(config, tmp_path / "parts", *options, "train.max_steps=1")
+    (tmp_path / "released.pt").unlink()
+    assert_continues(config, tmp_path / "parts", whole, *options, "train.max_steps=3", saved=1)
+
+
+ROTARY = ["model.weights=random", "model.backbone.positions=false"]
+ROTARY += ["model.backbone.rotary={base: 100, first: 0, step: 1, axes: yx, pairs: halves}"]
+
+
+@pytest.mark.parametrize("small, large", [([], []), (ROTARY, [*ROTARY, "model.backbone.rotary.step=0.67"])])
+def test_a_run_starts_from_one_on_pictures_of_another_size(config, tmp_path, small, large):  # noqa: F811
+    """Adapters know no size, and the frozen trunk is that of the same file, its positions resampled, or of rotary ones what
+    timm's names make of the size."""
+    options = ["data.val=null", "train.max_steps=1", "train.lr=1e-30"]
+    first = train(config, tmp_path / "first", *options, "train.seed=7", *small)[0]
+    larger = [*options, f"model.init={tmp_path}/first", "model.backbone.image_size=48", *large]
+    second = train(config, tmp_path / "second", *larger)[0]
+    names = [name for name in first if "adapter" in name and not name.startswith("optimizer/")]
+    assert names and all(torch.allclose(first[name], second[name], rtol=0, atol=1e-12) for name in names)
+
+
 @pytest.mark.parametrize(
     "what, text",
     [
         ("another method", "was trained with st_adapter, this is aim"),
         ("another backbone", "was trained on another backbone"),
+        ("another activation", "a backbone with activation 'quick_gelu', this one has 'gelu': set model.backbone as it was"),
+        ("a trunk that trains, and other heads", "was trained on a backbone with heads 4, this one has 2"),
         ("another width", "of another shape .*adapter.* with the backbone, options"),
         ("clip", "has a backbone and nothing that st_adapter trains: give it as model.weights"),
         ("nothing", "does not exist: give a checkpoint of st_adapter"),
@@ -376,11 +409,18 @@ def test_a_released_checkpoint_with_another_head_is_loaded_but_for_the_head(tmp_
 def test_what_cannot_be_started_from_is_one_sentence(config, tmp_path, what, text):  # noqa: F811
     options = ["train.max_steps=1", "data.val=null"]
     init = tmp_path / "first" / "last.safetensors"
+    if what == "a trunk that trains, and other heads":
+        options += ["model.method=tada", "model.options={route_head_dim: 16}", "train.no_decay=[]"]
     if what not in ("clip", "nothing"):
         train(config, tmp_path / "first", *options)
     if what == "clip":
         init = load_config(config).model.weights
-    change = {"another method": "model.method=aim", "another width": "model.options={adapter_width: 8}"}.get(what)
+    change = {
+        "another method": "model.method=aim",
+        "another width": "model.options={adapter_width: 8}",
+        "another activation": "model.backbone.activation=gelu",
+        "a trunk that trains, and other heads": "model.backbone.heads=2",
+    }.get(what)
     if what == "another backbone":
         torch.manual_seed(7)
         clip = load_file(load_config(config).model.weights)

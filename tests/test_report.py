@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,6 +83,14 @@ def test_the_page_says_what_the_scores_say_and_needs_nothing_else(runs, tmp_path
     assert sorted(data["runs"][0]["wrong"]) == wrong == sorted(map(int, data["runs"][0]["strips"])) and wrong
     shown = [data["runs"][0]["videos"][i][2] for i in data["runs"][0]["wrong"]]
     assert shown == sorted(shown, reverse=True)
+
+
+def test_the_best_while_training_is_that_of_the_average_where_that_is_better(runs):
+    run = read_run(runs / "first")
+    for average, best in ((0.75, "75.00 %"), (0.25, "50.00 %")):
+        log = [record | ({"ema_top1": average} if "top1" in record else {}) for record in run.log]
+        page = report.make_report([replace(run, scores=None, log=log)])
+        assert f'<div class="big">{best}</div><div>best top-1 while training' in page
 
 
 def test_two_runs_are_compared_on_the_same_videos(runs, tmp_path):

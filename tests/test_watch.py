@@ -48,11 +48,11 @@ FRAMES, WINDOW, HOP = 120, 1.0, 0.5  # at 25 per second: windows begin at 0, 0.5
 STARTS = [0.5 * k for k in range(9)]
 
 
-def a_session(codec="vp9", clips=None):
+def a_session(codec="vp9", clips=None, method="clip", backbone=GEOMETRY):
     torch.manual_seed(0)
-    model = create_model("clip", GEOMETRY, 4, len(CLASSES)).eval()
+    model = create_model(method, backbone, 4, len(CLASSES)).eval()
     torch.nn.init.normal_(model.head.fc.weight)
-    backbone = Backbone(GEOMETRY, INCLUDED, None)
+    backbone = Backbone(backbone, INCLUDED, None)
     return Session(model, Meta(model.config, backbone, CLASSES, stored={"codec": codec, "short_side": 48}, clips=clips or {}))
 
 
@@ -174,6 +174,16 @@ def test_a_stored_video_is_answered_as_by_the_loader(film, tmp_path, codec):
     starts, _, expected = by_the_loader(session, film, tmp_path / "stored.mp4", WINDOW, HOP)
     found = all_of(session, tmp_path / "stored.mp4", at_once=3)
     assert [answer.start for answer in found] == pytest.approx(STARTS) == list(starts)
+    assert torch.allclose(torch.stack([answer.probabilities for answer in found]), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("short_side", [None, 80])
+def test_windows_are_seen_at_the_size_of_the_runs_evaluation(film, tmp_path, short_side):
+    """A convolutional trunk is tested on larger pictures than it was trained on: one that slides is no exception."""
+    clips = {"test_size": 64, "test_short_side": short_side}
+    session = a_session("mjpeg", clips, "tadaconvnext", {"image_size": 32, "depths": [1] * 4, "dims": [8, 16, 32, 64]})
+    _, _, expected = by_the_loader(session, film, tmp_path / "stored.mp4", WINDOW, HOP)
+    found = all_of(session, tmp_path / "stored.mp4")
     assert torch.allclose(torch.stack([answer.probabilities for answer in found]), expected, atol=1e-6)
 
 
