@@ -168,17 +168,6 @@ def test_stem_equals_conv3d():
     torch.testing.assert_close(net.stem(clips), rearrange(expected, "b c t h w -> b t (h w) c"))
 
 
-def test_compiles_without_graph_breaks():
-    head = {"type": "text", "text_features": torch.randn(5, 24)}
-    model, clips = small(head, selected_layers=[0, 2], pooling_layers=1), torch.randn(2, 3, 6, 28, 28)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    expected, actual = model(clips), compiled(clips)
-    torch.testing.assert_close(actual, expected)
-    parameters = list(model.trainable_parameters().values())
-    gradients = [torch.autograd.grad(y.square().sum(), parameters) for y in (expected, actual)]
-    torch.testing.assert_close(*gradients)
-
-
 def test_bfloat16_keeps_float32_gradients():
     model = small({"type": "text", "text_features": torch.randn(5, 24)})
     with torch.autocast("cpu", torch.bfloat16):

@@ -167,15 +167,6 @@ def test_another_number_of_frames_is_an_error():
         model(torch.zeros(1, 3, 8, 16, 16))
 
 
-@pytest.mark.parametrize("merged", [False, True])
-def test_a_block_compiles_without_graph_breaks(merged):
-    options = dict(shift_div=5, long_shift_div=8, long_shift_right=True, merged=merged)
-    block = i2v.create_model("zeroi2v", TINY, 4, 5, **options).backbone.transformer.resblocks[0].eval()
-    tokens = torch.randn(2 * 4, 5, 32)
-    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=False)
-    torch.testing.assert_close(compiled(tokens, 4), block(tokens, 4))
-
-
 @pytest.mark.parametrize(
     "options, message",
     [
