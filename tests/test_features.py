@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
 
 from i2v import extraction, featurefiles, features
 from i2v.checkpoint import Meta, save_checkpoint
@@ -25,7 +24,7 @@ from i2v.pipelines.reader import Reader
 from i2v.pipelines.shards import ShardSet
 from i2v.rows import Rows, by_kind
 from i2v.session import build_model, describe_backbone, own_tensors
-from i2v.vit import VisionTransformer, ViTSpec
+from tests.experiments import write_experiment
 from tests.processes import call, forked
 from tests.test_loader import damage
 
@@ -33,19 +32,10 @@ GEOMETRY = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "heads"
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def config(shapes, tmp_path_factory):
     """A plain CLIP."""
-    folder = tmp_path_factory.mktemp("features")
-    torch.manual_seed(0)
-    save_file(VisionTransformer(ViTSpec(**GEOMETRY)).state_dict(), folder / "clip.safetensors")
-    values = {
-        "model": {"method": "clip", "backbone": GEOMETRY, "weights": str(folder / "clip.safetensors"), "num_frames": 4},
-        "data": {"train": "none"},
-        "train": {"epochs": 1, "batch_size": 8, "lr": 1e-3},
-        "clips": {"clips": 2, "crops": 3},
-    }
-    (folder / "clip.yaml").write_text(yaml.safe_dump(values))
-    return folder / "clip.yaml"
+    model, clips = {"method": "clip", "backbone": GEOMETRY, "num_frames": 4}, {"clips": 2, "crops": 3}
+    return write_experiment(tmp_path_factory.mktemp("features"), shapes, model, {"epochs": 1, "lr": 1e-3}, clips=clips)
 
 
 def extract(config, data, out, *options, ranks=1):

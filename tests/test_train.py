@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -30,6 +29,7 @@ from i2v.pipelines.reader import Reader
 from i2v.pipelines.shards import ShardSet
 from i2v.train import run
 from i2v.vit import VisionTransformer, ViTSpec
+from tests.experiments import write_experiment
 from tests.processes import forked
 from tests.test_loader import damage
 
@@ -41,35 +41,10 @@ TIMINGS = ("clips_per_s", "data_wait")
 
 @pytest.fixture(scope="module")
 def config(shapes, tmp_path_factory):
-    """A YAML file of a small run: 24 videos, batches of 8, 4 epochs = 12 steps."""
-    folder = tmp_path_factory.mktemp("train")
-    torch.manual_seed(0)
-    save_file(VisionTransformer(ViTSpec(**GEOMETRY)).state_dict(), folder / "clip.safetensors")
-    values = {
-        "model": {
-            "method": "st_adapter",
-            "backbone": GEOMETRY,
-            "weights": str(folder / "clip.safetensors"),
-            "num_frames": 4,
-            "options": {"adapter_width": 16},
-        },
-        "data": {"train": str(shapes / "vp9"), "val": str(shapes / "vp9-val"), "device": "cpu", "threads": 1},
-        "clips": {"flip": 0},
-        "train": {
-            "epochs": 4,
-            "batch_size": 8,
-            "lr": 3e-3,
-            "warmup_epochs": 1,
-            "weight_decay": 0.01,
-            "compile": False,
-            "log_every": 2,
-            "save_every": 3,
-            "eval_every": 2,
-        },
-    }
-    path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+    """4 epochs = 12 steps."""
+    model = {"method": "st_adapter", "backbone": GEOMETRY, "num_frames": 4, "options": {"adapter_width": 16}}
+    recipe = {"epochs": 4, "lr": 3e-3, "warmup_epochs": 1, "weight_decay": 0.01, "save_every": 3, "eval_every": 2}
+    return write_experiment(tmp_path_factory.mktemp("train"), shapes, model, recipe, clips={"flip": 0})
 
 
 def train(config, out, *overrides):
