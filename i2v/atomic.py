@@ -34,6 +34,12 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_whole(path: Path, content: str | bytes | memoryview) -> None:
+    """Write a file, text as UTF-8, by way of `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 def put_in_place(temporary: Path, path: Path) -> None:
     """Give a file that is finished its name in the same folder, on the disk: first its bytes, then the name."""
     _sync(temporary)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from i2v.atomic import replacing
+from i2v.atomic import write_whole
 from i2v.distributed import World, all_agree
 from i2v.feature_folder import ABOUT, FILE_NAMES, TABLE, UNREADABLE, read_about, read_table
 
@@ -75,11 +75,6 @@ def tar(members: list[tuple[str, bytes]]) -> bytes:
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return file.getvalue()
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
 
 
 def join_parts(out: Path, parts: range) -> list[str]:

@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from i2v.atomic import replacing
+from i2v.atomic import write_whole
 from i2v.checkpoint import MODEL, Meta, load_checkpoint, of_folder, save_checkpoint, weights_of
 from i2v.model import method_module
 from i2v.runs import Run
@@ -68,8 +68,7 @@ def make_folder(checkpoint: Path, run: Run, out: Path, name: str, include_backbo
     meta = replace(meta, backbone=backbone, config=config, imported_from=imported)
     save_checkpoint(out / MODEL, tensors, meta)
     for file, content in ((CONFIG, json.dumps(asdict(meta), indent=1)), (CARD, card(name, run, meta))):
-        with replacing(out / file) as temporary:
-            temporary.write_text(content + "\n", encoding="utf-8", errors="backslashreplace")
+        write_whole(out / file, f"{content}\n".encode(errors="backslashreplace"))
 
 
 def without_places(config: dict) -> dict:

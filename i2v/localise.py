@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from i2v.atomic import replacing
+from i2v.atomic import write_whole
 from i2v.average_precision import Precision, mean_average_precision
 from i2v.bmn import losses
 from i2v.checkpoint import after_divergence, bad_numbers, optimizer_tensors, restore_optimizer, weights_of, write_tensors
@@ -131,7 +131,7 @@ def train_in(out: Path, config: LocaliseConfig, world: World, stop: StopSignal) 
         f"{begun}: {len(windows)} windows of {localiser.cut.seconds:.4g} s with {actions} segments, features of "
         f"{localiser.channels} channels every {localiser.cut.row_seconds:.4g} s, on {world.device}"
     )
-    write_text(out / "config.yaml", to_yaml(config))
+    write_whole(out / "config.yaml", to_yaml(config))
 
     # ---- loop --------------------------------------------------------------------------------------------------------
     stop.begin()
@@ -299,14 +299,9 @@ def score(out: Path, localiser: Localiser, videos: LongVideos, beat: float | Non
         results = mean_average_precision(localiser.labels.truth(videos), found, kinds, thresholds)
         if beat is not None and next(iter(results.values())).mean.mean() <= beat:
             return results
-        write_text(out / "results.csv", table(results, thresholds))
-    write_text(out / "detections.json", json.dumps(as_json(found, localiser.labels, bool(videos.kinds)), indent=1) + "\n")
+        write_whole(out / "results.csv", table(results, thresholds))
+    write_whole(out / "detections.json", json.dumps(as_json(found, localiser.labels, bool(videos.kinds)), indent=1) + "\n")
     return results
-
-
-def write_text(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def one_process(device: str) -> World:

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from i2v.atomic import replacing
+from i2v.atomic import replacing, write_whole
 from i2v.checkpoint import Backbone, Meta, save_checkpoint
 from i2v.config import Config, load_config, to_dict, with_best
 from i2v.console import aligned, as_sentence, interrupted
@@ -171,8 +171,7 @@ def describe(config: Config, model: VideoClassifier, backbone: Backbone, loader:
 
 def write_table(out: Path, rows: list[dict], k: int, config: Config, how: dict) -> None:
     about = {"chosen": k, "by": config.train.best, "heads": rows, "features": how, "config": to_dict(config)}
-    with replacing(out / "probe.json") as temporary:
-        temporary.write_text(json.dumps(about, indent=1))
+    write_whole(out / "probe.json", json.dumps(about, indent=1))
     with replacing(out / "probe.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()

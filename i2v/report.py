@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from i2v.atomic import replacing
+from i2v.atomic import write_whole
 from i2v.console import refuse_place
 from i2v.curves import validated
 from i2v.filmstrips import for_script
@@ -347,8 +347,7 @@ def main() -> None:
             raise ValueError(f"--strips is {args.strips}: it must be at least 0.")
         runs = [read_run(path) for path in args.runs]
         content = make_report(runs, args.data, args.strips)
-        with replacing(args.out) as temporary:
-            temporary.write_text(content, encoding="utf-8")
+        write_whole(args.out, content)
     except OSError as error:
         sys.exit(f"i2v.report: {error.filename or args.out} cannot be read or written ({error.strerror or error}).")
     except (ValueError, ShardError) as error:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from i2v.atomic import replacing
+from i2v.atomic import write_whole
 from i2v.curves import draw_curves, read_log
 from i2v.metrics import Scores
 
@@ -46,8 +46,7 @@ class RunLog:
         kept = [record for record in read_log(self.path) if record["step"] <= step]
         if validation_due:
             kept = [record for record in kept if record["step"] < step or "loss" in record]
-        with replacing(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        write_whole(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._events = SummaryWriter(folder, purge_step=step + 1)
         self._bar = tqdm(total=last_step, initial=step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
 

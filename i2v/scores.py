@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from i2v.atomic import replacing
+from i2v.atomic import write_whole
 from i2v.console import refuse_pipe
 from i2v.metrics import probabilities_of
 from i2v.tally import Labels, Scores, SeveralScores, labels_of_factors, marginals, tally_for
@@ -130,8 +130,7 @@ class VideoScores:
             about=np.array(json.dumps(about)),
         )
         try:
-            with replacing(path) as temporary:
-                temporary.write_bytes(content.getbuffer())
+            write_whole(path, content.getbuffer())
         except OSError as error:
             raise OSError(f"{path} cannot be written ({error.strerror}): make room or give another place.") from error
 

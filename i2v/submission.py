@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from i2v.atomic import replacing
+from i2v.atomic import write_whole
 from i2v.scores import VideoScores
 
 ACTIONS = 100  # combinations of a video that are written, the likeliest
@@ -41,7 +41,6 @@ def write_submission(path: Path, videos: VideoScores) -> None:
     """Raises OSError, one sentence, if there is no room."""
     content = json.dumps(submission(videos))
     try:
-        with replacing(path) as temporary:
-            temporary.write_text(content)
+        write_whole(path, content)
     except OSError as error:
         raise OSError(f"{path} cannot be written ({error.strerror}): make room or give another place.") from error

@@ -10,7 +10,6 @@ and end the run with exit code 0, Ctrl-C with 130.
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import sys
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from torch.nn.parallel import DistributedDataParallel
 
-from i2v.atomic import replacing
+from i2v.atomic import write_whole
 from i2v.checkpoint import Meta, after_divergence, load_checkpoint
 from i2v.config import Config, load_config, to_yaml, with_best, with_epochs
 from i2v.console import as_sentence, begin_command, interrupted
@@ -41,6 +40,7 @@ from i2v.placement import autocast_for
 from i2v.progress import Progress
 from i2v.runlog import RunLog
 from i2v.saving import AVERAGED, Saver, crosses, kept_epoch
+from i2v.session import command
 from i2v.stall import Watch
 from i2v.step import Passes, take_step
 from i2v.stop import Stopped, StopSignal
@@ -133,9 +133,7 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> bool:
     describe(log, config, world, trainee, meta, f"{micro_batch} clips x {accumulate}", len(loader.plan))
     if world.is_main:
         warn(log, config, world, micro_batch, trainee, loader.plan)
-    if world.is_main:
-        with replacing(out / "config.yaml") as temporary:
-            temporary.write_text(to_yaml(config))
+        write_whole(out / "config.yaml", to_yaml(config))
     guard = Guard(out / "nonfinite.csv", train.skip_nonfinite, progress, world.device, loader.shards.key, log.say)
     mirror = Mirror(out, train.mirror, log.say) if train.mirror and world.is_main else None
     save = Saver(out, trainee, guard, progress, train.batch_size, world, mirror)
@@ -274,9 +272,7 @@ def warn(log: RunLog, config: Config, world: World, micro_batch: int, trainee: T
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="i2v.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command("i2v.train", __doc__)
     parser.add_argument("--config", required=True, help="a YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace values of the file")
     args = parser.parse_args()

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -61,3 +62,9 @@ def shapes(tmp_path_factory):
     shard(root / "train", root / "mjpeg", codec="mjpeg")
     shard(root / "val", root / "vp9-val")
     return root
+
+
+@pytest.fixture
+def copy(shapes, tmp_path):
+    """A copy of the shards vp9/, to be damaged."""
+    return shutil.copytree(shapes / "vp9", tmp_path / "copy")

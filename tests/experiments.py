@@ -1,4 +1,4 @@
-"""A small experiment as its YAML file: 24 videos to train on, 16 to validate on, a CLIP of random weights."""
+"""A small experiment as its YAML file: 24 videos to train on, 16 to validate on, a CLIP of random weights, batches of 8."""
 
 from pathlib import Path
 
@@ -13,8 +13,10 @@ GEOMETRY = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "heads"
 
 def write_experiment(folder: Path, shapes: Path, model: dict, train: dict, **sections) -> Path:
     """model, train: what is added to the small model and its training; sections: others; shapes: see conftest."""
-    torch.manual_seed(0)
-    save_file(VisionTransformer(ViTSpec(**GEOMETRY)).state_dict(), folder / "clip.safetensors")
+    if "weights" not in model:
+        torch.manual_seed(0)
+        trunk = VisionTransformer(ViTSpec(**model.get("backbone", GEOMETRY)))
+        save_file(trunk.state_dict(), folder / "clip.safetensors")
     values = {
         "model": {"backbone": GEOMETRY, "weights": str(folder / "clip.safetensors"), "num_frames": 2} | model,
         "data": {"train": str(shapes / "vp9"), "val": str(shapes / "vp9-val"), "device": "cpu", "threads": 1},

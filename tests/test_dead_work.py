@@ -94,15 +94,15 @@ def test_nothing_is_kept_for_the_backward_pass_before_the_first_trained_paramete
     assert not kept
 
 
-@pytest.mark.parametrize("method, options", METHODS[1:], ids=str)
-def test_nothing_is_compiled_after_the_first_step(method, options):
+@pytest.mark.parametrize("method, options", METHODS, ids=str)
+def test_compiled_in_the_first_step_without_graph_breaks_it_is_the_same(method, options):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager")
-    model = random_model(method, options)
-    compile_blocks(model, backend=counter)
+    expected, model = logits_and_gradients(random_model(method, options)), random_model(method, options)
+    compile_blocks(model, backend=counter, fullgraph=True)
     compiled = []
     for _ in range(3):
-        logits_and_gradients(model)
+        torch.testing.assert_close(logits_and_gradients(model), expected)
         model.zero_grad()
         compiled.append(counter.frame_count)
     assert compiled[0] > 0 and compiled[0] == compiled[-1]

@@ -9,17 +9,18 @@ import torch
 import yaml
 
 from benchmarks import throughput
+from i2v import features
 from i2v.checkpoint import Meta, save_checkpoint
 from i2v.complexity import cost
 from i2v.config import load_config, to_dict
 from i2v.distributed import World
-from i2v.features import write
 from i2v.predictor import predict
 from i2v.session import describe_backbone, open_session, own_tensors
 from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import EncodeSettings
 from i2v.shard_tools.sources import Video
 from i2v.train import open_loader
+from tests.processes import call
 from tests.trunks import trunk_of
 from tests.videos import moving, write_video
 
@@ -88,23 +89,8 @@ def test_every_config_goes_the_whole_way(path, data, monkeypatch):
     ((_, answer),) = predict(session, [video])
     assert (answer.start, answer.end) == (0, 1) and answer.probabilities.shape == (len(CLASSES),)
     assert answer.probabilities.sum().item() == pytest.approx(1, abs=1e-4)
-    args = SimpleNamespace(
-        checkpoint=checkpoint,
-        weights=None,
-        options=[],
-        window=0.5,
-        hop=None,
-        precision="auto",
-        data=data / "unlabelled",
-        batch_size=None,
-        decode="auto",
-        cache=None,
-        cache_size=None,
-        format="npy",
-        crops_as="mean",
-        scores=True,
-        out=checkpoint.with_suffix(""),
-    )
-    assert write(args, WORLD) == (2, [])
-    with open(args.out / "features.csv", newline="") as file:
+    out = checkpoint.with_suffix("")
+    found = ("--data", data / "unlabelled", "--out", out, "--window", 0.5, "--scores", "--device", "cpu")
+    call(monkeypatch, features, "--checkpoint", checkpoint, *found)
+    with open(out / "features.csv", newline="") as file:
         assert [row["rows"] for row in csv.DictReader(file)] == ["2", "2"]

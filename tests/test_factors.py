@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 
 from i2v import evaluate
 from i2v.checkpoint import load_checkpoint
@@ -38,6 +37,7 @@ from i2v.tally import Labels, Tally
 from i2v.train import run
 from i2v.weights import load_weights
 from tests import references
+from tests.experiments import write_experiment
 from tests.lists import write
 from tests.processes import call
 from tests.test_train import CPU, GEOMETRY, assert_continues, result, train
@@ -298,31 +298,12 @@ def made(kitchen):
 
 @pytest.fixture(scope="module")
 def config(kitchen):
-    values = {
-        "model": {
-            "method": "st_adapter",
-            "backbone": GEOMETRY,
-            "weights": "random",
-            "num_frames": 2,
-            "head": {"type": "factors", "factors": {"verb": 3, "noun": 4}, "dropout": 0.1},
-            "options": {"adapter_width": 8},
-        },
-        "data": {"train": str(kitchen / "train"), "val": str(kitchen / "train"), "device": "cpu", "threads": 1},
-        "train": {
-            "epochs": 2,
-            "batch_size": 6,
-            "lr": 1e-3,
-            "compile": False,
-            "mixup": 0.2,
-            "cutmix": 1.0,
-            "label_smoothing": 0.2,
-            "class_weights": 0.5,
-            "eval_every": 1,
-            "save_every": 2,
-            "log_every": 2,
-        },
-    }
-    return write(kitchen / "run.yaml", yaml.safe_dump(values))
+    model = {"method": "st_adapter", "backbone": GEOMETRY, "weights": "random", "options": {"adapter_width": 8}}
+    model["head"] = {"type": "factors", "factors": {"verb": 3, "noun": 4}, "dropout": 0.1}
+    recipe = {"epochs": 2, "batch_size": 6, "lr": 1e-3, "mixup": 0.2, "cutmix": 1.0, "label_smoothing": 0.2}
+    recipe |= {"class_weights": 0.5, "eval_every": 1, "save_every": 2}
+    data = {"train": str(kitchen / "train"), "val": str(kitchen / "train"), "device": "cpu", "threads": 1}
+    return write_experiment(kitchen, kitchen, model, recipe, data=data)
 
 
 @pytest.fixture(scope="module")

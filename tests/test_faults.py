@@ -30,12 +30,6 @@ def quick(monkeypatch):
     Store.reset()
 
 
-@pytest.fixture
-def copy(shapes, tmp_path):
-    shutil.copytree(shapes / "vp9", tmp_path / "copy")
-    return tmp_path / "copy"
-
-
 def batches(manifest, steps=10, after_each=lambda: None, **options):
     """(id, label, weight, checksum of the pixels) of every sample."""
     with_pixels = []

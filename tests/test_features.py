@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import tarfile
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -11,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
 
 from i2v import extraction, featurefiles, features
 from i2v.checkpoint import Meta, save_checkpoint
@@ -21,28 +21,21 @@ from i2v.metrics import probabilities_of
 from i2v.pipelines import build_loader
 from i2v.pipelines.loader import Loader
 from i2v.pipelines.reader import Reader
+from i2v.pipelines.shards import ShardSet
 from i2v.rows import Rows, by_kind
 from i2v.session import build_model, describe_backbone, own_tensors
-from i2v.vit import VisionTransformer, ViTSpec
+from tests.experiments import write_experiment
 from tests.processes import call, forked
+from tests.test_loader import damage
 
 GEOMETRY = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "heads": 4, "embed_dim": 32}
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def config(shapes, tmp_path_factory):
     """A plain CLIP."""
-    folder = tmp_path_factory.mktemp("features")
-    torch.manual_seed(0)
-    save_file(VisionTransformer(ViTSpec(**GEOMETRY)).state_dict(), folder / "clip.safetensors")
-    values = {
-        "model": {"method": "clip", "backbone": GEOMETRY, "weights": str(folder / "clip.safetensors"), "num_frames": 4},
-        "data": {"train": "none"},
-        "train": {"epochs": 1, "batch_size": 8, "lr": 1e-3},
-        "clips": {"clips": 2, "crops": 3},
-    }
-    (folder / "clip.yaml").write_text(yaml.safe_dump(values))
-    return folder / "clip.yaml"
+    model, clips = {"method": "clip", "backbone": GEOMETRY, "num_frames": 4}, {"clips": 2, "crops": 3}
+    return write_experiment(tmp_path_factory.mktemp("features"), shapes, model, {"epochs": 1, "lr": 1e-3}, clips=clips)
 
 
 def extract(config, data, out, *options, ranks=1):
@@ -135,42 +128,23 @@ def test_ranks_share_the_parts_that_are_missing(tmp_path, monkeypatch, ranks):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_what_is_computed_in_bf16_is_of_the_same_weights(config, shapes, tmp_path):
+def test_what_is_computed_in_bf16_is_of_the_same_weights(config, shapes, tmp_path, monkeypatch):
     found = []
     for precision in ("float32", "bf16"):
-        given = {
-            "checkpoint": None,
-            "config": config,
-            "weights": None,
-            "options": ["clips=1", "crops=1"],
-            "window": None,
-            "hop": None,
-        }
-        given |= {"precision": precision, "data": shapes / "vp9-val", "batch_size": 8, "decode": "auto", "cache": None}
-        given |= {"cache_size": None, "format": "npy", "crops_as": "mean", "scores": False, "out": tmp_path / precision}
-        features.write(SimpleNamespace(**given), World(0, 1, torch.device("cpu")))
+        how = ("clips=1", "crops=1", "--config", config, "--precision", precision)
+        written(monkeypatch, shapes / "vp9-val", tmp_path / precision, *how)
         found.append(json.loads((tmp_path / precision / "features.json").read_text()))
     assert found[0]["weights"] == found[1]["weights"] and [how["precision"] for how in found] == ["float32", "bfloat16"]
 
 
 @pytest.mark.process
 def test_unreadable_videos_are_named_and_left_out(config, shapes, tmp_path):
-    import shutil
-
-    from i2v.pipelines.shards import ShardSet
-
     shutil.copytree(shapes / "vp9-val", tmp_path / "data")
-    shards = ShardSet(shapes / "vp9-val")
-    clip = shards.clips[3]
-    path = tmp_path / "data" / shards.manifest["shards"][int(clip["shard"])]["name"]
-    content = bytearray(path.read_bytes())
-    begin = int(clip["offset"] + clip["header_size"])
-    content[begin : begin + 40] = bytes(40)
-    path.write_bytes(content)
-    done = extract(config, tmp_path / "data", tmp_path / "out")
-    assert done.returncode == 1 and shards.key(3) in done.stderr
+    damage(tmp_path / "data", 3)
+    done, key = extract(config, tmp_path / "data", tmp_path / "out"), ShardSet(shapes / "vp9-val").key(3)
+    assert done.returncode == 1 and key in done.stderr
     assert [row["rows"] for row in table(tmp_path / "out")].count("unreadable") == 1
-    assert not (tmp_path / "out" / f"{shards.key(3)}.npy").exists()
+    assert not (tmp_path / "out" / f"{key}.npy").exists()
 
 
 def trained_head(config, folder):
@@ -182,33 +156,35 @@ def trained_head(config, folder):
     return folder / "best.safetensors", model.eval()
 
 
-def in_process(data, out, checkpoint, *options, **given):
-    about = {"checkpoint": checkpoint, "config": None, "weights": None, "window": None, "hop": None, "precision": "float32"}
-    about |= {"batch_size": 5, "decode": "auto", "cache": None, "cache_size": None, "format": "npy", "crops_as": "mean"}
-    args = SimpleNamespace(**about | {"scores": False, "data": data, "out": out, "options": list(options)} | given)
-    assert features.write(args, World(0, 1, torch.device("cpu")))[1] == []
+def written(monkeypatch, data, out, *arguments):
+    """What the command writes: file -> array."""
+    call(monkeypatch, features, *arguments, "--data", data, "--out", out, "--device", "cpu", "--batch-size", 5)
     return {path.name: np.load(path) for path in out.glob("*.npy")}
 
 
-def test_windows_in_frames_are_windows_in_seconds(config, shapes, tmp_path):
+def test_windows_in_frames_are_windows_in_seconds(config, shapes, tmp_path, monkeypatch):
     checkpoint, _ = trained_head(config, tmp_path)
     rate = float(
         build_loader(shapes / "vp9-val", "val", batch_size=1, num_frames=4, size=32, device="cpu").shards.clips["fps"][0]
     )
-    seconds = in_process(shapes / "vp9-val", tmp_path / "s", checkpoint, window=8 / rate, hop=2 / rate)
-    frames = in_process(shapes / "vp9-val", tmp_path / "f", checkpoint, window="8f", hop="2f")
-    halved = in_process(shapes / "vp9-val", tmp_path / "h", checkpoint, f"fps={rate / 2}", window="4f", hop="1f")
+
+    def slid(name, window, hop, *options):
+        flags = ("--checkpoint", checkpoint, "--window", window, "--hop", hop)
+        return written(monkeypatch, shapes / "vp9-val", tmp_path / name, *options, *flags)
+
+    seconds, frames = slid("s", 8 / rate, 2 / rate), slid("f", "8f", "2f")
+    halved = slid("h", "4f", "1f", f"fps={rate / 2}")
     assert frames.keys() == seconds.keys() == halved.keys() and len(frames) == 32
     for name, array in frames.items():
         assert len(array) == 7 and np.allclose(array, seconds[name], atol=1e-6) and np.allclose(array, halved[name], atol=1e-6)
 
 
-def test_crops_side_by_side_are_each_crops_and_their_mean_is_the_row(config, shapes, tmp_path):
+def test_crops_side_by_side_are_each_crops_and_their_mean_is_the_row(config, shapes, tmp_path, monkeypatch):
     checkpoint, model = trained_head(config, tmp_path)
-    given = {"window": 0.4, "hop": 0.2, "scores": True}
-    beside = in_process(shapes / "vp9-val", tmp_path / "b", checkpoint, "crops=3", crops_as="beside", **given)
-    mean = in_process(shapes / "vp9-val", tmp_path / "m", checkpoint, "crops=3", **given)
-    centre = in_process(shapes / "vp9-val", tmp_path / "c", checkpoint, **given)
+    given = ("--checkpoint", checkpoint, "--window", 0.4, "--hop", 0.2, "--scores")
+    beside = written(monkeypatch, shapes / "vp9-val", tmp_path / "b", "crops=3", *given, "--crops-as", "beside")
+    mean = written(monkeypatch, shapes / "vp9-val", tmp_path / "m", "crops=3", *given)
+    centre = written(monkeypatch, shapes / "vp9-val", tmp_path / "c", *given)
     for key in (name.removesuffix(".times.npy") for name in mean if name.endswith(".times.npy")):
         crops = beside[f"{key}.npy"].reshape(len(mean[f"{key}.npy"]), 3, -1)
         assert np.allclose(crops.mean(1), mean[f"{key}.npy"], atol=1e-6)
@@ -222,8 +198,8 @@ def test_crops_side_by_side_are_each_crops_and_their_mean_is_the_row(config, sha
         assert torch.allclose(one, logits.softmax(-1).mean(1), atol=1e-6)
     said = json.loads((tmp_path / "b" / "features.json").read_text())
     assert said["scores"] == {"classes": {"class": list("abcde")}, "views": 3} and said["crops_as"] == "beside"
-    with pytest.raises(ValueError, match="made otherwise"):
-        in_process(shapes / "vp9-val", tmp_path / "b", checkpoint, "crops=3", **given)
+    with pytest.raises(SystemExit, match="made otherwise"):
+        written(monkeypatch, shapes / "vp9-val", tmp_path / "b", "crops=3", *given)
 
 
 def test_scores_of_pairs_become_scores_of_each_kind():

@@ -19,7 +19,7 @@ from i2v.optim import build_optimizer, parameter_groups
 from i2v.placement import autocast_for, place
 from i2v.progress import Progress
 from i2v.step import Passes, take_step
-from tests.test_precision import GEOMETRY, METHODS
+from tests.test_precision import GEOMETRY, METHODS, model_of
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -34,13 +34,7 @@ QUARANTINED = (1, 6)
 
 def fresh(method):
     """Without what is drawn per rank, and with batch norms that do not look at a batch: what they see is a micro-batch."""
-    torch.manual_seed(0)
-    options = METHODS[method] | ({"adapter_dropout": 0.0} if method == "zeroi2v" else {})
-    model = create_model(method, GEOMETRY, 4, 8, {"type": "linear", "dropout": 0}, **options)
-    for parameter in model.trainable_parameters().values():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-    model.train()
+    model = model_of(method, **({"adapter_dropout": 0.0} if method == "zeroi2v" else {})).train()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()

@@ -17,13 +17,12 @@ import torch
 import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from i2v import localise
+from i2v import features, localise
 from i2v.bmn import BMN, MASK
 from i2v.checkpoint import Backbone, Meta, read_tensors, save_checkpoint
 from i2v.config import ConfigError, load_config, read_config
 from i2v.distributed import World
 from i2v.feature_folder import FeatureFolder
-from i2v.features import write
 from i2v.finder import Finder
 from i2v.localise import run, score_checkpoint
 from i2v.localise_config import LocaliseConfig
@@ -35,7 +34,7 @@ from i2v.segments import Annotated, read_segments
 from i2v.session import open_session, own_tensors
 from i2v.stop import StopSignal
 from i2v.windows import Cut
-from tests.processes import ENVIRONMENT, LIMIT, ROOT
+from tests.processes import ENVIRONMENT, LIMIT, ROOT, call
 from tests.references import figures
 
 CHANNELS, CLASSES, HOP = 8, ("jump", "run", "sit"), 0.5
@@ -368,7 +367,7 @@ def test_videos_of_any_length(data, tmp_path, rows):
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_from_our_own_features_to_a_table(shapes, tmp_path, several):
+def test_from_our_own_features_to_a_table(shapes, tmp_path, monkeypatch, several):
     """A model's features and class scores, as members of tars; the list names videos by their files. several: classes a video:
     then each is as likely as the model says of it alone, which here is hardly."""
     geometry = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "heads": 2, "embed_dim": 16}
@@ -378,10 +377,8 @@ def test_from_our_own_features_to_a_table(shapes, tmp_path, several):
     meta = Meta(model.config, backbone, classes, stored=stored, several=several)
     torch.nn.init.constant_(model.head.fc.bias, -7.0)
     save_checkpoint(tmp_path / "best.safetensors", own_tensors(model, backbone), meta)
-    about = {"checkpoint": tmp_path / "best.safetensors", "weights": None, "options": [], "precision": "float32"}
-    about |= {"window": "4f", "hop": "1f", "batch_size": 8, "decode": "auto", "cache": None, "cache_size": None}
-    about |= {"format": "shards", "crops_as": "mean", "scores": True, "data": shapes / "vp9-val", "out": tmp_path / "features"}
-    assert write(SimpleNamespace(**about), WORLD) == (16, [])
+    made_of = ("--checkpoint", tmp_path / "best.safetensors", "--data", shapes / "vp9-val", "--out", tmp_path / "features")
+    call(monkeypatch, features, *made_of, "--window", "4f", "--hop", "1f", "--scores", "--format", "shards", "--device", "cpu")
     with open(tmp_path / "features" / "features.csv", newline="") as file:
         sources = [row["source"] for row in csv.DictReader(file)]
     seconds = 1 / FeatureFolder(tmp_path / "features").times(sources[0])[0, 1] * 4  # frames per second

@@ -3,7 +3,6 @@
 import csv
 import errno
 import io
-import json
 import os
 import signal
 import subprocess
@@ -14,7 +13,6 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-import webdataset
 
 from i2v.pipelines.shards import ShardSet
 from i2v.pipelines.store import StoreError
@@ -94,17 +92,6 @@ def test_what_is_written(source, whole):
         assert (int(row["frames"]), float(row["seconds"])) == (facts["frames"], facts["frames"] / 25)
         assert (row["start"], row["end"], row["width"], row["height"]) == ("", "", "64", "48")
     assert order != sorted(order)
-
-
-def test_plain_webdataset_reads_it(whole):
-    shards = ShardSet(whole)
-    urls = [str(whole / shard["name"]) for shard in shards.manifest["shards"]]
-    samples = list(webdataset.WebDataset(urls, shardshuffle=False))
-    assert [sample["__key__"] for sample in samples] == [shards.key(clip_id) for clip_id in range(12)]
-    for clip_id, sample in enumerate(samples):
-        assert sample["mp4"] == shards.read_whole(clip_id)
-        facts = json.loads(sample["json"])
-        assert facts["frames"] == shards.clips[clip_id]["frames"] and facts["label"] == shards.clips[clip_id]["label"]
 
 
 @pytest.mark.process

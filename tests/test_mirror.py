@@ -1,6 +1,5 @@
 """A run's copy in a store: continued from it equals uninterrupted, and no failure of the store reaches the run."""
 
-import json
 import shutil
 import threading
 
@@ -13,17 +12,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 import i2v.train as program
 from i2v import sweep
 from i2v.checkpoint import load_checkpoint
-from i2v.config import load_config
-from i2v.distributed import World
 from i2v.mirror import Mirror
 from i2v.pipelines import ShardError, store
 from i2v.pipelines.store import Retry
 from i2v.runlog import RunLog
-from i2v.train import run
 from tests.experiments import ST_ADAPTER, write_experiment
 from tests.processes import LIMIT, wait_for
-
-CPU = World(0, 1, torch.device("cpu"))
+from tests.test_train import train
 
 
 class Away(LocalFileSystem):
@@ -60,14 +55,6 @@ def config(shapes, tmp_path_factory):
     """A YAML file of a small run with everything that has a state: 24 videos, batches of 8, 9 steps."""
     train = {"epochs": 3, "lr": 1e-2, "save_every": 2, "ema": 0.9}
     return write_experiment(tmp_path_factory.mktemp("mirror"), shapes, ST_ADAPTER, train)
-
-
-def train(config, out, *overrides):
-    """(tensors of the last checkpoint, log without timings)"""
-    run(load_config(config, [f"out={out}", *overrides]), CPU)
-    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    kept = [{key: value for key, value in each.items() if key not in ("clips_per_s", "data_wait")} for each in records]
-    return load_checkpoint(out / "last.safetensors")[0], kept
 
 
 class Killed(Exception):

@@ -13,7 +13,7 @@ import i2v.methods
 from benchmarks import trunks
 from i2v.model import can_merge, method_module
 from i2v.trunks import backbone_spec
-from i2v.vit import Block, ViTSpec
+from i2v.vit import ViTSpec
 from tests import test_complexity, test_dead_work, test_export, test_heads, test_precision
 
 TINY = dict(image_size=16, patch_size=8, width=32, layers=2, heads=2, embed_dim=24)
@@ -152,15 +152,6 @@ def test_methods_without_a_merge_say_so(model):
 def test_import_is_light():
     code = "import i2v, sys; sys.exit('open_clip' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_block_compiles_without_graph_breaks(method):
-    block = i2v.create_model(method, TINY, **METHODS[method]).backbone.transformer.resblocks[0]
-    assert isinstance(block, Block)
-    tokens = torch.randn(2 * 4, 5, 32)
-    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(tokens, 4), block(tokens, 4))
 
 
 def test_the_lists_of_tests_that_go_over_all_methods_have_all():

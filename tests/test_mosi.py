@@ -34,6 +34,7 @@ from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import EncodeSettings
 from i2v.shard_tools.sources import Video
 from i2v.train import run
+from tests.experiments import write_experiment
 from tests.references import tensors
 from tests.test_loader import damage
 from tests.test_precision import METHODS
@@ -236,22 +237,11 @@ def test_a_bad_video_is_one_in_quarantine_and_nine_clips_that_do_not_count(shape
 
 @pytest.fixture
 def config(shapes, tmp_path):
-    """A YAML file of a small run: 9 clips of each of 24 videos, batches of 18, 12 steps an epoch."""
-    values = {
-        "model": {
-            "method": "st_adapter",
-            "backbone": GEOMETRY,
-            "weights": "random",
-            "num_frames": 4,
-            "options": {"adapter_width": 16},
-        },
-        "data": {"train": str(shapes / "vp9"), "val": str(shapes / "vp9-val"), "device": "cpu", "threads": 1},
-        "clips": {"pretext": "mosi", "mosi_size": 48, "color_jitter": [0.5, 0.5, 0.5, 0.25], "grayscale": 0.3},
-        "train": {"epochs": 1, "batch_size": 18, "lr": 1e-3, "compile": False, "log_every": 1, "seed": 2},
-    }
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+    """9 clips of each of 24 videos, 12 steps an epoch."""
+    model = {"method": "st_adapter", "backbone": GEOMETRY, "weights": "random", "num_frames": 4}
+    recipe = {"epochs": 1, "batch_size": 18, "lr": 1e-3, "log_every": 1, "seed": 2}
+    clips = {"pretext": "mosi", "mosi_size": 48, "color_jitter": [0.5, 0.5, 0.5, 0.25], "grayscale": 0.3}
+    return write_experiment(tmp_path, shapes, model | {"options": {"adapter_width": 16}}, recipe, clips=clips)
 
 
 def train(config, out, *overrides):

@@ -32,9 +32,9 @@ METHODS = {
 }
 
 
-def model_of(method):
+def model_of(method, **options):
     torch.manual_seed(0)
-    model = create_model(method, GEOMETRY, 4, 8, {"type": "linear", "dropout": 0}, **METHODS[method])
+    model = create_model(method, GEOMETRY, 4, 8, {"type": "linear", "dropout": 0}, **METHODS[method] | options)
     for parameter in model.trainable_parameters().values():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)

@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -12,16 +11,16 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-import i2v.evaluate
-from i2v import extraction, features, probe
+from i2v import evaluate, extraction, features, probe
 from i2v.checkpoint import load_checkpoint
 from i2v.config import ConfigError, load_config
 from i2v.distributed import World
 from i2v.heads import LinearHead
 from i2v.manyheads import Recipe, fold, standardisation, standardise, train_heads
-from i2v.pipelines.shards import ShardError, ShardSet
+from i2v.pipelines.shards import ShardError
 from tests.experiments import write_experiment
-from tests.processes import forked
+from tests.processes import call, forked
+from tests.test_loader import damage
 
 CPU = World(0, 1, torch.device("cpu"))
 RECIPES = [Recipe(lr, decay) for lr in (3e-3, 1e-2, 0.1) for decay in (0.0, 0.3)]
@@ -123,7 +122,7 @@ def test_standardisation_is_folded_into_the_head(monkeypatch):
 # ---- from a configuration to a checkpoint --------------------------------------------------------------------------------
 
 
-def test_the_best_is_a_checkpoint_whose_evaluation_is_its_row(made, capsys):
+def test_the_best_is_a_checkpoint_whose_evaluation_is_its_row(made, tmp_path, monkeypatch):
     out, said = made
     rows, about = table(out), json.loads((out / "probe.json").read_text())
     assert [(row["lr"], row["weight_decay"]) for row in rows] == [
@@ -131,12 +130,10 @@ def test_the_best_is_a_checkpoint_whose_evaluation_is_its_row(made, capsys):
     ]
     assert max(rows, key=lambda row: (float(row["top1"]), -float(row["cross_entropy"]))) == rows[about["chosen"]]
     assert [line.split()[-1] == "best" for line in said.splitlines()[1:5]] == [k == about["chosen"] for k in range(4)]
-    given = {"checkpoint": out, "config": None, "weights": None, "data": None, "scores": None, "options": [], "memory": 1.0}
-    given |= {"submission": None}
-    given |= {"precision": "float32", "batch_size": 3, "decode": "auto", "quarantine": None, "cache": None, "cache_size": None}
-    scores, _ = i2v.evaluate.score(Namespace(**given), CPU)
+    call(monkeypatch, evaluate, "--checkpoint", out, "--batch-size", 3, "--device", "cpu", "--json", tmp_path / "scores.json")
+    scores = json.loads((tmp_path / "scores.json").read_text())
     assert {name: float(rows[about["chosen"]][name]) for name in probe.FIGURES} == pytest.approx(
-        {name: scores.summary()[name] for name in probe.FIGURES}, abs=1e-5
+        {name: scores[name] for name in probe.FIGURES}, abs=1e-5
     )
     tensors, meta = load_checkpoint(out)
     assert tensors.keys() == {"head.fc.weight", "head.fc.bias"} and meta.config["model"]["head"]["type"] == "linear"
@@ -146,12 +143,10 @@ def test_the_best_is_a_checkpoint_whose_evaluation_is_its_row(made, capsys):
 def test_features_that_are_there_are_taken_and_the_seed_decides_the_rest(config, made, tmp_path, monkeypatch):
     """Whoever made them, in either format."""
     elsewhere = config.parent / ".." / config.parent.name / config.name  # its name is none of what features depend on
-    given = {"checkpoint": None, "config": elsewhere, "weights": None, "options": [], "window": None, "hop": None}
-    given |= {"precision": "auto", "batch_size": 8, "decode": "auto", "cache": None, "cache_size": None, "format": "shards"}
-    given |= {"crops_as": "mean", "scores": False}
     data = load_config(config).data
     for split, place in (("train", data.train), ("val", data.val)):
-        features.write(Namespace(**given, data=place, out=tmp_path / "tars" / split), CPU)
+        to = ("--out", tmp_path / "tars" / split, "--format", "shards", "--device", "cpu")
+        call(monkeypatch, features, "--config", elsewhere, "--data", place, *to)
     passes = []
     monkeypatch.setattr(extraction, "features_of_parts", lambda model, loader, parts, autocast: passes.append(parts) or [])
     first = (made[0] / "best.safetensors").read_bytes()
@@ -166,12 +161,7 @@ def test_features_that_are_there_are_taken_and_the_seed_decides_the_rest(config,
 
 def test_videos_that_cannot_be_read_are_counted_and_nothing_moves_up_in_their_place(config, made, shapes, tmp_path):
     shutil.copytree(shapes / "vp9-val", tmp_path / "data")
-    shards = ShardSet(shapes / "vp9-val")
-    clip = shards.clips[3]
-    path = tmp_path / "data" / shards.manifest["shards"][int(clip["shard"])]["name"]
-    content, begin = bytearray(path.read_bytes()), int(clip["offset"] + clip["header_size"])
-    content[begin : begin + 40] = bytes(40)
-    path.write_bytes(content)
+    damage(tmp_path / "data", 3)
     shutil.copytree(made[0] / "features" / "train", tmp_path / "features" / "train")
     said = run(config, tmp_path / "out", tmp_path / "features", f"data.val={tmp_path}/data")
     assert "counted 15 of 16 videos" in said and "1 videos of data.val could not be read and count for nothing" in said

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 
 from i2v import evaluate
 from i2v.checkpoint import load_checkpoint
@@ -31,6 +30,7 @@ from i2v.shard_tools.verify import main as verify
 from i2v.sweep import SHOWN, result
 from i2v.tally import Labels, average_precision, tally_for
 from i2v.train import run
+from tests.experiments import write_experiment
 from tests.lists import write
 from tests.processes import call
 from tests.test_evaluate import command
@@ -274,20 +274,11 @@ def test_a_class_that_no_video_has_does_not_count_and_bad_clips_neither():
 
 @pytest.fixture(scope="module")
 def config(data):
-    values = {
-        "model": {
-            "method": "st_adapter",
-            "backbone": GEOMETRY,
-            "weights": "random",
-            "num_frames": 2,
-            "head": {"type": "linear", "dropout": 0.1},
-            "options": {"adapter_width": 8},
-        },
-        "data": {"train": str(data / "shards"), "val": str(data / "shards"), "device": "cpu", "threads": 1},
-        "train": {"epochs": 2, "batch_size": 6, "lr": 1e-3, "compile": False, "mixup": 0.2, "cutmix": 1.0}
-        | {"label_smoothing": 0.1, "class_weights": 0.5, "ema": 0.9, "save_every": 2, "log_every": 2, "eval_every": 1},
-    }
-    return write(data / "run.yaml", yaml.safe_dump(values))
+    model = {"method": "st_adapter", "backbone": GEOMETRY, "weights": "random", "options": {"adapter_width": 8}}
+    recipe = {"epochs": 2, "batch_size": 6, "lr": 1e-3, "mixup": 0.2, "cutmix": 1.0, "label_smoothing": 0.1}
+    recipe |= {"class_weights": 0.5, "ema": 0.9, "save_every": 2, "eval_every": 1}
+    both = {"train": str(data / "shards"), "val": str(data / "shards"), "device": "cpu", "threads": 1}
+    return write_experiment(data, data, model | {"head": {"type": "linear", "dropout": 0.1}}, recipe, data=both)
 
 
 @pytest.fixture(scope="module")

@@ -77,12 +77,6 @@ def test_plain_webdataset_reads_the_shards(shapes):
         assert len(fragment_sizes(sample["mp4"])[1]) == facts["frames"] == 20
 
 
-@pytest.fixture
-def copy(shapes, tmp_path):
-    shutil.copytree(shapes / "vp9", tmp_path / "copy")
-    return tmp_path / "copy"
-
-
 def edit_manifest(folder, **changes):
     """Change keys, or with None take them out, and put the checksums right."""
     manifest = json.loads((folder / "manifest.json").read_text()) | changes

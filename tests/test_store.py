@@ -68,6 +68,15 @@ def place(tmp_path):
     return store.Store(f"troubled://{tmp_path}/data")
 
 
+def raising(error):
+    """Trouble whatever is asked."""
+
+    def trouble(method):
+        raise error
+
+    return staticmethod(trouble)
+
+
 def put(place):
     place.put(Path(place.url.removeprefix("troubled://"), "a"), "c")
     return store.Store(place.url).read("c")
@@ -104,10 +113,7 @@ def test_what_fails_is_asked_again(place, action, error):
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_what_keeps_failing_is_an_error_that_says_what_was_tried(place, action):
-    def trouble(method):
-        raise RuntimeError("no\nconnection")
-
-    Troubled.trouble = staticmethod(trouble)
+    Troubled.trouble = raising(RuntimeError("no\nconnection"))
     sentence = rf"^{place.url}(/\w+)? cannot be {ACTIONS[action][2]}, tried 3 times \(RuntimeError: no connection\)\.$"
     with pytest.raises(StoreError, match=sentence):
         ACTIONS[action][0](place)
@@ -132,11 +138,7 @@ def test_waits_grow_and_have_jitter(place, monkeypatch):
     waits = []
     monkeypatch.setattr(store, "RETRY", Retry(tries=5, wait=1.0))
     monkeypatch.setattr(store.time, "sleep", waits.append)
-
-    def trouble(method):
-        raise OSError("reset")
-
-    Troubled.trouble = staticmethod(trouble)
+    Troubled.trouble = raising(OSError("reset"))
     with pytest.raises(StoreError, match="tried 5 times"):
         place.read("a")
     assert len(waits) == 4 and all(0.5 * 2**i <= wait <= 1.5 * 2**i for i, wait in enumerate(waits))
@@ -156,10 +158,7 @@ def test_what_is_large_or_many_may_take_longer(place, monkeypatch):
 @pytest.mark.parametrize("error", [FileNotFoundError("x"), IsADirectoryError("x"), NotADirectoryError("x")])
 @pytest.mark.parametrize("action", ["read", "chunks", "open", "size", "entries", "below", "remove"])
 def test_that_there_is_nothing_is_an_answer(place, action, error):
-    def trouble(method):
-        raise error
-
-    Troubled.trouble = staticmethod(trouble)
+    Troubled.trouble = raising(error)
     with pytest.raises(FileNotFoundError, match=f"No such file or directory: '{place.url}"):
         ACTIONS[action][0](place)
     assert len(Troubled.calls) == 1 and not place.exists("a")
@@ -169,10 +168,7 @@ def test_that_there_is_nothing_is_an_answer(place, action, error):
     "error, sentence", [(PermissionError("no key"), "PermissionError: no key"), (NotImplementedError(), "")]
 )
 def test_what_cannot_get_better_is_tried_once(place, error, sentence):
-    def trouble(method):
-        raise error
-
-    Troubled.trouble = staticmethod(trouble)
+    Troubled.trouble = raising(error)
     with pytest.raises(StoreError, match=rf"^{place.url}/a cannot be read \({sentence or 'NotImplementedError'}\)\.$"):
         place.read("a")
     assert len(Troubled.calls) == 1
@@ -275,11 +271,7 @@ def test_a_part_of_a_file_reads_as_its_bytes_do_whatever_fails(tmp_path_factory,
 def test_an_open_file_that_has_failed_fails_at_once(place):
     """Who reads it, as FFmpeg does, may ask again after an error."""
     file = place.open("a")
-
-    def trouble(method):
-        raise OSError("reset")
-
-    Troubled.trouble = staticmethod(trouble)
+    Troubled.trouble = raising(OSError("reset"))
     Troubled.calls.clear()
     for _ in range(2):
         with pytest.raises(StoreError, match="tried 3 times"):

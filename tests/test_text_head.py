@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import save_file
 
 from i2v.checkpoint import load_checkpoint
@@ -12,6 +11,7 @@ from i2v.config import load_config
 from i2v.distributed import World
 from i2v.session import restore_model
 from i2v.train import run
+from tests.experiments import write_experiment
 from tests.test_evaluate import command
 from tests.test_heads import clip  # noqa: F401
 
@@ -23,21 +23,9 @@ def write(shapes, tmp_path, clip):  # noqa: F811
     save_file(clip.state_dict(), tmp_path / "clip.safetensors")
 
     def write(method, options):
-        values = {
-            "model": {
-                "method": method,
-                "backbone": GEOMETRY,
-                "weights": str(tmp_path / "clip.safetensors"),
-                "num_frames": 4,
-                "head": {"type": "text"},
-                "options": options,
-            },
-            "data": {"train": str(shapes / "vp9"), "val": str(shapes / "vp9-val"), "device": "cpu", "threads": 1},
-            "train": {"epochs": 1, "batch_size": 8, "lr": 1e-3, "compile": False},
-            "out": str(tmp_path / "run"),
-        }
-        (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
-        return tmp_path / "run.yaml"
+        model = {"method": method, "backbone": GEOMETRY, "weights": str(tmp_path / "clip.safetensors"), "num_frames": 4}
+        model |= {"head": {"type": "text"}, "options": options}
+        return write_experiment(tmp_path, shapes, model, {"epochs": 1, "lr": 1e-3}, out=str(tmp_path / "run"))
 
     return write
 

@@ -204,31 +204,6 @@ def test_a_checkpoint_of_another_family(of, into, message):
     assert torch.equal(model.backbone.conv1.weight, before)
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """A whole file of timm's weights in each format."""
-    folder, state = tmp_path_factory.mktemp("files"), small_model("DINOv2").state_dict()
-    save_file(state, folder / "model.safetensors")
-    torch.save(state, folder / "pytorch_model.bin")
-    return folder
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-@pytest.mark.parametrize("part", [0, 1e-5, 1e-4, 0.5, 0.9999])
-def test_a_file_that_is_cut_off_is_one_sentence(files, tmp_path, name, part):
-    whole = (files / name).read_bytes()
-    (tmp_path / name).write_bytes(whole[: int(part * len(whole))])
-    with pytest.raises(ValueError, match=rf"{name} is (damaged|empty)\b.*: .*download .* again$"):
-        i2v.load_weights(clip_model(small_model("DINOv2")), tmp_path / name)
-
-
-@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", b"<html>404", bytes(99), b"PK" * 99])
-def test_a_file_that_holds_something_else_is_one_sentence(tmp_path, content):
-    (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"model.safetensors is damaged or not a checkpoint: .*download it again$"):
-        i2v.load_weights(clip_model(small_model("DINOv2")), tmp_path)
-
-
 @given(data=st.data())
 @settings(deadline=None, max_examples=12)
 def test_a_tensor_that_is_gone_or_has_lost_something_is_refused(family, data):
