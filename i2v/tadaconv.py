@@ -111,7 +111,7 @@ class RouteFuncwTransformer(nn.Module):
         if type(head_dim) is not int or head_dim < 1 or hidden % head_dim:
             raise ValueError(
                 f"the routing width {hidden} ({c_in} channels, ratio {ratio}) must be a multiple of the "
-                f"routing head_dim, got {head_dim!r}: choose one that divides {hidden}"
+                f"routing head_dim, got {head_dim!r}: choose one that divides {hidden} (TAda's option route_head_dim)"
             )
         self.head_dim = head_dim
         self.offset = 1 if zero_init_cal else 0

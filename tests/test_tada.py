@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import i2v
-from i2v.methods.tada import DropPath, from_authors
+from i2v.methods.tada import DropPath, from_authors, layer_of
 from tests.references import assert_step, authors_weights, equal, filled
 from tests.references import tensors as golden
 
@@ -189,3 +189,18 @@ def test_bad_options(options, message):
 def test_clips_of_another_size():
     with pytest.raises(ValueError, match=r"clips are \(3, 4, 24, 16\) .* takes \(3, T, 16, 16\)"):
         randomised()(torch.randn(1, 3, 4, 24, 16))
+
+
+def test_what_is_before_the_first_layer_learns_slowest():
+    """Layer-wise rates: the trunk's embeddings, registers too, are of the stem; ln_post and the head of the end."""
+    model = i2v.create_model("tada", TINY | {"registers": 2}, 4, 5, **SMALL)
+    layers = {name: layer_of(name, TINY["layers"]) for name in model.trainable_parameters()}
+    outside = {name.removeprefix("backbone."): at for name, at in layers.items() if "resblocks" not in name}
+    last = TINY["layers"] + 1
+    assert {name for name, at in outside.items() if at == last} == {
+        "ln_post.weight",
+        "ln_post.bias",
+        "head.fc.weight",
+        "head.fc.bias",
+    }
+    assert {at for name, at in outside.items()} == {0, last}

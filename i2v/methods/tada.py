@@ -187,4 +187,5 @@ def layer_of(name, layers):
     inner = name.removeprefix("backbone.")
     if inner.startswith("transformer.resblocks."):
         return int(inner.split(".")[2]) + 1
-    return 0 if inner.startswith(("conv1.", "class_embedding", "positional_embedding", "ln_pre.")) else layers + 1
+    stem = ("conv1.", "class_embedding", "register_embedding", "positional_embedding", "ln_pre.")
+    return 0 if inner.startswith(stem) else layers + 1
