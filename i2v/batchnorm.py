@@ -4,6 +4,8 @@ Parameters, buffers and numbers are nn.BatchNorm3d's. torch's own SyncBatchNorm 
 in pieces, and sends a message for each norm; here norms whose results are added together share one.
 """
 
+from functools import reduce
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -31,7 +33,7 @@ def normalised_sum(*parts):
     norms, xs = zip(*parts)
     # Run as they are written, torch's own kernels are faster; compiled, these lines become part of what stands around them.
     if not (norms[0].shared or torch.compiler.is_compiling()) or any(type(norm) is not BatchNorm for norm in norms):
-        return sum(norm(x) for norm, x in parts)
+        return reduce(torch.add, (norm(x) for norm, x in parts))
     if norms[0].training:
         count, *moments = Moments.apply(norms[0].shared, *xs)
         means, variances = moments[: len(xs)], moments[len(xs) :]
@@ -40,7 +42,7 @@ def normalised_sum(*parts):
     else:
         means, variances = [norm.running_mean for norm in norms], [norm.running_var for norm in norms]
     scales = [norm.weight * torch.rsqrt(variance + norm.eps) for norm, variance in zip(norms, variances)]
-    total = over_channels(sum(norm.bias - mean * scale for norm, mean, scale in zip(norms, means, scales)))
+    total = over_channels(reduce(torch.add, (norm.bias - mean * scale for norm, mean, scale in zip(norms, means, scales))))
     for x, scale in zip(xs, scales):
         total = total + x * over_channels(scale)
     return total.to(xs[0].dtype)
