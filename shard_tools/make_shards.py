@@ -330,7 +330,8 @@ def summary(manifest: dict, output: Output, seconds: float) -> str:
         return "\n".join(lines)
     lines += [
         f"  next      the other split:  make_shards.py OTHER --out DIR --classes {output.name}/manifest.json",
-        "            training:         torchrun --nproc-per-node 8 -m i2v.train --config CONFIG that names this folder",
+        "            training:         python -m i2v.train --config configs/starter.yaml "
+        f"data.train={output.name} data.val=DIR",
     ]
     if manifest["rejected"]:
         lines.append("            rejected ones:    repair them, and give this command again with --retry")
