@@ -24,8 +24,8 @@ def probabilities_of(logits: torch.Tensor, several: bool = False) -> torch.Tenso
 
 
 def logits_of(probabilities: torch.Tensor, several: bool = False) -> torch.Tensor:
-    """(..., K) -> the same: what probabilities_of makes them of."""
-    return probabilities.logit(eps=1e-7) if several else probabilities.log()
+    """(..., K) -> the same: what probabilities_of makes them of; finite, also where a probability is zero in its dtype."""
+    return probabilities.logit(eps=1e-7) if several else probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
 
 
 def view_probabilities(model, batch, at_once: int = VIEWS_AT_ONCE, several: bool = False) -> torch.Tensor:

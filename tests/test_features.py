@@ -231,9 +231,11 @@ def test_a_model_that_must_be_trained_first_is_refused(config, shapes, tmp_path)
     assert done.returncode == 1 and "must be trained first" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("scale", [1, 1000])  # so sure that other classes' probabilities are zero in float32
 @pytest.mark.parametrize("several", [False, True])
-def test_scores_of_crops_are_averaged_as_an_evaluation_does(several):
-    logits = torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(0))  # (B, crops, K)
+def test_scores_of_crops_are_averaged_as_an_evaluation_does(several, scale):
+    logits = scale * torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(0))  # (B, crops, K)
     rows = Rows(torch.nn.Identity(), SimpleNamespace(crops=2, clips=1), several=several)
-    expected = probabilities_of(logits, several).mean(1)
-    torch.testing.assert_close(probabilities_of(torch.from_numpy(rows._joined(logits, True)), several)[:, 0], expected)
+    expected, joined = probabilities_of(logits, several).mean(1), torch.from_numpy(rows._joined(logits, True))
+    assert joined.isfinite().all()
+    torch.testing.assert_close(probabilities_of(joined, several)[:, 0], expected)
