@@ -38,7 +38,6 @@ from i2v.session import Session, add_flags, command, open_session, parse
 from i2v.vit import ViTSpec
 
 TOLERANCE = 1e-4  # of the logits; of the largest, where that is more than 1
-REAL_CLIPS = 4
 CUTTING = ("sampling", "stride", "fps", "variant", "clips", "crops", "test_short_side")
 
 

@@ -34,7 +34,6 @@ CRF = {  # by quality; a row has about the same PSNR
     "standard": {"vp9": 32, "h264": 21, "hevc": 23, "mjpeg": 5},  # 40 to 44 dB at 256 pixels
     "high": {"vp9": 22, "h264": 16, "hevc": 18, "mjpeg": 2},
 }
-DEFAULT_CRF = CRF["standard"]
 LARGEST_CRF = {"vp9": 63, "h264": 51, "hevc": 51, "mjpeg": 31}
 LARGEST_CLIP = 1 << 30  # bytes
 ROUNDED_TIME = 0.002  # seconds; Matroska rounds times to milliseconds
