@@ -16,7 +16,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ import torch
 
 import benchmarks.kernels
 from benchmarks.machine import write_result
+from benchmarks.measure import spread
 from benchmarks.videos import make_videos, shard_videos
 from i2v.pipelines import build_loader
 from i2v.shard_tools.encode import EncodeSettings
@@ -157,7 +157,7 @@ def loader_rate(data: Path, args, **options) -> dict:
             torch.cuda.synchronize()
         measured.append(clips / (time.perf_counter() - begin))
     batches.close()
-    return {"median": statistics.median(measured), "min": min(measured), "max": max(measured)}
+    return spread(measured)
 
 
 def answer(question, end: float = float("inf")) -> dict:

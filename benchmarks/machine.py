@@ -9,20 +9,16 @@ from pathlib import Path
 
 import torch
 
+from i2v.doctor import processor
+
 
 def describe_machine() -> dict:
     """GPU, CPU, cores and versions."""
     import nvidia.dali
 
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else ():
-        if line.startswith("model name"):
-            cpu = line.split(":", 1)[1].strip()
-            break
     return {
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "cpu": cpu,
+        "cpu": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "torch": torch.__version__,
         "dali": nvidia.dali.__version__,

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file
 import torch
 import torch.nn.functional as F
 
+from benchmarks.gpu import CONFIGS
 from benchmarks.machine import write_result
 from benchmarks.measure import in_fresh_process, peak_resident_mb, resident_mb, shown_command
 from benchmarks.throughput import fresh_model, synthetic_batch
@@ -26,13 +27,6 @@ from i2v.config import load_config
 from i2v.placement import recompute_blocks
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = {
-    "st_adapter": "k400_vit-b16_8f",
-    "aim": "k400_vit-b16_8f",
-    "zeroi2v": "k400_vit-b16_8f",
-    "dist": "k400_vit-b16_8+16f",
-    "tada": "k400_vit-b16_16f",
-}
 KEEPS = ("none", "half", "all")  # train.recompute
 
 
@@ -54,8 +48,8 @@ def step(config: str, which: str, clips: int) -> dict:
 
 def measure(clips: int) -> dict:
     methods = {}
-    for method, name in CONFIGS.items():
-        config = f"{method}/{name}.yaml"
+    for name in CONFIGS:
+        method, config = name.split("/")[0], f"{name}.yaml"
         found = {which: in_fresh_process(step, config, which, clips) for which in KEEPS}
         same = len({(each["loss"], each["gradients"]) for each in found.values()}) == 1
         steps = {which: {key: each[key] for key in ("mb", "seconds")} for which, each in found.items()}

@@ -11,7 +11,6 @@ with ours, in float32. Then both take steps, one after the other, and the result
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -24,7 +23,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import write_result
 from benchmarks.measure import shown_command, spread
 from i2v.model import create_model
 from i2v.placement import autocast_for, compile_blocks, place
@@ -228,8 +227,7 @@ def main() -> None:
             )
     if args.json:
         shape = {key: getattr(args, key) for key in ("layers", "width", "size", "clips", "rounds", "compile")}
-        made = {"command": shown_command("step.py"), "machine": describe_machine()} | shape | {"methods": found}
-        args.json.write_text(json.dumps(made, indent=1) + "\n")
+        write_result(args.json, shown_command("step.py"), shape | {"methods": found})
 
 
 if __name__ == "__main__":

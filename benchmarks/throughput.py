@@ -12,7 +12,6 @@ A model that trains nothing, such as zero-shot CLIP, only looks at the clips.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import write_result
+from benchmarks.measure import spread
 from benchmarks.moving_shapes import write_videos
 from i2v.config import ConfigError, ModelConfig, load_config, to_dict
 from i2v.console import begin_command
@@ -133,7 +133,7 @@ def rate(step, clips: int, world: World, rounds: int, seconds: float) -> dict:
         wait_for(world.device)
         elapsed = torch.tensor(time.perf_counter() - begin, device=world.device)
         measured.append(world.size * clips * steps / (sum_over_ranks(elapsed).item() / world.size))
-    return {"median": statistics.median(measured), "min": min(measured), "max": max(measured), "steps": steps * rounds}
+    return spread(measured) | {"steps": steps * rounds}
 
 
 def fresh_model(config: ModelConfig, classes: int) -> VideoClassifier:
