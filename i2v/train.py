@@ -180,9 +180,7 @@ def loop(run: Run) -> None:
     """
     train, progress, trainee, epoch_clips = run.config.train, run.progress, run.trainee, len(run.loader.plan)
     model, optimizer = trainee.model, trainee.optimizer
-    replica = (
-        model if run.world.size == 1 else DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
-    )
+    replica = model if run.world.size == 1 else DistributedDataParallel(model, gradient_as_bucket_view=True)
     batches = run.log.waiting_for(together(run.loader, run.stop, run.watch))
     model.train()
     while progress.step < run.last_step:
