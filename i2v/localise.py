@@ -52,6 +52,7 @@ from i2v.pipelines.options import OrderOptions
 from i2v.pipelines.order import Order
 from i2v.pipelines.philox import CELLS, uniforms
 from i2v.progress import Progress
+from i2v.proposals import Detections
 from i2v.runlog import RunLog
 from i2v.saving import crosses
 from i2v.segments import read_segments
@@ -275,9 +276,10 @@ def save(run: Run, name: str, more: dict[str, torch.Tensor], **header) -> None:
 def validate(run: Run) -> None:
     """Find the segments of data.val, and score them where the list has some; best.safetensors keeps the best weights."""
     with run.log.pausing():
-        results = score(run.out, run.localiser, run.val, run.progress.best)
+        found, results = score(run.localiser, run.val)
     run.progress.validation_due = False
     if results is None:
+        write_findings(run.out, run.localiser, run.val, found)
         return
     kind, means = next(iter(results)), {kind: float(found.mean.mean()) for kind, found in results.items()}
     figures = {"map": means[kind]} | {f"map_{other}": value for other, value in means.items() if other != kind}
@@ -287,21 +289,24 @@ def validate(run: Run) -> None:
     run.log.figures(run.progress.step, run.epoch, figures, f"mean average precision: {words}")
     if run.progress.best is None or means[kind] > run.progress.best:
         run.progress.best = means[kind]
+        write_findings(run.out, run.localiser, run.val, found, results)
         save(run, "best.safetensors", {}, scores=figures)
 
 
-def score(out: Path, localiser: Localiser, videos: LongVideos, beat: float | None = None) -> dict[str, Precision] | None:
-    """The precision of each kind, if the list has segments. Writes it to results.csv, and detections.json, unless a mean of
-    the first of them was to be beaten and is not: in a run they are what best.safetensors finds."""
-    found, results = find_segments(localiser, videos), None
-    if any(len(video.actions.segments) for video in videos.videos):
-        thresholds, kinds = localiser.config.detect.thresholds, tuple(localiser.labels.classes)
-        results = mean_average_precision(localiser.labels.truth(videos), found, kinds, thresholds)
-        if beat is not None and next(iter(results.values())).mean.mean() <= beat:
-            return results
-        write_whole(out / "results.csv", table(results, thresholds))
+def score(localiser: Localiser, videos: LongVideos) -> tuple[dict[str, Detections], dict[str, Precision] | None]:
+    """What is found in every video; and the precision of each kind, if the list has segments."""
+    found = find_segments(localiser, videos)
+    if not any(len(video.actions.segments) for video in videos.videos):
+        return found, None
+    thresholds, kinds = localiser.config.detect.thresholds, tuple(localiser.labels.classes)
+    return found, mean_average_precision(localiser.labels.truth(videos), found, kinds, thresholds)
+
+
+def write_findings(out: Path, localiser: Localiser, videos: LongVideos, found: dict, results: dict | None = None) -> None:
+    """detections.json, and results.csv if there are results: of a run those of best.safetensors."""
+    if results is not None:
+        write_whole(out / "results.csv", table(results, localiser.config.detect.thresholds))
     write_whole(out / "detections.json", json.dumps(as_json(found, localiser.labels, bool(videos.kinds)), indent=1) + "\n")
-    return results
 
 
 def one_process(device: str) -> World:
@@ -329,7 +334,9 @@ def score_checkpoint(path: str, overrides: list[str]) -> dict[str, Precision] | 
     load_into(localiser.model, weights_of(tensors), str(path))
     check_val(videos, localiser)
     with held(Path(config.out), world):
-        return score(Path(config.out), localiser, videos)
+        found, results = score(localiser, videos)
+        write_findings(Path(config.out), localiser, videos, found, results)
+        return results
 
 
 def main() -> None:
