@@ -5,9 +5,10 @@
     python -m i2v.export --checkpoint runs/mine/best.safetensors --out model.pt2 --format aoti
                                         # torch._inductor.aoti_load_package(path), from C++ as well; this device only
 
-In: clips (B, 3, T, H, W) float32, normalised as CLIP's images are; with --preprocess frames (B, T, H, W, 3) uint8 as
-decoders give them, cut and resized to the model's size. Out: logits (B, classes), float32. Any B; T, H and W are the
-model's. With --merge ZeroI2V leaves as a plain transformer.
+In: clips (B, 3, T, H, W) float32, RGB from 0 to 255 less "mean", divided by "std" of i2v.json; with --preprocess frames
+(B, T, H, W, 3) uint8, RGB, upright, cut and resized to the model's size. Out: logits (B, classes), float32. Any B; T, H
+and W are the model's. docs/tutorial.md, "Using it", has a program that reads a video for it without i2v.
+With --merge ZeroI2V leaves as a plain transformer.
 
 What was made is loaded and compared with the model it was made from, on random clips of several batch sizes and on
 clips of --data (default: the run's data.val), in onnxruntime if it is ONNX; only what agrees is written. Class names go
