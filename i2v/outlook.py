@@ -1,5 +1,5 @@
-"""What can be said of a run before its first step: too few steps to learn anything, clips that repeat frames, pictures that
-are larger than the videos."""
+"""What can be said of a run before its first step: too few steps or classes to learn anything, clips that repeat frames,
+pictures that are larger than the videos."""
 
 from __future__ import annotations
 
@@ -61,6 +61,16 @@ def short_videos(plan) -> str | None:
         f"WARNING: {100 * repeats.mean():.0f} % of clips repeat frames or begin again{still}: a clip is {options.num_frames} "
         f"frames{f' at stride {options.stride}' if options.sampling == 'stride' else ''}, half of the videos have at most "
         f"{median}: {remedy}."
+    )
+
+
+def one_class(classes: list[str], several: bool) -> str | None:
+    """A line if every answer is right. several: classes a video, of which it may have none."""
+    if len(classes) != 1 or several:
+        return None
+    return (
+        f"WARNING: {classes[0]!r} is the only class, so that there is nothing to learn: make shards of the folder that holds "
+        "a folder for each class."
     )
 
 

@@ -32,7 +32,7 @@ from i2v.memory import is_out_of_memory, out_of_memory, too_little_memory
 from i2v.metrics import evaluate
 from i2v.mirror import Mirror, restore
 from i2v.optim import learning_rate
-from i2v.outlook import few_steps, length_in_samples, short_videos, small_videos
+from i2v.outlook import few_steps, length_in_samples, one_class, short_videos, small_videos
 from i2v.pipelines import ShardError
 from i2v.pipelines.loader import Loader
 from i2v.pipelines.plan import Plan
@@ -260,11 +260,13 @@ def describe(log: RunLog, config: Config, world: World, trainee: Trainee, meta: 
 
 def warn(log: RunLog, config: Config, world: World, micro_batch: int, trainee: Trainee, plan: Plan) -> None:
     """What can go wrong with this run, as far as that can be counted before its first step."""
-    lines = [few_steps(config, len(plan)), short_videos(plan), small_videos(plan)]
+    identity = trainee.identity
+    lines = [few_steps(config, len(plan)), one_class(identity.classes, identity.several)]
+    lines += [short_videos(plan), small_videos(plan)]
     lines.append(not_known(config.model.backbone, config.model.weights))
     if world.device.type == "cpu":
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        lines.append(too_little_memory(config.train, micro_batch, trainee.identity.model, processes))
+        lines.append(too_little_memory(config.train, micro_batch, identity.model, processes))
     for line in filter(None, lines):
         log.say(line)
 

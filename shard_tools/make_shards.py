@@ -13,6 +13,7 @@ import argparse
 import csv
 import io
 import re
+import shlex
 import signal
 import time
 from collections import Counter
@@ -215,7 +216,7 @@ def _run(arguments: argparse.Namespace) -> int:
         state = f"nothing of {arguments.source} is new; {out} has" if arguments.append else f"{out} is complete already:"
         print(f"{state} {manifest['clips']:,} clips; rejected: {manifest['rejected']:,}.")
     else:
-        print(summary(manifest, output, time.monotonic() - started))
+        print(summary(manifest, output, time.monotonic() - started, arguments.classes))
     if manifest["clips"] == 0:
         return _fail(1, f"{rejected}, {mended}.")
     if arguments.card:
@@ -300,8 +301,8 @@ class Progress:
             self.told = now
 
 
-def summary(manifest: dict, output: Output, seconds: float) -> str:
-    """What was made, where it is and what to do next, as lines."""
+def summary(manifest: dict, output: Output, seconds: float, classes: str | None = None) -> str:
+    """What was made, where it is and what to do next, as lines. classes: where the names are from; shards: the other split."""
     stored = sum(shard["bytes"] for shard in manifest["shards"])
     sizes = list(manifest["sizes"].items())
     lines = [
@@ -328,11 +329,16 @@ def summary(manifest: dict, output: Output, seconds: float) -> str:
     lines.append(f"  made      {output.name}/manifest.json")
     if manifest["clips"] == 0:  # what is next is to see why, which the caller says
         return "\n".join(lines)
-    lines += [
-        f"  next      the other split:  make_shards.py OTHER --out DIR --classes {output.name}/manifest.json",
-        "            training:         python -m i2v.train --config configs/starter.yaml "
-        f"data.train={output.name} data.val=DIR",
-    ]
+    here, other = shlex.quote(output.name), (classes or "").removesuffix("/manifest.json")
+    if other and (other != classes or os.path.isdir(other)):
+        train, val, title = shlex.quote(other), here, "  next      "
+    else:
+        train, val, title = here, "DIR", "            "
+        names = shlex.quote(f"{output.name}/manifest.json")
+        lines.append(f"  next      the other split:  make_shards.py OTHER --out DIR --classes {names}")
+    lines.append(
+        f"{title}training:         python -m i2v.train --config configs/starter.yaml data.train={train} data.val={val}"
+    )
     if manifest["rejected"]:
         lines.append("            rejected ones:    repair them, and give this command again with --retry")
     return "\n".join(lines)

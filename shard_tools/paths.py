@@ -85,6 +85,8 @@ def read_text(place: str, errors: str = "strict", utf16: bool = False) -> str:
         before, what = (text[: bad.start()].encode("utf-8", "replace"), f"{ord(bad[0]):#04x}") if bad else (b"", "")
     except UnicodeDecodeError as error:
         before, what = data[: error.start], f"{data[error.start]:#04x}"
+    if what and is_video(place):
+        raise SourceError(f"{place} is a video: give the folder that holds a folder for each class, or a list of path,label.")
     if what:
         line = before.count(b"\n") + 1
         raise SourceError(

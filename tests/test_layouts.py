@@ -38,6 +38,9 @@ def test_folders_that_are_not_sources(tmp_path):
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x81" * 9)
     with pytest.raises(SourceError, match="not a text file"):
         load_sources(tmp_path / "binary.csv")
+    (tmp_path / "a.MP4").write_bytes(b"\0\0\0\x18ftyp")
+    with pytest.raises(SourceError, match="a.MP4 is a video: give the folder that holds a folder for each class"):
+        load_sources(tmp_path / "a.MP4")
 
 
 def test_films_in_one_folder_are_listed_as_the_page_on_long_videos_says(tmp_path):

@@ -3,7 +3,9 @@
 import csv
 import errno
 import io
+import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,8 +22,8 @@ from i2v.shard_tools import make_shards as make_shards_module
 from i2v.shard_tools import source_video, writer
 from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import EncodeSettings, encode_video
-from i2v.shard_tools.make_shards import main
-from i2v.shard_tools.output import OutputError
+from i2v.shard_tools.make_shards import main, summary
+from i2v.shard_tools.output import Output, OutputError
 from i2v.shard_tools.source_video import RejectedVideo
 from i2v.shard_tools.sources import Video, load_sources
 from tests.making import Stop, contents, stop_after, stop_publishing
@@ -369,6 +371,17 @@ def test_a_root_that_is_mended_after_total_failure(source, tmp_path, capsys):
     assert "out/rejected.csv, mend them or --root, and give this command with --retry" in said.err
     assert "complete already" not in said.out
     assert main([*mended, "--retry"]) == 0 and len(ShardSet(tmp_path / "out")) == 1
+
+
+def test_what_is_next_can_be_pasted_where_names_have_spaces(whole):
+    manifest = json.loads((whole / "manifest.json").read_text()) | {"rejected": 0}
+    said = summary(manifest, Output("my train"), 0)
+    assert "--classes 'my train/manifest.json'" in said and "data.train='my train' data.val=DIR" in said
+    for classes in ("my train/manifest.json", str(whole)):
+        said = summary(manifest, Output("my val"), 0, classes)
+        train = shlex.quote(classes.removesuffix("/manifest.json"))
+        assert "  next      training: " in said and f" data.train={train} data.val='my val'" in said
+    assert "data.train='my val' data.val=DIR" in summary(manifest, Output("my val"), 0, "names.txt")
 
 
 @pytest.mark.process

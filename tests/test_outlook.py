@@ -5,7 +5,7 @@ import pytest
 
 from i2v.config import ConfigError, load_config
 from i2v.optim import learning_rate
-from i2v.outlook import FEW_STEPS, few_steps, short_videos, small_videos
+from i2v.outlook import FEW_STEPS, few_steps, one_class, short_videos, small_videos
 from i2v.pipelines.options import ClipOptions
 from i2v.pipelines.plan import Plan
 from tests.test_train import assert_continues, assert_same, config, result, train  # noqa: F401  config is a fixture
@@ -48,6 +48,12 @@ def test_without_a_stride_only_videos_shorter_than_a_clip_are_told(sampling):
     line = short_videos(plan_of([4] * 3 + [30] * 7, sampling=sampling, num_frames=8))
     said = "30 % of clips repeat frames or begin again: a clip is 8 frames, half of the videos have at most 30: lower model."
     assert said in line
+
+
+def test_one_class_is_told():
+    line = one_class(["juggling"], False)
+    assert "'juggling' is the only class, so that there is nothing to learn: make shards of the folder that holds" in line
+    assert one_class(["a", "b"], False) is None and one_class(["juggling"], True) is None  # a video may be without it
 
 
 def test_pictures_larger_than_the_videos_are_told():

@@ -76,7 +76,9 @@ def test_the_first_screen_of_the_data_page(tmp_path, monkeypatch, capsys):
     assert [name for _, name, _ in lines] == ["make_shards", "make_shards", "describe", "preview", "verify"]
     for folder, name, arguments in lines:
         assert importlib.import_module(f"i2v.{folder}.{name}").main(shlex.split(arguments)) == 0, name
-    assert "all is well" in capsys.readouterr().out and (tmp_path / "clips.png").exists()
+    said = capsys.readouterr().out
+    assert "data.train=shards/train data.val=shards/val" in said  # what is next after the second split
+    assert "all is well" in said and (tmp_path / "clips.png").exists()
     exec(compile(re.search(r"```python\n(.*?)```", DATA, re.DOTALL)[1], "docs/data.md", "exec"), {})
     assert "torch.Size([2, 3, 8, 224, 224]) tensor([" in capsys.readouterr().out
 
