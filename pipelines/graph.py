@@ -135,6 +135,7 @@ def build_pipeline(source, options: GraphOptions, batch_size: int, device: str, 
             batch=True,
             dtype=[dtype for dtype, _ in inputs],
             ndim=[ndim for _, ndim in inputs],
+            no_copy=True,
         )
         mirror, *drawn = given[len(video_inputs) :]
         drawn = dict(zip(augment.arrays, drawn))
@@ -157,7 +158,7 @@ def build_pipeline(source, options: GraphOptions, batch_size: int, device: str, 
             if "erase" in drawn:
                 view = _erase(view, drawn["erase"], options)
             views.append(view)
-        return fn.stack(*views, axis=0)
+        return fn.stack(*views, axis=0) if len(views) > 1 else fn.expand_dims(*views, axes=0)
 
     return clips()
 

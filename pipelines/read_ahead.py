@@ -7,7 +7,7 @@ aligned, and nothing is substituted silently.
 
 from __future__ import annotations
 
-import functools
+import functools, os
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -87,7 +87,7 @@ class Loader:
         return len(self.plan if self.only is None else self.only)
 
     def __iter__(self):
-        step, readers = 0, ThreadPoolExecutor(max(READ_THREADS, self.threads))
+        step, readers = 0, ThreadPoolExecutor(max(int(os.environ.get("RT",4)), self.threads))
         try:
             while True:
                 in_flight: deque[_Prepared] = deque()
