@@ -9,7 +9,6 @@ import torch
 
 from i2v.pipelines.graph import MEAN, STD
 
-
 FEW = 4  # frames at once
 
 

@@ -1,4 +1,4 @@
-"""Decode clips with FFmpeg, through PyAV, in the threads that read them: any codec of the shards, without a GPU.
+"""Decode clips with FFmpeg, through PyAV, in threads of the loader: any codec of the shards, without a GPU.
 
 The same pixels as DALI's CPU decoder makes of VP9 and MJPEG, bit by bit: FFmpeg's conversion to RGB with the flags that
 DALI gives it (BT.601, the range that the stream says, chroma interpolated). Planar RGB takes a third of the time that

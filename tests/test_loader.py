@@ -447,14 +447,15 @@ def test_slices_decode_like_the_whole_clip_on_a_cpu(shapes, tmp_path, codec):
     assert torch.equal(single.transpose(1, 2), whole)
 
 
+@pytest.mark.parametrize("split, views", [("train", {}), ("test", {"clips": 2, "crops": 3})])
 @pytest.mark.parametrize("codec", ["vp9", "mjpeg"])
-def test_both_cpu_decoders_give_the_same_pixels(shapes, codec):
-    for dali, reader in zip(*(decoded_by(shapes / codec, decoder) for decoder in ("cpu", "reader"))):
+def test_both_cpu_decoders_give_the_same_pixels(shapes, codec, split, views):
+    for dali, reader in zip(*(decoded_by(shapes / codec, decoder, split, views) for decoder in ("cpu", "reader"))):
         assert torch.equal(dali, reader)
 
 
-def decoded_by(manifest, decoder):
-    loader = build_loader(manifest, batch_size=5, **OPTIONS)
+def decoded_by(manifest, decoder, split, views):
+    loader = build_loader(manifest, split, views, batch_size=5, **OPTIONS)
     loader.decode = decoder
     return [batch.pixels for batch in itertools.islice(loader, 4)]
 
