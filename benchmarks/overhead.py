@@ -48,7 +48,7 @@ def measure(shards: Path, dtype: str, cores: slice, constant: bool, batches: int
     torch.set_num_threads(1)
     if constant:
         views = np.zeros((1, SAMPLINGS[SAMPLING]["num_frames"], SIZE, SIZE, 3), np.uint8)
-        Reader._decoded = lambda self, clip: replace(clip, data=views)
+        Reader.decoded = lambda self, clip: replace(clip, data=views)
     options = SAMPLINGS[SAMPLING] | AUGMENTATION | {"dtype": dtype}
     running = iter(build_loader(shards, "train", options, BATCH, "cpu", threads=len(mine)))
     for _ in range(12):  # until what it does ahead is ahead

@@ -56,7 +56,7 @@ class DataConfig:
     val: str | None = None
     device: Place = "auto"  # where clips are made and the model runs
     decode: Place = "auto"  # where videos are decoded
-    threads: Count | None = None  # of DALI, per process; None: all cores, shared fairly
+    threads: Count | None = None  # that decode, and of DALI, per process; None: all cores, shared fairly
     order: dict = field(default_factory=dict)  # shuffle, window_shards, balance, repeats, epoch_clips (OrderOptions)
     sample_weights: str | None = None  # how often each video of `train` is wanted: a .npy, or a CSV of key,weight
     cache: str | None = None  # where shards of a URL are staged

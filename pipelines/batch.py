@@ -9,6 +9,8 @@ import torch
 
 from i2v.pipelines.graph import MEAN, STD
 
+FEW = 4  # frames at once
+
 
 @dataclass
 class Batch:
@@ -46,6 +48,7 @@ def normalised(pixels: torch.Tensor, mean=MEAN, std=STD, new=torch.empty) -> tor
         out = (rows.float() - mean) * scale
     else:
         out = new(rows.shape)
-        for row, into in zip(rows.flatten(0, -3), out.view(-1, *rows.shape[-2:])):  # a frame at a time: it stays in the cache
-            into.copy_(row).sub_(mean).mul_(scale)
+        few = zip(rows.flatten(0, -3).split(FEW), out.view(-1, *rows.shape[-2:]).split(FEW))
+        for frames, into in few:  # they stay in the cache
+            into.copy_(frames).sub_(mean).mul_(scale)
     return out.unflatten(-1, (-1, 3)).movedim(-1, -4)

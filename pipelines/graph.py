@@ -67,7 +67,7 @@ class GraphOptions:
 
 
 def choose_decoder(codec: str, device: str, decode: str, least_side: int) -> str:
-    """Where to decode: "gpu" (NVDEC), "cpu" (DALI) or "reader" (pipelines/decode.py).
+    """Where to decode: "gpu" (NVDEC) or "reader" (pipelines/decode.py).
 
     least_side: of all pictures. Raises ValueError with the remedy.
     """
@@ -84,9 +84,7 @@ def choose_decoder(codec: str, device: str, decode: str, least_side: int) -> str
         problem = f"NVDEC takes {codec} from {NVDEC_LEAST[codec]} pixels on, and a side of these pictures has {least_side}"
     if decode == "gpu" and problem:
         raise ValueError(f"decode is gpu, but {problem}: set decode to cpu or auto.")
-    if decode != "cpu" and not problem:
-        return "gpu"
-    return "cpu" if codec == "vp9" else "reader"
+    return "gpu" if decode != "cpu" and not problem else "reader"
 
 
 def reader_resizes(options: GraphOptions, device: str) -> bool:
@@ -100,7 +98,8 @@ def build_pipeline(source, options: GraphOptions, batch_size: int, device: str, 
     source() returns, for one batch, lists of: the video, with what is needed to make views of it; mirror (1,) int32; then,
     for what options.augment does, Augmentation.arrays(). The video is encoded, (bytes,) uint8, and then frames (T,) int32
     and boxes (crops, 4) float32; with decode "reader" it is (T, H, W, 3) uint8 and boxes, or if reader_resizes only its
-    views, (crops, T, size, size, 3) uint8.
+    views, (crops, T, size, size, 3) uint8. The arrays are not copied: they must last until their batch comes out.
+    decode "cpu" is what NVDEC's pixels and the reader's are compared with.
     Output: (B, crops, T, size, size, 3), normalised, or with dtype uint8 the pixels.
     """
     from nvidia.dali import fn, pipeline_def, types
@@ -135,6 +134,7 @@ def build_pipeline(source, options: GraphOptions, batch_size: int, device: str, 
             batch=True,
             dtype=[dtype for dtype, _ in inputs],
             ndim=[ndim for _, ndim in inputs],
+            no_copy=device == "cpu",  # what a GPU is given may still be under way to it when the batch comes out
         )
         mirror, *drawn = given[len(video_inputs) :]
         drawn = dict(zip(augment.arrays, drawn))
@@ -157,7 +157,7 @@ def build_pipeline(source, options: GraphOptions, batch_size: int, device: str, 
             if "erase" in drawn:
                 view = _erase(view, drawn["erase"], options)
             views.append(view)
-        return fn.stack(*views, axis=0)
+        return fn.stack(*views, axis=0) if len(views) > 1 else fn.expand_dims(*views, axes=0)
 
     return clips()
 

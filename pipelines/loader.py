@@ -61,7 +61,7 @@ def build_loader(
     which bad clips are written down, and in which the ranks and continuations of a run count them together. cache,
     cache_size: where shards of a URL are staged, and how much of it they may fill (see ShardSet). sample_weights: how often
     each video is wanted, relatively: (n,), or a .npy of it, or a CSV of key,weight. prefetch_bytes: of clips that
-    are read ahead, per process: compressed, or decoded where the reading threads decode.
+    are read ahead, per process: compressed, or decoded where FFmpeg decodes.
     Raises TypeError for unknown options, ValueError for wrong values, ShardError for a data set that cannot be used.
     """
     if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,12 +24,11 @@ from i2v.pipelines.index import several_hot
 from i2v.pipelines.moving import moving_crops
 from i2v.pipelines.plan import Plan
 from i2v.pipelines.quarantine import Quarantine
-from i2v.pipelines.reader import Clip, Reader
+from i2v.pipelines.reader import Clip, Reader, Readers
 from i2v.pipelines.shards import ShardError
 from i2v.pipelines.source import ClipSource
 from i2v.pipelines.stream import fingerprint
 
-READ_THREADS = 4
 READ_AHEAD = 8  # at most so many batches are being read while DALI works, and no more bytes than `prefetch_bytes`
 STAGE_EVERY = 16  # steps between two looks at what a remote data set will have to stage
 
@@ -87,7 +86,7 @@ class Loader:
         return len(self.plan if self.only is None else self.only)
 
     def __iter__(self):
-        step, readers = 0, ThreadPoolExecutor(max(READ_THREADS, self.threads))
+        step, readers = 0, Readers(self._reader, self.threads)
         try:
             while True:
                 in_flight: deque[_Prepared] = deque()
@@ -103,7 +102,7 @@ class Loader:
                     reason = " ".join(str(error).split())[:300]
                 self._find_undecodable(in_flight, reason)  # here, where nothing holds the old pipeline any more
         finally:
-            readers.shutdown(wait=False, cancel_futures=True)
+            readers.shutdown()
 
     def state_dict(self) -> dict:
         """Where in the data this is, after the batch that was given last: JSON can hold it, and all ranks have the same.
@@ -137,7 +136,7 @@ class Loader:
         behind = int(self.only[-1]) + 1 + max(first - len(self.only), 0)
         return wanted + list(range(behind, behind + end - first - len(wanted)))
 
-    def _run(self, step: int, readers: ThreadPoolExecutor, in_flight: deque):
+    def _run(self, step: int, readers: Readers, in_flight: deque):
         """Batches from `step` on; in_flight: what the graph has been given and has not delivered."""
         last = None if self.plan.split == "train" else len(self)
         reading: deque[_Prepared] = deque()
@@ -156,7 +155,8 @@ class Loader:
             clips = prepared.wait()
             self._batch_bytes = max(self._batch_bytes, sum(clip.data.nbytes for clip in clips))
             in_flight.append(prepared)
-            return tuple(map(list, zip(*(clip.graph_inputs() for clip in clips))))
+            prepared.inputs = tuple(map(list, zip(*(clip.graph_inputs() for clip in clips))))
+            return prepared.inputs
 
         pipeline = self._pipeline(source, self.batch_size, self.graph)
         stream = torch.cuda.current_stream() if self.device == "gpu" else None
@@ -208,12 +208,12 @@ class Loader:
         per_shard = -(-len(self.shards) // (int(self.shards.clips["shard"][-1]) + 1))
         return 2 * STAGE_EVERY * self.batch_size * self.world_size + 4 * per_shard
 
-    def _submit(self, step: int, readers: ThreadPoolExecutor) -> _Prepared:
+    def _submit(self, step: int, readers: Readers) -> _Prepared:
         positions = self.positions(step)
         seen = self.start + (step + 1) * self.batch_size * self.world_size
         if self.plan.split != "train":
             seen = min(seen, self._end)
-        return _Prepared([readers.submit(self._reader.read, position) for position in positions], positions, seen)
+        return _Prepared([readers.submit(position) for position in positions], positions, seen)
 
     def _batch(self, output, prepared: _Prepared) -> Batch:
         clips = prepared.wait()
@@ -263,7 +263,8 @@ class Loader:
         if self.decode == "reader":
             return True
         plain = replace(self.graph, augment=AugmentOptions())
-        pipeline = self._pipeline(lambda: tuple([part] for part in clip.graph_inputs()[:4]), 1, plain)
+        inputs = tuple([part] for part in clip.graph_inputs()[:4])
+        pipeline = self._pipeline(lambda: inputs, 1, plain)
         try:
             pipeline.run()
             return True
@@ -280,6 +281,7 @@ class _Prepared:
     futures: list[Future]
     positions: Sequence[int]
     samples_seen: int
+    inputs: tuple = ()  # of the graph, which does not copy them
 
     def wait(self) -> list[Clip]:
         return [future.result() for future in self.futures]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from i2v.pipelines.resize import crop_and_resize, looked_at
 from i2v.pipelines.shards import ClipError, ShardError
 from i2v.pipelines.source import ClipSource
 
+READ_THREADS = 4  # at least, as they wait for files
 TRIED = 1000  # clips at most, among which one must be sound
 
 
@@ -46,14 +48,12 @@ class Reader:
     refused: set[int] = field(default_factory=set)  # positions whose clips the graph's decoder does not take
 
     def read(self, position: int) -> Clip:
-        """The clip at a position; weight 0 and harmless pixels where it cannot be used."""
+        """The clip at a position, encoded; weight 0 and harmless pixels where it cannot be used."""
         spec = None
         try:
             spec = self.plan[position]
             if spec.weight and position not in self.refused:
-                return self._decoded(Clip(spec, *self.shards.read(spec.id, spec.decoded)))
-        except DecodeError:
-            self.quarantine.add(spec.id, "the decoder refuses it")
+                return Clip(spec, *self.shards.read(spec.id, spec.decoded))
         except ClipError as error:
             spec = spec or self.plan.blank(position)
             self.quarantine.add(spec.id, error.reason)
@@ -63,12 +63,17 @@ class Reader:
         """Weight 0, and pixels that surely decode."""
         data, box = self._harmless
         spec = replace(spec, boxes=np.tile(box, (self.plan.crops, 1)), weight=0.0)
-        return self._decoded(Clip(spec, data, np.zeros_like(spec.decoded)))
+        return Clip(spec, data, np.zeros_like(spec.decoded))
+
+    def decoded(self, clip: Clip) -> Clip:
+        """A clip with its frames, or its views, in place of its bytes; as `read` does it where the decoder refuses them."""
+        try:
+            return self._decoded(clip)
+        except DecodeError:
+            self.quarantine.add(clip.spec.id, "the decoder refuses it")
+            return self._decoded(self.stand_in(clip.spec))
 
     def _decoded(self, clip: Clip) -> Clip:
-        """With its frames, or its views, in place of its bytes, where the graph wants them."""
-        if self.decode != "reader":
-            return clip
         g, boxes = self.graph, clip.spec.boxes
         if not reader_resizes(g, self.device):
             return replace(clip, data=decode_clip(clip.data, clip.frames))
@@ -89,3 +94,25 @@ class Reader:
         raise ShardError(
             f"None of {len(clips)} clips of {self.shards.root} can be read and decoded: restore the shards, or make them again."
         )
+
+
+class Readers:
+    """Threads that read clips, and, where the reader decodes, `threads` others that do this: more of them than cores would
+    only wait for one another, as decoding takes the interpreter lock again and again."""
+
+    def __init__(self, reader: Reader, threads: int):
+        self.reader = reader
+        self._reading = ThreadPoolExecutor(max(READ_THREADS, threads))
+        self._decoding = ThreadPoolExecutor(threads)
+
+    def submit(self, position: int) -> Future[Clip]:
+        """The clip at a position, as the graph takes it."""
+        read = self._reading.submit(self.reader.read, position)
+        return self._decoding.submit(self._decoded, read) if self.reader.decode == "reader" else read
+
+    def _decoded(self, read: Future[Clip]) -> Clip:
+        return self.reader.decoded(read.result())
+
+    def shutdown(self) -> None:
+        for threads in (self._reading, self._decoding):
+            threads.shutdown(wait=False, cancel_futures=True)

@@ -447,27 +447,29 @@ def test_slices_decode_like_the_whole_clip_on_a_cpu(shapes, tmp_path, codec):
     assert torch.equal(single.transpose(1, 2), whole)
 
 
+@pytest.mark.parametrize("split, views", [("train", {}), ("test", {"clips": 2, "crops": 3})])
 @pytest.mark.parametrize("codec", ["vp9", "mjpeg"])
-def test_both_cpu_decoders_give_the_same_pixels(shapes, codec):
-    for dali, reader in zip(*(decoded_by(shapes / codec, decoder) for decoder in ("cpu", "reader"))):
+def test_both_cpu_decoders_give_the_same_pixels(shapes, codec, split, views):
+    for dali, reader in zip(*(decoded_by(shapes / codec, decoder, split, views) for decoder in ("cpu", "reader"))):
         assert torch.equal(dali, reader)
 
 
-def decoded_by(manifest, decoder):
-    loader = build_loader(manifest, batch_size=5, **OPTIONS)
+def decoded_by(manifest, decoder, split, views):
+    loader = build_loader(manifest, split, views, batch_size=5, **OPTIONS)
     loader.decode = decoder
     return [batch.pixels for batch in itertools.islice(loader, 4)]
 
 
 @pytest.mark.parametrize("bad", [0, 7])  # 0: the clip that would stand in for those that are bad
-@pytest.mark.parametrize("codec", ["h264", "vp9"])  # decoded by the reader and by the graph
-def test_a_clip_that_the_decoder_refuses_has_weight_0_and_nothing_else_changes(shapes, tmp_path, codec, bad):
+@pytest.mark.parametrize("codec, decoder", [("h264", "reader"), ("vp9", "reader"), ("vp9", "cpu")])  # cpu: in the graph
+def test_a_clip_that_the_decoder_refuses_has_weight_0_and_nothing_else_changes(shapes, tmp_path, codec, decoder, bad):
     from tests.conftest import shard
 
     shard(shapes / "train", tmp_path / codec, codec=codec)
     good = batches(tmp_path / codec, 5)
     damage(tmp_path / codec, bad, decoder_only=True)
     loader = build_loader(tmp_path / codec, batch_size=5, **OPTIONS)
+    loader.decode = decoder
     for before, after in zip(good, itertools.islice(loader, 5)):
         assert after.weights.tolist() == [float(i != bad) for i in after.ids.tolist()]
         kept = after.weights > 0
@@ -479,7 +481,7 @@ def test_a_clip_that_the_decoder_refuses_has_weight_0_and_nothing_else_changes(s
     "codec, side, decode, expected",
     [
         ("vp9", 128, "auto", "gpu"),
-        ("vp9", 112, "auto", "cpu"),
+        ("vp9", 112, "auto", "reader"),
         ("vp9", 112, "gpu", "decode is gpu, but NVDEC takes vp9 from 128 pixels on, and a side of these pictures has 112"),
         ("hevc", 128, "auto", "reader"),
         ("h264", 48, "auto", "gpu"),
