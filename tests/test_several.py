@@ -342,6 +342,9 @@ def test_data_of_the_other_kind_is_refused(trained, config, data, tmp_path, monk
     make_shards([video._replace(label=0) for video in listing.videos], CLASSES, tmp_path / "plain", SETTINGS)
     with pytest.raises(ValueError, match="only one has several classes a video: make both alike"):
         run(load_config(config, [f"out={tmp_path / 'out'}", f"data.val={tmp_path / 'plain'}"]), CPU)
+    make_shards([video._replace(label=()) for video in listing.videos], CLASSES, tmp_path / "none", SETTINGS)
+    with pytest.raises(ValueError, match="No video of .*none has a class, so there is no mean average precision: give"):
+        run(load_config(config, [f"out={tmp_path / 'out'}", f"data.val={tmp_path / 'none'}"]), CPU)
     with pytest.raises(SystemExit, match="The model was trained for several class"):
         call(monkeypatch, evaluate, "--checkpoint", trained, "--data", tmp_path / "plain")
 
