@@ -116,7 +116,9 @@ def test_one_class_each_is_still_what_is_meant_without_saying_so(tmp_path):
 
 def test_a_map_renames_merges_and_leaves_out_classes(tmp_path):
     source = write(tmp_path / "l.csv", "path,label\na.mp4,x|y\nb.mp4,z\nc.mp4,y|z\n")
-    videos, classes, _ = read_sources(source, map=write(tmp_path / "m.csv", "y,x\nz,\n"), multi_label=True)
+    map = write(tmp_path / "m.csv", "y,x\nz,\n")
+    videos, classes, notes = read_sources(source, map=map, multi_label=True)
+    assert f"2 of 5 labels are left out, as the map {map} says." in notes
     assert classes == ["x"] and [video.label for video in videos] == [(0,), (), (0,)]
 
 
