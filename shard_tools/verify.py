@@ -146,6 +146,11 @@ def write_bad(path: Path, problems: list[Problem]) -> str:
         table.writerow(["path", "start", "end", "label", "reason"])
         table.writerows([*(p.source.get(name, "") for name in ("path", "start", "end", "class")), p.what] for p in listed)
     lost = f"; the source of {len(bad) - len(listed):,} more is not known" if len(listed) < len(bad) else ""
+    members = [p.source["path"] for p in listed if ".tar/" in p.source["path"]]
+    if members:  # make_shards names them so, and reads them from their tars only
+        lost += (
+            f"; {len(members):,} of them are members of tars, such as {members[0]}: make shards of the tars, not of this list"
+        )
     return f"{path}: {len(listed):,} source videos{lost}"
 
 
