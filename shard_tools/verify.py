@@ -200,14 +200,16 @@ def main(argv: list[str] | None = None) -> int:
         print("verify: interrupted; nothing was changed.", file=sys.stderr)
         return 130
     print(show(report))
+    place = arguments.bad  # an error of a full disk names no file
     try:
-        if arguments.bad:
-            print(write_bad(arguments.bad, report["problems"]))
-        if arguments.json:
+        if place:
+            print(write_bad(place, report["problems"]))
+        place = arguments.json
+        if place:
             plain = report | {"problems": [asdict(problem) for problem in report["problems"]]}
-            arguments.json.write_text(json.dumps(plain, indent=1) + "\n")
+            place.write_text(json.dumps(plain, indent=1) + "\n")
     except OSError as error:
-        print(f"verify: {error.filename} cannot be written ({error.strerror}).", file=sys.stderr)
+        print(f"verify: {place} cannot be written ({error.strerror}).", file=sys.stderr)
         return 2
     return 1 if report["problems"] else 0
 

@@ -178,6 +178,12 @@ def test_members_of_tars_are_said_to_be_in_no_list(tmp_path):
     assert write_bad(tmp_path / "bad.csv", problems[:1]).endswith("1 source videos")
 
 
+@pytest.mark.parametrize("flag", ["--bad", "--json"])
+def test_a_full_disk_is_told_with_the_file(data, flag, capsys):
+    assert main([str(data), "--workers", "1", "--decode", "0", flag, "/dev/full"]) == 2
+    assert "verify: /dev/full cannot be written (No space left on device)" in capsys.readouterr().err
+
+
 def test_swapped_shards_are_noticed(data):
     (data / SHARD).rename(data / "x")
     (data / "shard-000000.tar").rename(data / SHARD)
