@@ -12,7 +12,7 @@ from typing import Annotated
 
 import torch
 
-from i2v.checkpoint import Backbone, Meta, load_checkpoint, weights_of
+from i2v.checkpoint import Backbone, Meta, is_checkpoint, load_checkpoint, weights_of
 from i2v.config import Config, ModelConfig, load_config, parse_option, to_dict
 from i2v.console import begin_command, refuse_place
 from i2v.model import VideoClassifier, create_model, head_kind, pictures, spec_of
@@ -153,7 +153,15 @@ def load_backbone(model: VideoClassifier, name: str | dict, weights: str) -> str
     if weights == "random":
         return "random"
     path = weights if is_path(weights) else backbone_file(name, weights, getattr(model.spec, "activation", None))
-    load_weights(model, path, image_layout(model))
+    try:
+        load_weights(model, path, image_layout(model))
+    except ValueError as error:
+        if not is_checkpoint(path):
+            raise
+        raise ValueError(
+            f"{path} is the checkpoint of a run, not the weights of an image model: give those here. Training starts from a "
+            "run's checkpoint by model.init, and the run's own command continues it."
+        ) from error
     return str(path)
 
 
