@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import torch
 
@@ -266,8 +267,17 @@ def add_flags(to, *names: str, **own: str) -> None:
         to.add_argument(name, **FLAGS[name] | ({"help": about} if about else {}))
 
 
+class Parser(argparse.ArgumentParser):
+    """Of flags that it does not know, it says which are values of a configuration."""
+
+    def error(self, message: str) -> NoReturn:
+        if value := re.match(r"unrecognized arguments:.* --?(\w+\.[\w.]+)", message):
+            message += f": a value of the configuration has no dashes, write {value[1]}=VALUE"
+        super().error(message)
+
+
 def command(name: str, about: str | None) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=name, description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return Parser(prog=name, description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:

@@ -63,6 +63,20 @@ def test_a_configuration_is_opened_if_all_that_is_used_of_it_is_clips(tmp_path, 
         open_session(args, lambda config: ["a", config.data.train])
 
 
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["--train.lr=1"], "--train.lr=1: a value of the configuration has no dashes, write train.lr=VALUE"),
+        (["-x", "--train.lr", "1"], "-x --train.lr 1: a value of the configuration has no dashes, write train.lr=VALUE"),
+        (["--checkpint=a.b"], "--checkpint=a.b"),
+    ],
+)
+def test_a_value_of_a_configuration_with_dashes_is_told_from_a_flag(capsys, arguments, told):
+    with pytest.raises(SystemExit):
+        command("i2v.train", None).parse_args(arguments)
+    assert capsys.readouterr().err.splitlines()[-1].removeprefix("i2v.train: error: unrecognized arguments: ") == told
+
+
 def test_the_checkpoint_of_a_run_is_no_weights_of_an_image_model(tmp_path):
     model, backbone = create_model("clip", GEOMETRY, 4, 3), Backbone(GEOMETRY, "included", None)
     path = tmp_path / "best.safetensors"
