@@ -20,8 +20,8 @@ from i2v.shard_tools import make_shards as make_shards_module
 from i2v.shard_tools import source_video, writer
 from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import EncodeSettings, encode_video
-from i2v.shard_tools.make_shards import main
-from i2v.shard_tools.output import OutputError
+from i2v.shard_tools.make_shards import main, summary
+from i2v.shard_tools.output import Output, OutputError
 from i2v.shard_tools.source_video import RejectedVideo
 from i2v.shard_tools.sources import Video, load_sources
 from tests.making import Stop, contents, stop_after, stop_publishing
@@ -97,6 +97,11 @@ def test_what_is_written(source, whole):
 @pytest.mark.process
 def test_the_bytes_do_not_depend_on_the_processes(source, whole, tmp_path):
     assert contents(build(source, tmp_path / "two", workers=2)) == contents(whole)
+
+
+def test_a_class_with_a_comma_is_told_as_one(whole):
+    manifest = ShardSet(whole).manifest | {"classes": ["run, fast", "walk"]}
+    assert "  classes   'run, fast', walk\n" in summary(manifest, Output(whole), 0)
 
 
 def test_the_seed_decides_the_order(source, whole, tmp_path):
