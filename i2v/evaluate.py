@@ -24,7 +24,7 @@ from tqdm import tqdm
 from i2v.console import as_sentence, refuse_place
 from i2v.distributed import World, close_world, init_world
 from i2v.feed import head_for, labels_of
-from i2v.metrics import MEMORY, VIEWS_AT_ONCE, evaluate, videos_at_once
+from i2v.metrics import MEMORY, VIEWS_AT_ONCE, evaluate, side_of, videos_at_once
 from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.shards import ClipError, ShardSet
 from i2v.rules import more_than
@@ -54,7 +54,7 @@ def score(args, world: World) -> tuple[Scores | SeveralScores | None, VideoScore
     shards = loader.shards
     labels = check_data(args, session, shards)
     batches = tqdm(loader, unit="batch", disable=not (world.is_main and sys.stderr.isatty()))
-    at_once = max(1, int(args.memory * 1e9 / 2 / (options["num_frames"] * options["size"] ** 2 * 12)))  # half for the floats
+    at_once = max(1, int(args.memory * 1e9 / 2 / (options["num_frames"] * side_of(options) ** 2 * 12)))  # half for the floats
     at_once = min(VIEWS_AT_ONCE, at_once)
     keep = Collector()
     expected = len(loader.plan)

@@ -57,24 +57,25 @@ class FeatureFolder:
         return keys
 
     def __contains__(self, video: str) -> bool:
-        return self._key(video) is not None
+        return self.key_of(video) is not None
 
-    def _key(self, video: str) -> str | None:
+    def key_of(self, video: str) -> str | None:
+        """What the video's features are called here; None: it has none."""
         return next((self.keys[name] for name in (video, PurePosixPath(video).stem) if name in self.keys), None)
 
     def features(self, video: str) -> np.ndarray:
         """(rows, channels), read when it is looked at. Raises ValueError for a video without features."""
         if video not in self:
             raise ValueError(f"{self.path} has no features of {video}: make them, or take the video out of the list.")
-        return self._array(self._key(video))
+        return self._array(self.key_of(video))
 
     def times(self, video: str) -> np.ndarray | None:
-        name = f"{self._key(video)}.times"
+        name = f"{self.key_of(video)}.times"
         return np.array(self._array(name)) if name in self.places else None
 
     def kinds(self, video: str) -> dict[str, np.ndarray]:
         """Class scores by kind of label: (rows, views * classes) each."""
-        begin = f"{self._key(video)}.scores."
+        begin = f"{self.key_of(video)}.scores."
         return {name.removeprefix(begin): self._array(name) for name in self.places if name.startswith(begin)}
 
     @property

@@ -106,6 +106,11 @@ def check_labels(loader, val_loader) -> None:
         raise ValueError(
             f"Of {loader.shards.root} and {val_loader.shards.root} only one has several classes a video: make both alike."
         )
+    if val_loader.shards.label_sets is not None and not any(val_loader.shards.label_sets):
+        raise ValueError(
+            f"No video of {val_loader.shards.root} has a class, so there is no mean average precision: give data.val videos "
+            "that have some, or leave it out."
+        )
     if val_loader.shards.classes != loader.shards.classes or val_loader.shards.factors != loader.shards.factors:
         raise ValueError(
             f"{loader.shards.root} and {val_loader.shards.root} do not have the same class names in the same order: "

@@ -181,6 +181,6 @@ def accuracy(run: Run, meta: Meta) -> str:
             ]
         )
     if meta.scores:
-        counted = f"{meta.scores['counted']} of {meta.scores['expected']} validation videos, one view of each"
-        return f"{in_words(meta.scores)} on {counted}."
+        counted = f"{meta.scores['counted']} of {meta.scores['expected']} validation videos"
+        return f"{in_words(meta.scores)} on {counted}, {meta.scores.get('views', 'one view')} of each."
     return "Not evaluated."

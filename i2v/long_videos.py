@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -93,12 +93,15 @@ def timing(name: str, times: np.ndarray, count: int) -> tuple[float, int, float]
 class LongVideos:
     """The videos of a segment list, with their features.
 
-    Raises ValueError, one sentence, for a video without features, or of another width or distance of rows than the first.
+    Raises ValueError, one sentence, for a video without features, with those of another one, or with features of another width
+    or distance of rows than the first.
     """
 
     def __init__(self, segments: SegmentList, folders: Sequence[FeatureFolder], scores: FeatureFolder, row_seconds=None):
         opened = (open_video(name, folders, scores, its, row_seconds) for name, its in segments.videos.items())
         self.path, self.kinds, self.videos = segments.path, segments.kinds, list(opened)
+        for folder in (*folders, scores):
+            refuse_shared(self.path, segments.videos, folder)
         self.several = scores.several
         first = self.videos[0]
         self.channels, self.row_seconds = first.channels, first.row_seconds
@@ -115,6 +118,18 @@ class LongVideos:
                     "frames count alike."
                 )
         self.videos = [replace(video, row_seconds=self.row_seconds) for video in self.videos]
+
+
+def refuse_shared(path: str, videos: Iterable[str], folder: FeatureFolder) -> None:
+    """A video is also found by its name without folders and ending, which two of a list may have in common."""
+    seen: dict[str, str] = {}
+    for video in videos:
+        key = folder.key_of(video)
+        if (other := seen.setdefault(key, video)) != video:
+            raise ValueError(
+                f"{path} has {other} and {video}, for both of which {folder.path} has only the features {key}: make those of "
+                "each, or take one out of the list."
+            )
 
 
 class Labels:

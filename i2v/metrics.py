@@ -37,12 +37,17 @@ def view_probabilities(model, batch, at_once: int = VIEWS_AT_ONCE, several: bool
     return torch.cat(parts, dim=1).mean(1)
 
 
+def side_of(options: dict) -> int:
+    """Pixels along a side of the pictures that an evaluation looks at; options: of the clips."""
+    return options.get("test_size") or options["size"]
+
+
 def videos_at_once(options: dict, memory: float = MEMORY) -> int:
     """How many videos fit into `memory` GB with all their views, at least 1 and at most 8; options: of the clips.
 
     1 for options that cannot be: what is wrong with them, the loader says.
     """
-    counts = [options["num_frames"], options.get("clips", 1), options.get("crops", 1), options["size"]]
+    counts = [options["num_frames"], options.get("clips", 1), options.get("crops", 1), side_of(options)]
     if not all(is_whole(count) and count >= 1 for count in counts):
         return 1
     frames, size = math.prod(counts[:3]), counts[3]

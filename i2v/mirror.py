@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from i2v.atomic import replacing, unique
 from i2v.distributed import World, all_agree
@@ -15,6 +16,7 @@ from i2v.pipelines import ShardError
 from i2v.pipelines.store import Store
 
 KINDS = (".csv", ".jsonl", ".safetensors", ".yaml")  # of files that are copied
+WRITER = "writer"  # says which run copies there, the last one that began to
 STATE = "last.safetensors"  # copied after the others, either way: a state with what belongs to it, or an older one
 
 
@@ -50,6 +52,7 @@ class Mirror:
 
     def __init__(self, out: Path, url: str, say: Callable[[str], None]):
         self._out, self._url, self._say = out, url, say
+        self._token, self._begun, self._lost = unique().encode(), False, False
         self._taken: dict[str, tuple] = {}  # name: which state of the file is sent, or about to be
         self._waiting: dict[str, Path] = {}  # name: that state, under a name of its own
         self._lock, self._wake, self._over = threading.Lock(), threading.Event(), False
@@ -58,6 +61,8 @@ class Mirror:
 
     def copy(self) -> None:
         """Take all files as they are now, if they have changed since; what was not sent yet of older states is left out."""
+        if self._lost:
+            return
         try:
             with self._lock:
                 for path in sorted(self._out.glob("[!.]*")):
@@ -101,11 +106,31 @@ class Mirror:
                     kept.unlink(missing_ok=True)
 
     def _send(self, files: dict[str, Path]) -> None:
-        if files:
-            store = Store(self._url)
-            store.create()
-            for name in sorted(files, key=lambda name: name == STATE):
-                store.put(files[name], name)
+        if not files:
+            return
+        store = Store(self._url)
+        store.create()
+        self._lost = not self._is_ours(store)
+        if self._lost:
+            self._say(
+                f"WARNING: another run copies to {self._url} by now, so that of {self._out} copies nothing any more: give each "
+                "a train.mirror of its own."
+            )
+            return
+        for name in sorted(files, key=lambda name: name == STATE):
+            store.put(files[name], name)
+
+    def _is_ours(self, store: Store) -> bool:
+        """Whether no other run has begun to copy there since this one did."""
+        if self._begun:
+            with suppress(FileNotFoundError):
+                return store.read(WRITER) == self._token
+        with NamedTemporaryFile() as file:
+            file.write(self._token)
+            file.flush()
+            store.put(Path(file.name), WRITER)
+        self._begun = True
+        return True
 
 
 def _keep(path: Path) -> Path:

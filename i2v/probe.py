@@ -85,7 +85,7 @@ def probe(config: Config, name: str, features: Path, world: World) -> list[str]:
         k, rows = choose(config, losses, heads)
         write_table(out, rows, k, config, how)
         model = with_head(session.model, weight[k], bias[k])
-        meta = describe(config, model, backbone, loaders["train"], steps, heads[k])
+        meta = describe(config, model, backbone, loaders, steps, heads[k])
         save_checkpoint(out / "best.safetensors", own_tensors(model, backbone), meta)
     return [*as_lines(rows, k), "", *remarks(config, rows, k, heads[k], unread, loaders["val"].plan.crops)]
 
@@ -154,8 +154,11 @@ def with_head(model: VideoClassifier, weight: torch.Tensor, bias: torch.Tensor) 
     return VideoClassifier(model.backbone, head, complete_config(**described))
 
 
-def describe(config: Config, model: VideoClassifier, backbone: Backbone, loader: Loader, steps: int, scores: Scores) -> Meta:
+def describe(
+    config: Config, model: VideoClassifier, backbone: Backbone, loaders: dict[str, Loader], steps: int, scores: Scores
+) -> Meta:
     """What the checkpoint says beside its tensors."""
+    loader, scored = loaders["train"], loaders["val"].plan
     return Meta(
         model=model.config,
         backbone=backbone,
@@ -165,7 +168,7 @@ def describe(config: Config, model: VideoClassifier, backbone: Backbone, loader:
         clips=config.clips,
         config=to_dict(replace(config, model=replace(config.model, head=model.config["head"]))),
         progress={"step": steps},
-        scores=scores.summary(),
+        scores=scores.summary() | {"views": f"{scored.clips} clips x {scored.crops} crops"},
     )
 
 

@@ -73,11 +73,11 @@ class Saver:
             self.mirror.copy()
 
 
-def kept_epoch(keep: int | list | None, before: int, after: int, clips: int) -> float | None:
-    """The epoch of those to be kept that ends in (before, after] samples, if one does; clips: in an epoch."""
+def kept_epochs(keep: int | list | None, before: int, after: int, clips: int) -> list[float]:
+    """The epochs of those to be kept that end in (before, after] samples; clips: in an epoch."""
     if isinstance(keep, list):
-        return next((epoch for epoch in keep if before < math.ceil(epoch * clips) <= after), None)
-    return after // (keep * clips) * keep if keep and crosses(before, after, keep * clips) else None
+        return [epoch for epoch in keep if before < math.ceil(epoch * clips) <= after]
+    return [keep * i for i in range(before // (keep * clips) + 1, after // (keep * clips) + 1)] if keep else []
 
 
 def crosses(before: int, after: int, every: float) -> bool:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import torch
 
-from i2v.checkpoint import Backbone, Meta, load_checkpoint, weights_of
+from i2v.checkpoint import Backbone, Meta, is_checkpoint, load_checkpoint, weights_of
 from i2v.config import Config, ModelConfig, load_config, parse_option, to_dict
 from i2v.console import begin_command, refuse_place
 from i2v.model import VideoClassifier, create_model, head_kind, pictures, spec_of
@@ -153,7 +154,15 @@ def load_backbone(model: VideoClassifier, name: str | dict, weights: str) -> str
     if weights == "random":
         return "random"
     path = weights if is_path(weights) else backbone_file(name, weights, getattr(model.spec, "activation", None))
-    load_weights(model, path, image_layout(model))
+    try:
+        load_weights(model, path, image_layout(model))
+    except ValueError as error:
+        if not is_checkpoint(path):
+            raise
+        raise ValueError(
+            f"{path} is the checkpoint of a run, not the weights of an image model: give those here. Training starts from a "
+            "run's checkpoint by model.init, and the run's own command continues it."
+        ) from error
     return str(path)
 
 
@@ -258,8 +267,17 @@ def add_flags(to, *names: str, **own: str) -> None:
         to.add_argument(name, **FLAGS[name] | ({"help": about} if about else {}))
 
 
+class Parser(argparse.ArgumentParser):
+    """Of flags that it does not know, it says which are values of a configuration."""
+
+    def error(self, message: str) -> NoReturn:
+        if value := re.match(r"unrecognized arguments:.* --?(\w+\.[\w.]+)", message):
+            message += f": a value of the configuration has no dashes, write {value[1]}=VALUE"
+        super().error(message)
+
+
 def command(name: str, about: str | None) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=name, description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return Parser(prog=name, description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:

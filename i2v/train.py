@@ -39,7 +39,7 @@ from i2v.pipelines.plan import Plan
 from i2v.placement import autocast_for
 from i2v.progress import Progress
 from i2v.runlog import RunLog
-from i2v.saving import AVERAGED, Saver, crosses, kept_epoch
+from i2v.saving import AVERAGED, Saver, crosses, kept_epochs
 from i2v.session import command
 from i2v.stall import Watch
 from i2v.step import Passes, take_step
@@ -197,9 +197,8 @@ def loop(run: Run) -> None:
             means = progress.take_means()
             if means:
                 run.log.train(progress.step, progress.samples, run.epoch, lr, means)
-        kept = kept_epoch(train.keep, before, progress.samples, epoch_clips)
-        if kept:
-            run.save.epoch(kept)
+        for epoch in kept_epochs(train.keep, before, progress.samples, epoch_clips):
+            run.save.epoch(epoch)
         if run.val_loader and (finished or crosses(before, progress.samples, train.eval_every * epoch_clips)):
             progress.validation_due = True
             run.save.last()

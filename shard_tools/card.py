@@ -44,13 +44,20 @@ def write_card(output: Output, manifest: dict) -> bool:
     """Write both, once the data set is complete; every shard is read for its checksum. Returns whether README.md was
     written: one that is there already is somebody's, and kept."""
     name = output.name.rstrip("/").rpartition("/")[2] or "clips"
-    output.write_json(CROISSANT, croissant(name, manifest, _checksums(output, manifest)))
-    if output.has(CARD):
-        return False
-    path = output.folder / f"{CARD}.tmp"
-    path.write_text(as_text(card(name, manifest)), encoding="utf-8")  # whatever the names are, a card is text
+    metadata = json.dumps(croissant(name, manifest, _checksums(output, manifest)), indent=1) + "\n"
+    with output.lock("manifest.json"):  # several tasks may end at the same time
+        _write(output, CROISSANT, metadata)
+        if output.has(CARD):
+            return False
+        _write(output, CARD, as_text(card(name, manifest)))  # whatever the names are, a card is text
+        return True
+
+
+def _write(output: Output, name: str, text: str) -> None:
+    """By way of a temporary file of always the same name: what a writer left that was killed, the next one writes over."""
+    path = output.folder / f"{name}.tmp"
+    path.write_text(text, encoding="utf-8")
     output.publish(path)
-    return True
 
 
 def about(name: str, manifest: dict) -> str:

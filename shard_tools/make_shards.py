@@ -315,7 +315,7 @@ def summary(manifest: dict, output: Output, seconds: float, classes: str | None 
         + (f" and {len(sizes) - 8} more" if len(sizes) > 8 else ""),
     ]
     if manifest["classes"]:
-        names = manifest["classes"]
+        names = [repr(name) if "," in name else name for name in manifest["classes"]]
         more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
         factors = [f"{len(classes):,} of {factor}" for factor, classes in manifest.get("factors", {}).items()]
         more += f": {' x '.join(factors)}" if factors else ""

@@ -17,7 +17,7 @@ from dataclasses import fields
 
 import numpy as np
 
-from i2v.console import begin_command
+from i2v.console import as_sentence, begin_command
 from i2v.pipelines.index import SEVERAL, Factors, combinations
 from i2v.pipelines.shards import ClipError, ShardError, ShardSet
 from i2v.pipelines.store import is_url
@@ -133,7 +133,12 @@ def main(argv: list[str] | None = None) -> int:
     except (SourceError, OutputError) as error:
         print(f"relabel: {error}", file=sys.stderr)
         return 2
-    except (ShardError, OSError, RuntimeError) as error:
+    except OSError as error:
+        if error.strerror and error.filename is None:  # one of a full disk names no file
+            error.filename = arguments.out
+        print(f"relabel: {as_sentence(error)}", file=sys.stderr)
+        return 1
+    except (ShardError, RuntimeError) as error:
         print(f"relabel: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -64,7 +64,8 @@ def read_sources(
     root: where the videos of a list are; None: beside the list.
     classes: file of class names in order (classes.FORMS), or shards; None: those beside the list that the data set has itself
         (labels.json, classInd.txt, Diving48_vocab.json), else the sorted names that occur, or "0".."max" for integers.
-    map: CSV file of from,to that renames classes, several to one if wanted; an empty `to` leaves the videos out.
+    map: CSV file of from,to that renames classes, several to one if wanted; an empty `to` leaves the videos out,
+        of videos with several classes only this one.
         `classes` are the names after renaming.
     layout: one of LAYOUTS; "auto" tells by the form of the source.
     split: "train1" or "test1" to "3" of HMDB51 (UCF101's folder); of other lists, a value of their split column.
@@ -89,7 +90,8 @@ def read_sources(
         if own is not None and rows[0].label is not None:
             rows = [row._replace(label=own[index]) for row, index in zip(rows, indices(rows, own, source, "its classes"))]
         if renamed is not None:
-            rows, own = rename(rows, own, renamed, source, map, notes)
+            what = "labels" if multi_label else "videos"
+            rows, own = rename(rows, own, renamed, source, map, notes, what)
         names = given or (found.classes if renamed is None else own) or names_that_occur(rows, source)
         if given is None:
             refuse_alike(_names(names), source)

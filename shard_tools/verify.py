@@ -146,6 +146,11 @@ def write_bad(path: Path, problems: list[Problem]) -> str:
         table.writerow(["path", "start", "end", "label", "reason"])
         table.writerows([*(p.source.get(name, "") for name in ("path", "start", "end", "class")), p.what] for p in listed)
     lost = f"; the source of {len(bad) - len(listed):,} more is not known" if len(listed) < len(bad) else ""
+    members = [p.source["path"] for p in listed if ".tar/" in p.source["path"]]
+    if members:  # make_shards names them so, and reads them from their tars only
+        lost += (
+            f"; {len(members):,} of them are members of tars, such as {members[0]}: make shards of the tars, not of this list"
+        )
     return f"{path}: {len(listed):,} source videos{lost}"
 
 
@@ -195,14 +200,16 @@ def main(argv: list[str] | None = None) -> int:
         print("verify: interrupted; nothing was changed.", file=sys.stderr)
         return 130
     print(show(report))
+    place = arguments.bad  # an error of a full disk names no file
     try:
-        if arguments.bad:
-            print(write_bad(arguments.bad, report["problems"]))
-        if arguments.json:
+        if place:
+            print(write_bad(place, report["problems"]))
+        place = arguments.json
+        if place:
             plain = report | {"problems": [asdict(problem) for problem in report["problems"]]}
-            arguments.json.write_text(json.dumps(plain, indent=1) + "\n")
+            place.write_text(json.dumps(plain, indent=1) + "\n")
     except OSError as error:
-        print(f"verify: {error.filename} cannot be written ({error.strerror}).", file=sys.stderr)
+        print(f"verify: {place} cannot be written ({error.strerror}).", file=sys.stderr)
         return 2
     return 1 if report["problems"] else 0
 

@@ -13,6 +13,7 @@ from i2v.pipelines.shards import ShardSet
 from i2v.shard_tools.card import COLUMNS, card, croissant
 from i2v.shard_tools.join import CLIP_COLUMNS
 from i2v.shard_tools.make_shards import main
+from tests.making import Stop, stop_publishing
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,18 @@ def test_a_card_that_somebody_wrote_is_kept(described, capsys):
     assert (out / "README.md").read_text() == "ours\n"
     (out / "README.md").unlink()
     assert main([*arguments, "--card"]) == 0 and (out / "README.md").read_text() == before
+
+
+@pytest.mark.parametrize("name", ["croissant.json", "README.md"])
+def test_a_writer_that_was_killed_leaves_nothing_to_the_next(described, tmp_path, monkeypatch, name):
+    out, arguments = described
+    folder = shutil.copytree(out, tmp_path / "killed")
+    (folder / "README.md").unlink()
+    again = [*arguments[:1], "--out", str(folder), *arguments[3:], "--card"]
+    with monkeypatch.context() as patched, pytest.raises(Stop):
+        stop_publishing(patched, name, after=False)
+        main(again)
+    assert main(again) == 0 and {path.name for path in folder.iterdir()} == {path.name for path in out.iterdir()}
 
 
 def test_an_append_says_that_the_metadata_are_of_what_was_there_before(described, tmp_path, capsys):

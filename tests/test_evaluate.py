@@ -267,6 +267,12 @@ def scores_of(*batches):
     return evaluate(Fixed(batches), batches, 3, 3, torch.device("cpu"), nullcontext)
 
 
+def test_as_many_videos_at_once_as_fit_in_the_size_at_which_they_are_evaluated():
+    options = {"num_frames": 8, "clips": 4, "crops": 3, "size": 224}
+    few, many = ({"size": 336}, {"test_size": 336}), {"size": 336, "test_size": 224}
+    assert [metrics.videos_at_once(options | each, memory=0.5) for each in (*few, many, {})] == [1, 1, 3, 3]
+
+
 def test_views_are_averaged_as_probabilities_and_weight_0_is_not_counted():
     # One video, two views: on average class 1, though one view is very sure of class 0.
     views = torch.tensor([[2.0, 0.0, 0.0], [-20.0, 0.0, -20.0], [0.0, 5.0, 0.0], [0.0, 5.0, 0.0]])

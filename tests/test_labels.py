@@ -124,7 +124,7 @@ def test_a_map_renames_merges_and_leaves_out(tmp_path):
         ("", "has no rows"),
         ("run\n", "row 1 of .* is not from,to"),
         ("run,a\nrun,b\n", "row 2 of .* renames 'run' a second time"),
-        ("run,\n", "leaves out every video"),
+        ("run,\n", "leaves out all videos"),
     ],
 )
 def test_maps_that_cannot_be_meant(tmp_path, text, message):

@@ -540,6 +540,12 @@ def test_epics_own_list_and_activitynets_are_read(tmp_path):
     assert list(read_segments(tmp_path / "net.json", "val").videos) == ["b"]
 
 
+def test_two_videos_have_no_features_in_common(data, tmp_path):
+    write_list(tmp_path / "l.csv", [(f"{folder}/train0.mp4", 1, 2, CLASSES[0]) for folder in "ab"])
+    with pytest.raises(ValueError, match="l.csv has a/train0.mp4 and b/train0.mp4, for both of which .* features train0: make"):
+        trained(data, tmp_path / "out", f"data.train={tmp_path / 'l.csv'}")
+
+
 def test_what_no_row_stands_for_is_as_the_nearest_one(tmp_path):
     """A window of three hops has its middle in the second: nothing stands for the first, and for the last two."""
     begin = np.arange(8.0)

@@ -101,6 +101,11 @@ def test_the_bytes_do_not_depend_on_the_processes(source, whole, tmp_path):
     assert contents(build(source, tmp_path / "two", workers=2)) == contents(whole)
 
 
+def test_a_class_with_a_comma_is_told_as_one(whole):
+    manifest = ShardSet(whole).manifest | {"classes": ["run, fast", "walk"]}
+    assert "  classes   'run, fast', walk\n" in summary(manifest, Output(whole), 0)
+
+
 def test_the_seed_decides_the_order(source, whole, tmp_path):
     others = [ShardSet(build(source, tmp_path / str(seed), seed=seed)) for seed in (4, 5)]
     orders = [tuple(shards.metadata(clip_id)["source"] for clip_id in range(12)) for shards in (ShardSet(whole), *others)]

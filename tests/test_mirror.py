@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 import i2v.train as program
 from i2v import sweep
 from i2v.checkpoint import load_checkpoint
-from i2v.mirror import Mirror
+from i2v.mirror import WRITER, Mirror
 from i2v.pipelines import ShardError, store
 from i2v.pipelines.store import Retry
 from i2v.runlog import RunLog
@@ -83,7 +83,7 @@ def same(one, other):
 def same_files(out, copy):
     names = {path.name for path in out.iterdir() if path.suffix in (".safetensors", ".jsonl", ".yaml", ".csv")}
     assert {"last.safetensors", "best.safetensors", "log.jsonl", "config.yaml"} <= names
-    return names == {path.name for path in copy.iterdir()} and all(
+    return names | {WRITER} == {path.name for path in copy.iterdir()} and all(
         (out / name).read_bytes() == (copy / name).read_bytes() for name in names
     )
 
@@ -181,7 +181,7 @@ def test_what_is_sent_is_one_moment_of_the_run(tmp_path, monkeypatch):
     go_on.set()
     mirror.close()
     assert ((copy / "log.jsonl").read_text(), (copy / "last.safetensors").read_text()) == ("1\n2\n3\n4\n", "4")
-    assert sent == 3 * ["log.jsonl", "last.safetensors"]
+    assert [name for name in sent if name != WRITER] == 3 * ["log.jsonl", "last.safetensors"]
     assert {path.name for path in out.iterdir()} == {"log.jsonl", "last.safetensors"}
 
 
@@ -200,3 +200,19 @@ def test_a_run_that_is_told_to_stop_does_not_wait_for_a_store_that_hangs(tmp_pat
 def test_each_run_of_a_sweep_has_its_own(config):
     found = sweep.members(str(config), ["train.lr=1e-3,1e-2", "train.mirror=memory://copy"])
     assert [each.config.train.mirror for each in found] == ["memory://copy/lr=1e-3", "memory://copy/lr=1e-2"]
+
+
+def test_of_two_runs_with_one_mirror_the_first_ends_to_copy_and_says_so(tmp_path):
+    said, (copy, *folders) = [], [tmp_path / name for name in ("copy", "first", "second")]
+    first, second = (Mirror(folder, copy.as_uri(), said.append) for folder in folders)
+    for folder in folders:
+        folder.mkdir()
+        (folder / "log.jsonl").write_text(folder.name)
+    first.copy()
+    wait_for(lambda: (copy / "log.jsonl").exists())
+    second.copy()
+    second.close()
+    (folders[0] / "log.jsonl").write_text("first, later")
+    first.copy()
+    first.close()
+    assert (copy / "log.jsonl").read_text() == "second" and len(said) == 1 and "another run copies to" in said[0]

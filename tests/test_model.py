@@ -35,6 +35,13 @@ def test_shapes_and_features(model):
     assert model.double()(clips.double()).dtype == torch.float64
 
 
+@pytest.mark.parametrize("method, options", test_dead_work.METHODS, ids=str)
+def test_no_clips_have_no_logits(method, options):
+    model = test_dead_work.random_model(method, options)
+    clips = torch.zeros(0, 3, 4, *[model.spec.image_size] * 2, dtype=torch.float64)
+    assert model(clips).shape == model.eval()(clips).shape == (0, 5)
+
+
 def test_only_trainable_parameters_get_gradients(model):
     model(torch.randn(2, 3, 4, 16, 16)).square().sum().backward()
     trained, frozen = model.trainable_parameters(), model.frozen_parameters()

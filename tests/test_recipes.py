@@ -19,7 +19,7 @@ from i2v.ema import Average
 from i2v.model import VideoClassifier, create_model
 from i2v.optim import build_optimizer, finish_gradients
 from i2v.placement import compile_blocks, recompute_blocks
-from i2v.saving import kept_epoch
+from i2v.saving import kept_epochs
 from i2v.session import restore_model
 from tests.test_precision import METHODS, model_of
 from tests.test_train import CPU, assert_continues, config, result, run, spawn, train  # noqa: F401  config is a fixture
@@ -240,11 +240,11 @@ def test_at_first_only_the_head_trains(config, tmp_path):  # noqa: F811
 @pytest.mark.parametrize(
     "keep, expected", [(None, []), (1, [1, 2, 3, 4, 5]), (2, [2, 4]), ([1, 2.5, 5], [1, 2.5, 5]), ([0.1, 2.25], [0.1, 2.25])]
 )
-@pytest.mark.parametrize("step", [1, 3, 10, 8])
+@pytest.mark.parametrize("step", [1, 3, 10, 8, 25])
 def test_the_epochs_that_are_kept(keep, expected, step):
-    """Each once, after the step in which it ended."""
+    """Each once, after the step in which it ended, which may end several."""
     ends = [(samples, min(samples + step, 50)) for samples in range(0, 50, step)]
-    kept = [(epoch, end) for begin, end in ends if (epoch := kept_epoch(keep, begin, end, 10))]
+    kept = [(epoch, end) for begin, end in ends for epoch in kept_epochs(keep, begin, end, 10)]
     assert [epoch for epoch, _ in kept] == expected and all(epoch * 10 <= end for epoch, end in kept)
 
 

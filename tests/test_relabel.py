@@ -1,7 +1,9 @@
 """Shards with other class names: the same clips, the labels asked for, and nothing else changed."""
 
 import csv
+import errno
 import json
+import os
 import re
 import shutil
 
@@ -82,6 +84,16 @@ def test_a_damaged_clip_is_listed_and_the_others_are_copied(shapes, tmp_path, ca
     with open(tmp_path / "new" / "rejected.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["path"] == shards.metadata(2)["source"] and "is damaged (checksum differs)" in row["reason"]
+
+
+def test_a_full_disk_is_one_sentence(shapes, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("i2v.shard_tools.writer.ShardWriter.add", full)
+    (tmp_path / "map.csv").write_text("left,sideways\n")
+    assert relabel(shapes / "vp9-val", tmp_path / "new", "--map", tmp_path / "map.csv") == 1
+    assert f"relabel: {tmp_path}/new cannot be read or written (No space left on device): " in capsys.readouterr().err
 
 
 def test_a_damaged_index_is_not_copied_under_new_checksums(shapes, tmp_path, capsys):

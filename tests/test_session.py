@@ -9,7 +9,7 @@ import yaml
 from i2v import session
 from i2v.checkpoint import Backbone, Meta, save_checkpoint
 from i2v.model import create_model, pictures
-from i2v.session import Session, add_flags, command, open_session, own_tensors, parse
+from i2v.session import Session, add_flags, command, load_backbone, open_session, own_tensors, parse
 
 GEOMETRY = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "heads": 2, "embed_dim": 16}
 
@@ -61,6 +61,30 @@ def test_a_configuration_is_opened_if_all_that_is_used_of_it_is_clips(tmp_path, 
             open_session(args)
     with pytest.raises(ValueError, match="must be trained first: give its run's --checkpoint"):
         open_session(args, lambda config: ["a", config.data.train])
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["--train.lr=1"], "--train.lr=1: a value of the configuration has no dashes, write train.lr=VALUE"),
+        (["-x", "--train.lr", "1"], "-x --train.lr 1: a value of the configuration has no dashes, write train.lr=VALUE"),
+        (["--checkpint=a.b"], "--checkpint=a.b"),
+    ],
+)
+def test_a_value_of_a_configuration_with_dashes_is_told_from_a_flag(capsys, arguments, told):
+    with pytest.raises(SystemExit):
+        command("i2v.train", None).parse_args(arguments)
+    assert capsys.readouterr().err.splitlines()[-1].removeprefix("i2v.train: error: unrecognized arguments: ") == told
+
+
+def test_the_checkpoint_of_a_run_is_no_weights_of_an_image_model(tmp_path):
+    model, backbone = create_model("clip", GEOMETRY, 4, 3), Backbone(GEOMETRY, "included", None)
+    path = tmp_path / "best.safetensors"
+    save_checkpoint(path, own_tensors(model, backbone), Meta(model.config, backbone, ["a", "b", "c"]))
+    with pytest.raises(
+        ValueError, match="best.safetensors is the checkpoint of a run, not the weights of .* by model.init, and"
+    ):
+        load_backbone(model, GEOMETRY, str(path))
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,9 @@ def test_one_class_each_is_still_what_is_meant_without_saying_so(tmp_path):
 
 def test_a_map_renames_merges_and_leaves_out_classes(tmp_path):
     source = write(tmp_path / "l.csv", "path,label\na.mp4,x|y\nb.mp4,z\nc.mp4,y|z\n")
-    videos, classes, _ = read_sources(source, map=write(tmp_path / "m.csv", "y,x\nz,\n"), multi_label=True)
+    map = write(tmp_path / "m.csv", "y,x\nz,\n")
+    videos, classes, notes = read_sources(source, map=map, multi_label=True)
+    assert f"2 of 5 labels are left out, as the map {map} says." in notes
     assert classes == ["x"] and [video.label for video in videos] == [(0,), (), (0,)]
 
 
@@ -342,6 +344,9 @@ def test_data_of_the_other_kind_is_refused(trained, config, data, tmp_path, monk
     make_shards([video._replace(label=0) for video in listing.videos], CLASSES, tmp_path / "plain", SETTINGS)
     with pytest.raises(ValueError, match="only one has several classes a video: make both alike"):
         run(load_config(config, [f"out={tmp_path / 'out'}", f"data.val={tmp_path / 'plain'}"]), CPU)
+    make_shards([video._replace(label=()) for video in listing.videos], CLASSES, tmp_path / "none", SETTINGS)
+    with pytest.raises(ValueError, match="No video of .*none has a class, so there is no mean average precision: give"):
+        run(load_config(config, [f"out={tmp_path / 'out'}", f"data.val={tmp_path / 'none'}"]), CPU)
     with pytest.raises(SystemExit, match="The model was trained for several class"):
         call(monkeypatch, evaluate, "--checkpoint", trained, "--data", tmp_path / "plain")
 

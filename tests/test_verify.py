@@ -20,11 +20,11 @@ from i2v.pipelines.index import manifest_crc32
 from i2v.pipelines.shards import ShardSet
 from i2v.pipelines.store import ShardError
 from i2v.shard_tools import verify as command
-from i2v.shard_tools.checks import decode
+from i2v.shard_tools.checks import Problem, decode
 from i2v.shard_tools.dataset import make_shards
 from i2v.shard_tools.encode import EncodeSettings
 from i2v.shard_tools.sources import Video, load_sources
-from i2v.shard_tools.verify import main, verify
+from i2v.shard_tools.verify import main, verify, write_bad
 from tests.videos import moving, write_video
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -170,6 +170,18 @@ def test_a_missing_shard_is_one_of_several_problems_and_its_videos_are_listed(da
     assert [video.source for video in listed] == [row["path"] for row in rows] and classes == ["a", "b", "c"]
     assert [video.class_name for video in listed] == [row["class"] for row in rows]
     assert all(Path(video.path).exists() for video in listed)
+
+
+def test_members_of_tars_are_said_to_be_in_no_list(tmp_path):
+    problems = [Problem("x", "y", clip, source={"path": path}) for clip, path in enumerate(["a.mp4", "t.tar/b.mp4"])]
+    assert "2 source videos; 1 of them are members of tars, such as t.tar/b.mp4" in write_bad(tmp_path / "bad.csv", problems)
+    assert write_bad(tmp_path / "bad.csv", problems[:1]).endswith("1 source videos")
+
+
+@pytest.mark.parametrize("flag", ["--bad", "--json"])
+def test_a_full_disk_is_told_with_the_file(data, flag, capsys):
+    assert main([str(data), "--workers", "1", "--decode", "0", flag, "/dev/full"]) == 2
+    assert "verify: /dev/full cannot be written (No space left on device)" in capsys.readouterr().err
 
 
 def test_swapped_shards_are_noticed(data):

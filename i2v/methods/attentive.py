@@ -81,7 +81,7 @@ class AttentiveProbe(VisionTransformer):
 
     def forward(self, clips):
         tokens = self.ln_post(self.encode(self.embed(rearrange(clips, "b c t h w -> (b t) c h w"))))
-        return self.pooler(rearrange(tokens, "(b t) l c -> b (t l) c", b=len(clips)))
+        return self.pooler(rearrange(tokens, "(b t) l c -> b (t l) c", t=clips.shape[2]))
 
 
 def build(spec, num_frames, *, depth: Annotated[int, at_least(1)] = 4, heads: Count = 16):

@@ -69,7 +69,7 @@ class TemporalNet(nn.Module):
         y = self.gelu(conv_frames(self.ln(x), net.c_fc1))
         y = rearrange(y, "b t (h w) c -> (b t) c h w", h=self.grid)  # a view, channels-last
         y = F.conv2d(y, net.c_fc2.weight.squeeze(2), net.c_fc2.bias, padding=1)
-        return self.gelu(x + rearrange(y, "(b t) c h w -> b t (h w) c", b=len(x)))
+        return self.gelu(x + rearrange(y, "(b t) c h w -> b t (h w) c", t=x.shape[1]))
 
 
 class IntegrationNet(nn.Module):
@@ -145,7 +145,7 @@ class AdaPooling(nn.Module):
         """tokens (B*t, L, D), clip (B, 1, D), frame (B*t, 1, D) -> new clip and frame."""
         frame = frame + self.spatial_transformer(frame, tokens)
         frame = frame + self.output_map_spatial_cls_token(self.ln_out_spat_cls_token(frame))
-        frames = rearrange(frame, "(b t) 1 d -> b t d", b=len(clip)) + self.positional_embedding
+        frames = rearrange(frame, "(b t) 1 d -> b t d", t=self.positional_embedding.shape[1]) + self.positional_embedding
         clip = clip + self.temporal_transformer(clip, frames)
         clip = clip + self.output_map_cls_token(self.ln_out_temp_cls_token(clip))
         return clip, frame
@@ -263,10 +263,11 @@ class DiST(nn.Module):
     def clip_features(self, clips):
         """CLIP's tokens (B, t, L, C) of frames 0, alpha, 2 alpha, ... after each selected layer."""
         tokens, features = self.visual.embed(rearrange(clips[:, :, :: self.alpha], "b c t h w -> (b t) c h w")), []
+        frames = clips.shape[2] // self.alpha
         for i, block in enumerate(self.visual.transformer.resblocks[: self.selected_layers[-1] + 1]):
-            tokens = block(tokens, clips.shape[2] // self.alpha)
+            tokens = block(tokens, frames)
             if i in self.selected_layers:
-                features.append(class_and_patches(tokens, self.spec).unflatten(0, (len(clips), -1)))
+                features.append(class_and_patches(tokens, self.spec).unflatten(0, (-1, frames)))
         return features
 
 

@@ -117,8 +117,9 @@ class TAdaFormer(VisionTransformer):
 
     def forward(self, clips):
         tokens = self.embed(clips)  # (B*T', L, C)
-        summary = self.summary(tokens, num_frames=len(tokens) // len(clips))  # (B*T', C)
-        return self.finish(reduce(summary, "(b t) c -> b c", "mean", b=len(clips)))
+        tubelets = -(-clips.shape[2] // self.conv1.stride[0])  # T'
+        summary = self.summary(tokens, tubelets)  # (B*T', C)
+        return self.finish(reduce(summary, "(b t) c -> b c", "mean", t=tubelets))
 
 
 def inflate(kernel, frames):

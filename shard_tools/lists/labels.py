@@ -77,8 +77,8 @@ def read_map(path: str | os.PathLike) -> dict[str, str]:
     return renamed
 
 
-def rename(rows: list[Row], own: list[str] | None, renamed: dict[str, str], source: str, map, notes: list[str]):
-    """Rows and names after the map."""
+def rename(rows: list[Row], own: list[str] | None, renamed: dict[str, str], source: str, map, notes: list[str], what: str):
+    """Rows and names after the map; what: a row stands for, as people call several of it."""
     if rows[0].label is None:
         raise SourceError(f"the videos of {source} have no labels, so the map {map} cannot rename any: leave it out.")
     unknown = sorted(renamed.keys() - {row.label for row in rows} - set(own or ()))
@@ -87,9 +87,9 @@ def rename(rows: list[Row], own: list[str] | None, renamed: dict[str, str], sour
         notes.append(f"{some(unknown)} of {map} occur nowhere in {source}" + (f" (it has {near[0]!r})." if near else "."))
     kept = [row._replace(label=renamed.get(row.label, row.label)) for row in rows if renamed.get(row.label) != ""]
     if not kept:
-        raise SourceError(f"the map {map} leaves out every video of {source}: give other classes a name.")
+        raise SourceError(f"the map {map} leaves out all {what} of {source}: give other classes a name.")
     if len(kept) < len(rows):
-        notes.append(f"{len(rows) - len(kept):,} of {len(rows):,} videos are left out, as the map {map} says.")
+        notes.append(f"{len(rows) - len(kept):,} of {len(rows):,} {what} are left out, as the map {map} says.")
     if own is not None:
         own = [name for name in dict.fromkeys(renamed.get(name, name) for name in own) if name]
     return kept, own
