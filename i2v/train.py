@@ -31,6 +31,7 @@ from i2v.lock import held
 from i2v.memory import is_out_of_memory, out_of_memory, too_little_memory
 from i2v.metrics import evaluate
 from i2v.mirror import Mirror, restore
+from i2v.mixing import check_pass
 from i2v.optim import learning_rate
 from i2v.outlook import few_steps, length_in_samples, short_videos, small_videos
 from i2v.pipelines import ShardError
@@ -104,6 +105,8 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> bool:
     # state is how many samples were seen, so that a continued run sees what an uninterrupted one would have seen.
     micro_batch, accumulate = split_batch(train.batch_size, train.micro_batch, world.size)
     loader = open_loader(config, world, "train", config.data.train, micro_batch, progress.samples)
+    repeats = config.data.order.get("repeats", 1)
+    check_pass(train, micro_batch, repeats)
     samples = length_in_samples(config, len(loader.plan), progress.step, progress.samples)
     config = with_best(with_epochs(config, samples / len(loader.plan)), loader.shards.label_sets is not None)
     train = config.train
@@ -121,7 +124,7 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> bool:
         world,
         autocast_for(world.device, trainee.dtype),
         trainee.scaler,
-        config.data.order.get("repeats", 1),
+        repeats,
         class_weights(loader, train.class_weights, world.device),
     )
 
