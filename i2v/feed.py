@@ -114,6 +114,15 @@ def check_labels(loader, val_loader) -> None:
         )
 
 
+def check_classes(shards, classes: list[str]) -> None:
+    """Raises ValueError unless the class names of a data set are a checkpoint's, in its order."""
+    if shards.classes != classes:
+        raise ValueError(
+            f"{shards.root} does not have the checkpoint's class names in the same order: "
+            f"shard_tools/relabel.py {shards.root} --out NEW --classes TRAIN/manifest.json copies it with those of TRAIN."
+        )
+
+
 def head_for(head: dict, shards) -> dict:
     """A configured head for videos that are labelled so: factors in the order of the data's, which may be left out. Raises
     ValueError for a head that cannot say what these videos are labelled with."""
