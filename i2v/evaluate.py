@@ -66,6 +66,7 @@ def score(args, world: World) -> tuple[Scores | SeveralScores | None, VideoScore
         "options": options,
         "step": session.meta.progress["step"],
         "precision": session.precision,
+        "several": labels.several,
     }
 
     def name(video: int) -> tuple[str, str]:
