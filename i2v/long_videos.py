@@ -83,7 +83,8 @@ def timing(name: str, times: np.ndarray, count: int) -> tuple[float, int, float]
     if times.shape != (count, 2) or not np.isfinite(times).all():
         raise ValueError(f"{name} has {count} rows of features, but times {times.shape}: make them again.")
     middle = times.mean(1)
-    apart = float(np.median(np.diff(middle))) if count > 1 else float(times[0, 1] - times[0, 0])
+    # by where rows begin: the end of the last one, and so its middle, is where the video ends
+    apart = float(np.median(np.diff(times[:, 0]))) if count > 1 else float(times[0, 1] - times[0, 0])
     expected = middle[0] + apart * np.arange(count)
     if apart <= 0 or (abs(middle - expected)[:-1] > 0.5 * apart).any():  # the last row may be cut short by the end
         raise ValueError(f"{name}: its rows are not at equal distances in time: make features with --window and --hop.")

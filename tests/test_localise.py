@@ -560,5 +560,6 @@ def test_rows_stand_where_their_middle_is():
     )  # a window of three hops covers the second with its middle
     last = np.stack([begin, np.minimum(begin + 0.6, 2.0)], 1)
     assert timing("v", last, 10) == (pytest.approx(0.2), 1, 2.0)
+    assert timing("v", np.array([[0, 2], [2, 2.5]]), 2) == (2.0, 0, 2.5)  # of which the second is cut short
     with pytest.raises(ValueError, match="not at equal distances"):
         timing("v", np.array([[0, 1], [1, 2], [7, 8], [8, 9.0]]), 4)
