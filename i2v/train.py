@@ -137,6 +137,8 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> bool:
     if world.is_main:
         warn(log, config, world, micro_batch, trainee, loader.plan)
         write_whole(out / "config.yaml", to_yaml(config))
+    if val_loader is not None and progress.compare_on(val_loader.fingerprint()):
+        log.say("WARNING: data.val has other videos than before: best.safetensors is chosen anew, by validations from here on.")
     guard = Guard(out / "nonfinite.csv", train.skip_nonfinite, progress, world.device, loader.shards.key, log.say)
     mirror = Mirror(out, train.mirror, log.say) if train.mirror and world.is_main else None
     save = Saver(out, trainee, guard, progress, train.batch_size, world, mirror)
