@@ -54,7 +54,8 @@ def score(args, world: World) -> tuple[Scores | SeveralScores | None, VideoScore
     shards = loader.shards
     labels = check_data(args, session, shards)
     batches = tqdm(loader, unit="batch", disable=not (world.is_main and sys.stderr.isatty()))
-    at_once = max(1, int(args.memory * 1e9 / 2 / (options["num_frames"] * options["size"] ** 2 * 12)))  # half for the floats
+    pixels = options["num_frames"] * loader.plan.options.size**2
+    at_once = max(1, int(args.memory * 1e9 / 2 / (pixels * 12)))  # half for the floats
     at_once = min(VIEWS_AT_ONCE, at_once)
     keep = Collector()
     expected = len(loader.plan)

@@ -42,11 +42,11 @@ def videos_at_once(options: dict, memory: float = MEMORY) -> int:
 
     1 for options that cannot be: what is wrong with them, the loader says.
     """
-    counts = [options["num_frames"], options.get("clips", 1), options.get("crops", 1), options["size"]]
+    size = options.get("test_size") or options["size"]
+    counts = [options["num_frames"], options.get("clips", 1), options.get("crops", 1), size]
     if not all(is_whole(count) and count >= 1 for count in counts):
         return 1
-    frames, size = math.prod(counts[:3]), counts[3]
-    return int(max(1, min(8, memory * 1e9 / (frames * size**2 * BYTES_PER_PIXEL))))
+    return int(max(1, min(8, memory * 1e9 / (math.prod(counts[:3]) * size**2 * BYTES_PER_PIXEL))))
 
 
 @torch.no_grad()

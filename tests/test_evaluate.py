@@ -19,7 +19,7 @@ import i2v.predict as program
 from i2v import evaluate as evaluation
 from i2v import metrics
 from i2v.checkpoint import Backbone, Meta, load_checkpoint, of_folder, save_checkpoint
-from i2v.metrics import evaluate
+from i2v.metrics import evaluate, videos_at_once
 from i2v.model import create_model
 from i2v.pipelines import Batch
 from i2v.pipelines.shards import ShardSet
@@ -299,3 +299,8 @@ def test_what_is_wrong_on_one_rank_is_an_error_on_all(monkeypatch, logit, label,
     monkeypatch.setattr(metrics, "sum_over_ranks", lambda total: total.add_(next(sums)))
     with pytest.raises(error, match="1 "):
         scores_of(batch(torch.zeros(2, 3), [0], [1.0]))
+
+
+def test_as_many_videos_at_once_as_fit_at_the_size_of_their_evaluation():
+    options = {"num_frames": 16, "clips": 10, "crops": 3, "size": 112}
+    assert videos_at_once(options | {"test_size": 224}) == videos_at_once(options | {"size": 224}) < videos_at_once(options)
