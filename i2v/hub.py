@@ -181,6 +181,7 @@ def accuracy(run: Run, meta: Meta) -> str:
             ]
         )
     if meta.scores:
-        counted = f"{meta.scores['counted']} of {meta.scores['expected']} validation videos, one view of each"
+        views = meta.scores.get("views", "one view of each")
+        counted = f"{meta.scores['counted']} of {meta.scores['expected']} validation videos, {views}"
         return f"{in_words(meta.scores)} on {counted}."
     return "Not evaluated."

@@ -165,7 +165,7 @@ def describe(config: Config, model: VideoClassifier, backbone: Backbone, loader:
         clips=config.clips,
         config=to_dict(replace(config, model=replace(config.model, head=model.config["head"]))),
         progress={"step": steps},
-        scores=scores.summary(),
+        scores=scores.summary() | {"views": f"{loader.plan.clips} clips x {loader.plan.crops} crops"},
     )
 
 

@@ -16,8 +16,10 @@ from i2v.checkpoint import load_checkpoint
 from i2v.config import ConfigError, load_config
 from i2v.distributed import World
 from i2v.heads import LinearHead
+from i2v.hub import accuracy
 from i2v.manyheads import Recipe, fold, standardisation, standardise, train_heads
 from i2v.pipelines.shards import ShardError
+from i2v.runs import Run
 from tests.experiments import write_experiment
 from tests.processes import call, forked
 from tests.test_loader import damage
@@ -138,6 +140,7 @@ def test_the_best_is_a_checkpoint_whose_evaluation_is_its_row(made, tmp_path, mo
     tensors, meta = load_checkpoint(out)
     assert tensors.keys() == {"head.fc.weight", "head.fc.bias"} and meta.config["model"]["head"]["type"] == "linear"
     assert meta.scores["counted"] == meta.scores["expected"] == 16
+    assert accuracy(Run("made"), meta).endswith("on 16 of 16 validation videos, 2 clips x 1 crops.")  # of the model card
 
 
 def test_features_that_are_there_are_taken_and_the_seed_decides_the_rest(config, made, tmp_path, monkeypatch):
