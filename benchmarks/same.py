@@ -81,7 +81,7 @@ def write_config(path: Path, method: str) -> None:
                 "train": {
                     "epochs": 2,
                     "batch_size": 6,
-                    "micro_batch": 3,
+                    "micro_batch": 2,
                     "lr": 1e-3,
                     "weight_decay": 0.01,
                     "mixup": 0.2,

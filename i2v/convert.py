@@ -25,7 +25,7 @@ import torch
 from i2v.checkpoint import Meta, not_finite, save_checkpoint, write_tensors
 from i2v.config import load_config, to_dict
 from i2v.console import as_sentence
-from i2v.feed import labels_of
+from i2v.feed import check_classes, labels_of
 from i2v.metrics import evaluate
 from i2v.model import merge_adapters
 from i2v.pipelines import ShardError, build_loader
@@ -95,6 +95,7 @@ def verify_merge(model, merged, clips: int = 4) -> None:
 def score(session: Session, data: str) -> float:
     """Top-1, or the mean average precision, on a data set, with the views of the run."""
     loader = build_loader(data, **session.views())
+    check_classes(loader.shards, session.meta.classes)
     labels, videos = labels_of(loader.shards), len(loader.plan)
     found = evaluate(session.model, loader, labels, videos, session.device, session.autocast)
     return found.value("map" if labels.several else "top1")

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from i2v.console import as_sentence, refuse_place
 from i2v.distributed import World, close_world, init_world
-from i2v.feed import head_for, labels_of
+from i2v.feed import check_classes, head_for, labels_of
 from i2v.metrics import MEMORY, VIEWS_AT_ONCE, evaluate, side_of, videos_at_once
 from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.shards import ClipError, ShardSet
@@ -66,6 +66,7 @@ def score(args, world: World) -> tuple[Scores | SeveralScores | None, VideoScore
         "options": options,
         "step": session.meta.progress["step"],
         "precision": session.precision,
+        "several": labels.several,
     }
 
     def name(video: int) -> tuple[str, str]:
@@ -84,11 +85,8 @@ def check_data(args, session: Session, shards: ShardSet) -> Labels:
     classes, meta, labelled = session.meta.classes, session.meta, bool((shards.clips["label"] >= 0).all())
     if not labelled and (args.json or not (args.scores or args.submission)):
         raise ValueError(f"{shards.root} has videos without a label: only --scores and --submission can be made of them.")
-    if (labelled or shards.classes) and shards.classes != classes:
-        raise ValueError(
-            f"{shards.root} does not have the checkpoint's class names in the same order: "
-            f"shard_tools/relabel.py {shards.root} --out NEW --classes TRAIN/manifest.json copies it with those of TRAIN."
-        )
+    if labelled or shards.classes:
+        check_classes(shards, classes)
     if not labelled:
         return Labels(len(classes), several=meta.several, known=False)
     labels = labels_of(shards)

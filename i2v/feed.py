@@ -16,6 +16,7 @@ from i2v.model import head_kind, pictures, spec_of
 from i2v.pipelines import ShardError, build_loader
 from i2v.pipelines.index import class_counts, sizes
 from i2v.pipelines.options import OrderOptions
+from i2v.rules import is_whole
 from i2v.stall import Watch
 from i2v.stop import Stopped, StopSignal
 from i2v.tally import Labels
@@ -34,7 +35,8 @@ def open_loader(config: Config, world: World, split: str, manifest: str | list, 
             f"clips.{misplaced} says in which order videos come, not how clips are cut: write data.order.{misplaced}."
         )
     spec, test_size = spec_of(config.model.method, config.model.backbone, config.model.weights), config.clips.get("test_size")
-    if test_size is not None and test_size % getattr(spec, "step", test_size + 1):
+    # What is no whole number, ClipOptions refuses
+    if is_whole(test_size) and test_size != spec.image_size and test_size % getattr(spec, "step", test_size + 1):
         takes = f"multiples of {spec.step}" if hasattr(spec, "step") else f"{spec.image_size} and no other"
         raise ValueError(f"clips.test_size is {test_size!r}, but the backbone takes pictures of a size of {takes}.")
     ordered = data.order | {"sample_weights": data.sample_weights} if split == "train" else {}
@@ -116,6 +118,15 @@ def check_labels(loader, val_loader) -> None:
             f"{loader.shards.root} and {val_loader.shards.root} do not have the same class names in the same order: "
             f"shard_tools/relabel.py {val_loader.shards.root} --out NEW --classes {loader.shards.root}/manifest.json copies "
             "the second with those of the first."
+        )
+
+
+def check_classes(shards, classes: list[str]) -> None:
+    """Raises ValueError unless the class names of a data set are a checkpoint's, in its order."""
+    if shards.classes != classes:
+        raise ValueError(
+            f"{shards.root} does not have the checkpoint's class names in the same order: "
+            f"shard_tools/relabel.py {shards.root} --out NEW --classes TRAIN/manifest.json copies it with those of TRAIN."
         )
 
 

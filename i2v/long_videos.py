@@ -70,20 +70,23 @@ def open_video(
 
 
 def long_video(name: str, arrays: tuple, scores: dict, times, actions: Annotated, row_seconds) -> LongVideo:
-    """times: (rows, 2) start and end of each row; None: row_seconds apart, from the beginning on."""
+    """times: (rows, 2) start and end of each row, row_seconds apart if there is but one; None: so from the beginning on."""
     count = len(arrays[0])
-    apart, lead, end = (row_seconds, 0, count * row_seconds) if times is None else timing(name, times, count)
+    apart, lead, end = (row_seconds, 0, count * row_seconds) if times is None else timing(name, times, count, row_seconds)
     seconds = actions.seconds or end
     rows = count if times is None else max(lead + count, int(seconds / apart + ROUNDING))
     return LongVideo(name, arrays, scores, lead, rows, apart, seconds, actions)
 
 
-def timing(name: str, times: np.ndarray, count: int) -> tuple[float, int, float]:
-    """(seconds from row to row, which row of the video the first one is, when the last one ends)."""
+def timing(name: str, times: np.ndarray, count: int, row_seconds: float | None = None) -> tuple[float, int, float]:
+    """(seconds from row to row, which row of the video the first one is, when the last one ends). row_seconds: between rows,
+    which a row alone does not tell; None: what it lasts."""
     if times.shape != (count, 2) or not np.isfinite(times).all():
         raise ValueError(f"{name} has {count} rows of features, but times {times.shape}: make them again.")
     middle = times.mean(1)
-    apart = float(np.median(np.diff(middle))) if count > 1 else float(times[0, 1] - times[0, 0])
+    # by where rows begin: the end of the last one, and so its middle, is where the video ends
+    alone = row_seconds or float(times[0, 1] - times[0, 0])
+    apart = float(np.median(np.diff(times[:, 0]))) if count > 1 else alone
     expected = middle[0] + apart * np.arange(count)
     if apart <= 0 or (abs(middle - expected)[:-1] > 0.5 * apart).any():  # the last row may be cut short by the end
         raise ValueError(f"{name}: its rows are not at equal distances in time: make features with --window and --hop.")

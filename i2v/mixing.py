@@ -36,6 +36,17 @@ def draw_mix(train, draw: random.Random) -> Mix | None:
     return Mix(draw.betavariate(alpha, alpha), (draw.random(), draw.random()) if use_cutmix else None)
 
 
+def check_pass(train, clips: int, repeats: int = 1) -> None:
+    """Raises ValueError if some of the clips of a forward pass would find no other video to be mixed with."""
+    group = 2 * repeats
+    if (train.mixup or train.cutmix) and clips % group:
+        raise ValueError(
+            f"train.mixup and train.cutmix mix clips of one forward pass, {group} with each other, but each pass has {clips} "
+            f"per device: make train.batch_size a multiple of {group} on each device and set train.micro_batch={group} or a "
+            "multiple of it, or set both to 0."
+        )
+
+
 def partners(clips: int, repeats: int = 1) -> torch.Tensor:
     """(B,) int64: with which clip each is mixed; the last one with itself, if it is left over."""
     index, group = torch.arange(clips), 2 * repeats

@@ -14,6 +14,7 @@ class Progress:
     step: int = 0
     samples: int = 0  # seen by all devices together: the state of the data
     best: float | None = None  # the highest value of train.best on data.val; what should be low counts negatively
+    best_of: dict = field(default_factory=dict)  # the videos on which it was reached (Loader.fingerprint); {}: not known
     loss: float | torch.Tensor = 0.0
     grad_norm: float | torch.Tensor = 0.0  # before clipping
     loss_steps: int | torch.Tensor = 0  # how many steps the sums are over
@@ -26,6 +27,12 @@ class Progress:
     def __post_init__(self):
         if not self.bad_in_a_row:
             self.good = [self.step, self.samples]
+
+    def compare_on(self, videos: dict) -> bool:
+        """From now on validations are of these videos; whether the best so far was reached on others, and so counts no more."""
+        others = self.best is not None and self.best_of not in ({}, videos)
+        self.best, self.best_of = None if others else self.best, videos
+        return others
 
     def advance(self, clips: int, loss: torch.Tensor, norm: torch.Tensor, taken: torch.Tensor) -> None:
         """A step of so many clips is over; loss: their mean. taken: () bool."""

@@ -41,7 +41,7 @@ class VideoScores:
     paths: list[str]
     classes: list[str]
     expected: int  # videos of the data set
-    how: dict = field(default_factory=dict)  # model, data, views, options, step, precision
+    how: dict = field(default_factory=dict)  # model, data, views, options, step, precision, several (the model's classes)
     factors: dict[str, list[str]] = field(default_factory=dict)  # of what the classes are combinations
 
     @property
@@ -211,7 +211,7 @@ def ensemble(parts: list[VideoScores], by: str = "softmax") -> VideoScores:
     if by != "logits":
         mean = stacked.mean(0)
     else:
-        several, tiny = first.several, torch.finfo(torch.float32).tiny
+        several, tiny = first.several or first.how.get("several", False), torch.finfo(torch.float32).tiny
         logits = stacked.double().logit(eps=1e-12) if several else stacked.clamp(min=tiny).log()
         mean = probabilities_of(logits.mean(0), several).float()
     models = " + ".join(str(each.how.get("model")) for each in parts)

@@ -31,6 +31,7 @@ from i2v.lock import held
 from i2v.memory import is_out_of_memory, out_of_memory, too_little_memory
 from i2v.metrics import evaluate
 from i2v.mirror import Mirror, restore
+from i2v.mixing import check_pass
 from i2v.optim import learning_rate
 from i2v.outlook import few_steps, length_in_samples, one_class, short_videos, small_videos
 from i2v.pipelines import ShardError
@@ -104,6 +105,8 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> bool:
     # state is how many samples were seen, so that a continued run sees what an uninterrupted one would have seen.
     micro_batch, accumulate = split_batch(train.batch_size, train.micro_batch, world.size)
     loader = open_loader(config, world, "train", config.data.train, micro_batch, progress.samples)
+    repeats = config.data.order.get("repeats", 1)
+    check_pass(train, micro_batch, repeats)
     samples = length_in_samples(config, len(loader.plan), progress.step, progress.samples)
     config = with_best(with_epochs(config, samples / len(loader.plan)), loader.shards.label_sets is not None)
     train = config.train
@@ -121,7 +124,7 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> bool:
         world,
         autocast_for(world.device, trainee.dtype),
         trainee.scaler,
-        config.data.order.get("repeats", 1),
+        repeats,
         class_weights(loader, train.class_weights, world.device),
     )
 
@@ -134,6 +137,8 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> bool:
     if world.is_main:
         warn(log, config, world, micro_batch, trainee, loader.plan)
         write_whole(out / "config.yaml", to_yaml(config))
+    if val_loader is not None and progress.compare_on(val_loader.fingerprint()):
+        log.say("WARNING: data.val has other videos than before: best.safetensors is chosen anew, by validations from here on.")
     guard = Guard(out / "nonfinite.csv", train.skip_nonfinite, progress, world.device, loader.shards.key, log.say)
     mirror = Mirror(out, train.mirror, log.say) if train.mirror and world.is_main else None
     save = Saver(out, trainee, guard, progress, train.batch_size, world, mirror)

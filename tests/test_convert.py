@@ -1,6 +1,7 @@
 """Importing released weights and merging adapters, from file to file."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,18 @@ def test_a_merged_checkpoint_needs_no_other_file(zeroi2v, shapes, monkeypatch, c
     assert torch.allclose(before(clips), after(clips), atol=1e-4)
     plain = {f"backbone.{name}" for name in VisionTransformer(ViTSpec(**GEOMETRY)).state_dict()}
     assert tensors.keys() == plain | {"backbone.temporal_embedding", "head.fc.weight", "head.fc.bias"}
+
+
+def test_accuracies_before_and_after_merging_are_of_the_same_classes(zeroi2v, shapes, tmp_path, monkeypatch):
+    data = shutil.copytree(shapes / "vp9-val", tmp_path / "other")
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["classes"].reverse()
+    del manifest["crc32"]
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    out = tmp_path / "merged.safetensors"
+    with pytest.raises(SystemExit, match="does not have the checkpoint's class names in the same order"):
+        call(monkeypatch, program, "--checkpoint", zeroi2v, "--merge", "--out", out, "--data", data)
+    assert not out.exists()
 
 
 def test_a_merged_model_goes_back_to_clip_names(zeroi2v, monkeypatch):

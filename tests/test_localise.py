@@ -26,7 +26,7 @@ from i2v.feature_folder import FeatureFolder
 from i2v.finder import Finder
 from i2v.localise import run, score_checkpoint
 from i2v.localise_config import LocaliseConfig
-from i2v.long_videos import open_video, timing
+from i2v.long_videos import long_video, open_video, timing
 from i2v.model import create_model
 from i2v.optim import learning_rate, parameter_groups
 from i2v.predictor import predict
@@ -558,6 +558,13 @@ def test_what_no_row_stands_for_is_as_the_nearest_one(tmp_path):
     assert video.window(Cut(6, 3, 1, 1.0), 6).tolist() == [[5, 6, 7, 7, 0, 0]]  # and after the video is nothing
 
 
+def test_a_video_of_one_window_lasts_as_long_as_that(tmp_path):
+    """How far apart rows are, a row alone does not tell: the network does, or its configuration."""
+    video = long_video("v", (np.ones((1, 3)),), {}, np.array([[0.0, 2.0]]), Annotated(np.zeros((0, 2)), []), 0.5)
+    assert (video.row_seconds, video.lead, video.rows, video.seconds) == (0.5, 2, 4, 2.0)
+    assert video.window(Cut(6, 3, 1, 0.5), 0)[0].tolist() == [1, 1, 1, 1, 0, 0]
+
+
 def test_rows_stand_where_their_middle_is():
     begin = 0.2 * np.arange(10)
     assert timing("v", np.stack([begin, begin + 0.2], 1), 10) == (pytest.approx(0.2), 0, pytest.approx(2.0))
@@ -566,5 +573,6 @@ def test_rows_stand_where_their_middle_is():
     )  # a window of three hops covers the second with its middle
     last = np.stack([begin, np.minimum(begin + 0.6, 2.0)], 1)
     assert timing("v", last, 10) == (pytest.approx(0.2), 1, 2.0)
+    assert timing("v", np.array([[0, 2], [2, 2.5]]), 2) == (2.0, 0, 2.5)  # of which the second is cut short
     with pytest.raises(ValueError, match="not at equal distances"):
         timing("v", np.array([[0, 1], [1, 2], [7, 8], [8, 9.0]]), 4)

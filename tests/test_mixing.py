@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from i2v.config import TrainConfig
-from i2v.mixing import Mix, cut_box, draw_mix, mix, partners
+from i2v.mixing import Mix, check_pass, cut_box, draw_mix, mix, partners
 from tests.test_train import config, train  # noqa: F401
 
 
@@ -78,3 +78,21 @@ def test_a_continued_run_mixes_as_the_uninterrupted_one(config, tmp_path):  # no
     assert all(torch.equal(whole[0][name], parts[0][name]) for name in whole[0])
     plain = train(config, tmp_path / "plain", "data.val=null", "train.label_smoothing=0.1")
     assert not torch.equal(plain[0]["head.fc.weight"], whole[0]["head.fc.weight"])
+
+
+@pytest.mark.parametrize("clips", [1, 2, 3, 4, 6, 8])
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_a_pass_is_refused_unless_every_clip_of_it_is_mixed_with_another_video(clips, repeats):
+    alone = (partners(clips, repeats) // repeats == torch.arange(clips) // repeats).any()
+    check_pass(recipe(), clips, repeats)
+    if not alone:
+        check_pass(recipe(cutmix=1.0), clips, repeats)
+        return
+    with pytest.raises(ValueError, match=f"each pass has {clips} per device.*train.micro_batch={2 * repeats} or a multiple"):
+        check_pass(recipe(mixup=0.8), clips, repeats)
+
+
+def test_a_run_never_leaves_mixing_out_in_silence(config, tmp_path):  # noqa: F811
+    """With one clip in a pass nothing would be mixed."""
+    with pytest.raises(ValueError, match="each pass has 1 per device"):
+        train(config, tmp_path / "run", "train.mixup=0.8", "train.micro_batch=1")

@@ -95,6 +95,7 @@ def test_a_convolutional_trunk_trains_and_continues_on_pictures_of_two_sizes(con
     [
         ("st_adapter", [], "clips.test_size is 64, but the backbone takes pictures of a size of 32 and no other"),
         ("tadaconvnext", ["clips.test_size=48"], "clips.test_size is 48, but .* a size of multiples of 32"),
+        ("st_adapter", ["clips.test_size=large"], "test_size is 'large': it must be a whole number"),
     ],
 )
 def test_a_test_size_that_the_backbone_does_not_take_is_refused_at_once(config, tmp_path, method, options, text):  # noqa: F811
@@ -102,6 +103,12 @@ def test_a_test_size_that_the_backbone_does_not_take_is_refused_at_once(config, 
         options = [f"model.backbone={json.dumps(TRUNKS[method])}", "model.weights=random", "model.options={}", *options]
     with pytest.raises(ValueError, match=text):
         train(config, tmp_path, f"model.method={method}", "clips.test_size=64", *options)
+
+
+def test_a_test_size_that_is_the_backbones_own_changes_nothing(config, tmp_path):  # noqa: F811
+    options = ["train.max_steps=1", "train.eval_every=100"]
+    given, plain = (train(config, tmp_path / str(len(more)), *options, *more)[1] for more in (["clips.test_size=32"], []))
+    assert given == plain
 
 
 def test_sgd_is_that_of_torch_also_after_a_first_step_that_is_left_out():

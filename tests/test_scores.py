@@ -1,6 +1,7 @@
 """Scores of every video: what is stored is what was counted, and what is made of it is right."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -56,6 +57,17 @@ def test_an_ensemble_is_the_mean_of_what_was_asked_for():
     assert ensemble([a]) is a
     with pytest.raises(ValueError, match="seed 0 and seed 2 were not scored on the same videos"):
         ensemble([a, made_up(seed=2, n=59)])
+
+
+def test_an_ensemble_of_several_classes_is_one_of_each_for_itself_without_labels_as_well():
+    """Test sets have no labels: whether probabilities are of several classes is then only known from the model."""
+    a, b = (made_up(seed=seed, how={"model": "m", "several": True}) for seed in (0, 1))
+    shares = [torch.rand(60, 4) for _ in range(2)]
+    hidden, shown = (
+        [replace(each, labels=labels, probabilities=share) for each, share in zip((a, b), shares)]
+        for labels in (torch.full((60,), -1), torch.ones(60, 4, dtype=torch.uint8))
+    )
+    assert torch.equal(ensemble(hidden, "logits").probabilities, ensemble(shown, "logits").probabilities)
 
 
 def test_the_calibration_error_is_that_of_its_definition():

@@ -308,6 +308,7 @@ def test_evaluation_prediction_and_report_of_average_precision(trained, data, tm
     call(monkeypatch, evaluate, "--checkpoint", trained, "--scores", tmp_path / "a.npz", "--json", tmp_path / "a.json")
     out = capsys.readouterr().out
     found, videos = json.loads((tmp_path / "a.json").read_text()), load_scores(tmp_path / "a.npz")
+    assert videos.how["several"]  # which scores without labels would not tell
     assert "mAP" in out and "counted 12 of 12 videos" in out and "top-1" not in out and found["counted"] == 12
     labels = {path: tuple(row.nonzero().flatten().tolist()) for path, row in zip(videos.paths, videos.labels)}
     assert labels == EXPECTED

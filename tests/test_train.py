@@ -435,6 +435,20 @@ def test_a_checkpoint_that_says_less_is_read_and_continued(config, uninterrupted
     assert all(torch.equal(weights[name], uninterrupted[0][name]) for name in weights)
 
 
+def test_the_best_is_chosen_among_figures_of_the_same_videos(config, shapes, tmp_path, capfd):
+    """Whatever came out on others, with which data.val was continued, is no figure to compare with."""
+    train(config, tmp_path, "train.max_steps=6")
+    edit_meta(tmp_path / "last.safetensors", lambda meta: meta["progress"].update(best=2.0))
+    begun = load_checkpoint(tmp_path / "best.safetensors")[1]
+    moved = shutil.copytree(shapes / "vp9-val", tmp_path / "moved")
+    train(config, tmp_path, "train.max_steps=9", f"data.val={moved}")
+    assert load_checkpoint(tmp_path / "best.safetensors")[1].scores == begun.scores
+    assert "chosen anew" not in capfd.readouterr().err
+    train(config, tmp_path, f"data.val={shapes / 'vp9'}")
+    assert load_checkpoint(tmp_path / "best.safetensors")[1].scores["expected"] == 24
+    assert "best.safetensors is chosen anew" in capfd.readouterr().err
+
+
 def test_a_checkpoint_of_a_newer_version_is_refused(config, tmp_path):
     train(config, tmp_path, "train.max_steps=1", "data.val=null")
     edit_meta(tmp_path / "last.safetensors", lambda meta: meta.update(version=99))
