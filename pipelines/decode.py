@@ -86,8 +86,8 @@ def _planar(frame: av.VideoFrame) -> av.VideoFrame:
 
 def _packed(pictures: list[av.VideoFrame], part: tuple[slice, slice]) -> np.ndarray:
     """Planar pictures -> (N, H, W, 3) uint8. Few calls for all planes, as each lets go of the interpreter lock."""
-    planes = [_plane(picture, channel)[part] for channel in (2, 0, 1) for picture in pictures]
-    planes = torch.stack([torch.from_numpy(plane) for plane in planes]).numpy()
+    green, blue, red = zip(*(picture.planes for picture in pictures))
+    planes = torch.stack([torch.from_numpy(_rows(plane)[part]) for plane in (*red, *green, *blue)]).numpy()
     planes = planes.reshape(3, len(pictures), *planes.shape[1:])
     video = np.empty((*planes.shape[1:], 3), np.uint8)
     for channel, plane in enumerate(planes):
@@ -95,7 +95,6 @@ def _packed(pictures: list[av.VideoFrame], part: tuple[slice, slice]) -> np.ndar
     return video
 
 
-def _plane(picture: av.VideoFrame, number: int) -> np.ndarray:
+def _rows(plane: av.video.plane.VideoPlane) -> np.ndarray:
     """(H, W) uint8"""
-    plane = picture.planes[number]
-    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: picture.height, : picture.width]
+    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
