@@ -4,13 +4,14 @@ import hashlib
 import itertools
 import json
 import shutil
+import weakref
 import zlib
 
 import numpy as np
 import pytest
 import torch
 
-from i2v.pipelines import ShardError, build_loader, graph
+from i2v.pipelines import ShardError, build_loader, graph, read_ahead
 from i2v.pipelines.buffers import Buffers
 from i2v.pipelines.decode import decode_clip
 from i2v.pipelines.joined import JoinedShards
@@ -445,6 +446,24 @@ def test_slices_decode_like_the_whole_clip_on_a_cpu(shapes, tmp_path, codec):
     whole = next(iter(build_loader(tmp_path / codec, "val", num_frames=20, **options))).pixels
     single = next(iter(build_loader(tmp_path / codec, "test", num_frames=1, clips=20, **options))).pixels[:, :, :, 0]
     assert torch.equal(single.transpose(1, 2), whole)
+
+
+def test_what_the_graph_is_given_lasts_until_its_batch_is_out(shapes, monkeypatch):
+    """It is not copied."""
+    given = []
+
+    def watched(source, *rest):
+        def watch():
+            lists = source()
+            given.append([weakref.ref(array) for arrays in lists for array in arrays])
+            return lists
+
+        return graph.build_pipeline(watch, *rest)
+
+    monkeypatch.setattr(read_ahead, "build_pipeline", watched)
+    for done, _ in enumerate(itertools.islice(build_loader(shapes / "vp9", batch_size=5, **OPTIONS), 4), 1):
+        under_way = [array for arrays in given[done:] for array in arrays]
+        assert under_way and all(array() is not None for array in under_way)
 
 
 @pytest.mark.parametrize("split, views", [("train", {}), ("test", {"clips": 2, "crops": 3})])
