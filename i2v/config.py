@@ -61,7 +61,12 @@ class DataConfig:
     sample_weights: str | None = None  # how often each video of `train` is wanted: a .npy, or a CSV of key,weight
     cache: str | None = None  # where shards of a URL are staged
     cache_size: str | int | None = None  # bytes, or text such as 500GB
-    prefetch_bytes: Count = 1 << 30  # of compressed clips that wait for the decoder, per process
+    prefetch_bytes: Count = 1 << 30  # of clips that are read ahead, per process: compressed, or decoded where FFmpeg decodes
+
+    @property
+    def repeats(self) -> int:
+        """How often a video follows itself in the stream of training."""
+        return self.order.get("repeats", 1)
 
 
 @dataclass(frozen=True)

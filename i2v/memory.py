@@ -21,34 +21,36 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in str(error).lower() for sign in SIGNS)
 
 
-def remedy(train: TrainConfig, micro_batch: int) -> str:
-    """What to do where a forward pass of so many clips per device does not fit, as the end of a sentence."""
-    if micro_batch == 1:
-        return (
-            "train.micro_batch is 1 already, so set train.recompute=all, a lower model.num_frames or a smaller model.backbone"
-        )
+def remedy(train: TrainConfig, micro_batch: int, group: int) -> str:
+    """What to do where a forward pass of so many clips per device does not fit, as the end of a sentence. group: of how many
+    clips a pass must be a multiple (mixed_together)."""
+    if micro_batch <= group:
+        what = "train.recompute=all, a lower model.num_frames or a smaller model.backbone"
+        return f"train.micro_batch is {group} already, so set {what}"
     more = "" if train.recompute == "all" else ", or train.recompute=all, which is slower"
-    return f"set train.micro_batch={max(1, micro_batch // 2)} (a step stays one of {train.batch_size} clips){more}"
+    half = max(group, micro_batch // 2 // group * group)
+    return f"set train.micro_batch={half} (a step stays one of {train.batch_size} clips){more}"
 
 
-def out_of_memory(train: TrainConfig, micro_batch: int) -> str:
-    """The sentence for a run that has ended so."""
+def out_of_memory(train: TrainConfig, micro_batch: int, group: int) -> str:
+    """The sentence for a run that has ended so; group: as for `remedy`."""
+    what = remedy(train, micro_batch, group)
     return (
-        f"Out of memory with {micro_batch} clips per device and forward pass: {remedy(train, micro_batch)}; if it was in an "
-        "evaluation, lower train.eval_batch; the same command goes on from the last checkpoint."
+        f"Out of memory with {micro_batch} clips per device and forward pass: {what}; if it was in an evaluation, lower "
+        "train.eval_batch; the same command goes on from the last checkpoint."
     )
 
 
-def too_little_memory(train: TrainConfig, micro_batch: int, model: dict, processes: int) -> str | None:
+def too_little_memory(train: TrainConfig, micro_batch: int, group: int, model: dict, processes: int) -> str | None:
     """A line if a step will clearly not fit into this machine, which may end the run without a word.
 
-    model: arguments of create_model. processes: that share the memory.
+    group: as for `remedy`. model: arguments of create_model. processes: that share the memory.
     """
     per_clip, there = kept_per_clip(model) * KEPT[train.recompute] * processes, available()
     if there is None or per_clip * micro_batch <= there:
         return None
-    fits = int(ROOM * there // per_clip)
-    what = f"set train.micro_batch={fits}" if fits else remedy(train, 1)
+    fits = int(ROOM * there // per_clip) // group * group
+    what = f"set train.micro_batch={fits}" if fits else remedy(train, group, group)
     return (
         f"WARNING: a forward pass of {micro_batch} clips keeps about {per_clip * micro_batch / GIB:.1f} GiB for its gradient, "
         f"and this machine has {there / GIB:.1f} GiB for it: {what}, or the system may end the run without a word."

@@ -2,7 +2,7 @@
 
 Neighbours in the stream are mixed with each other: clip 2i with clip 2i + 1, where copies of a video that follow each other
 (data.order.repeats) count as one. So who is mixed with whom does not depend on the number of devices, nor on the
-accumulation, as long as each forward pass has an even number of clips. The draw is a function of where the run is.
+accumulation, as each forward pass has whole pairs. The draw is a function of where the run is.
 """
 
 from __future__ import annotations
@@ -36,10 +36,15 @@ def draw_mix(train, draw: random.Random) -> Mix | None:
     return Mix(draw.betavariate(alpha, alpha), (draw.random(), draw.random()) if use_cutmix else None)
 
 
-def check_pass(train, clips: int, repeats: int = 1) -> None:
-    """Raises ValueError if some of the clips of a forward pass would find no other video to be mixed with."""
-    group = 2 * repeats
-    if (train.mixup or train.cutmix) and clips % group:
+def mixed_together(train, repeats: int = 1) -> int:
+    """Of how many clips a forward pass must be a multiple, for each to find another video to be mixed with. train:
+    TrainConfig; repeats: how often a video follows itself in the stream."""
+    return 2 * repeats if train.mixup or train.cutmix else 1
+
+
+def check_pass(clips: int, group: int) -> None:
+    """Raises ValueError unless a forward pass of so many clips is a multiple of those that are mixed_together."""
+    if clips % group:
         raise ValueError(
             f"train.mixup and train.cutmix mix clips of one forward pass, {group} with each other, but each pass has {clips} "
             f"per device: make train.batch_size a multiple of {group} on each device and set train.micro_batch={group} or a "
@@ -48,10 +53,9 @@ def check_pass(train, clips: int, repeats: int = 1) -> None:
 
 
 def partners(clips: int, repeats: int = 1) -> torch.Tensor:
-    """(B,) int64: with which clip each is mixed; the last one with itself, if it is left over."""
+    """(B,) int64: with which clip each is mixed; B is a multiple of 2 * repeats."""
     index, group = torch.arange(clips), 2 * repeats
-    first = index // group * group
-    return first + (first + group).clamp(max=clips) - 1 - index
+    return 2 * (index // group * group) + group - 1 - index
 
 
 def mix(clips: torch.Tensor, labels: torch.Tensor, classes: int, drawn: Mix, with_whom: torch.Tensor):

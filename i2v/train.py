@@ -31,7 +31,7 @@ from i2v.lock import held
 from i2v.memory import is_out_of_memory, out_of_memory, too_little_memory
 from i2v.metrics import evaluate
 from i2v.mirror import Mirror, restore
-from i2v.mixing import check_pass
+from i2v.mixing import check_pass, mixed_together
 from i2v.optim import learning_rate
 from i2v.outlook import few_steps, length_in_samples, one_class, short_videos, small_videos
 from i2v.pipelines import ShardError
@@ -66,7 +66,8 @@ def run(config: Config, world: World, stop: StopSignal | None = None) -> bool:
         if isinstance(error, ShardError) or not is_out_of_memory(error):
             raise
         micro_batch, _ = split_batch(config.train.batch_size, config.train.micro_batch, world.size)
-        raise MemoryError(out_of_memory(config.train, micro_batch)) from error
+        group = mixed_together(config.train, config.data.repeats)
+        raise MemoryError(out_of_memory(config.train, micro_batch, group)) from error
     finally:
         stop.close()
 
@@ -105,8 +106,7 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> bool:
     # state is how many samples were seen, so that a continued run sees what an uninterrupted one would have seen.
     micro_batch, accumulate = split_batch(train.batch_size, train.micro_batch, world.size)
     loader = open_loader(config, world, "train", config.data.train, micro_batch, progress.samples)
-    repeats = config.data.order.get("repeats", 1)
-    check_pass(train, micro_batch, repeats)
+    check_pass(micro_batch, mixed_together(train, config.data.repeats))
     samples = length_in_samples(config, len(loader.plan), progress.step, progress.samples)
     config = with_best(with_epochs(config, samples / len(loader.plan)), loader.shards.label_sets is not None)
     train = config.train
@@ -124,7 +124,7 @@ def train_in(out: Path, config: Config, world: World, stop: StopSignal) -> bool:
         world,
         autocast_for(world.device, trainee.dtype),
         trainee.scaler,
-        repeats,
+        config.data.repeats,
         class_weights(loader, train.class_weights, world.device),
     )
 
@@ -270,7 +270,8 @@ def warn(log: RunLog, config: Config, world: World, micro_batch: int, trainee: T
     lines.append(not_known(config.model.backbone, config.model.weights))
     if world.device.type == "cpu":
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        lines.append(too_little_memory(config.train, micro_batch, identity.model, processes))
+        group = mixed_together(config.train, config.data.repeats)
+        lines.append(too_little_memory(config.train, micro_batch, group, identity.model, processes))
     for line in filter(None, lines):
         log.say(line)
 

@@ -68,12 +68,12 @@ class Reader:
     def decoded(self, clip: Clip) -> Clip:
         """A clip with its frames, or its views, in place of its bytes; as `read` does it where the decoder refuses them."""
         try:
-            return self._decoded(clip)
+            return self._with_pictures(clip)
         except DecodeError:
             self.quarantine.add(clip.spec.id, "the decoder refuses it")
-            return self._decoded(self.stand_in(clip.spec))
+            return self._with_pictures(self.stand_in(clip.spec))
 
-    def _decoded(self, clip: Clip) -> Clip:
+    def _with_pictures(self, clip: Clip) -> Clip:
         g, boxes = self.graph, clip.spec.boxes
         if not reader_resizes(g, self.device):
             return replace(clip, data=decode_clip(clip.data, clip.frames))

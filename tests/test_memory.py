@@ -1,5 +1,6 @@
 """Memory that does not suffice is a sentence with a remedy: beforehand where that can be counted, else when it runs out."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -42,15 +43,27 @@ def test_a_text_head_is_counted_without_its_text():
 def test_what_does_not_fit_is_told_with_what_does(monkeypatch):
     per_clip = memory.kept_per_clip(MODEL)
     monkeypatch.setattr(memory, "available", lambda: 5 * per_clip + 1)
-    assert memory.too_little_memory(TRAIN, 5, MODEL, 1) is None
-    line = memory.too_little_memory(TRAIN, 6, MODEL, 1)
+    assert memory.too_little_memory(TRAIN, 5, 1, MODEL, 1) is None
+    line = memory.too_little_memory(TRAIN, 6, 1, MODEL, 1)
     assert "WARNING: a forward pass of 6 clips keeps about" in line and "set train.micro_batch=4," in line
-    assert "set train.micro_batch=2," in memory.too_little_memory(TRAIN, 5, MODEL, 2)  # two processes share the machine
-    assert memory.too_little_memory(replace(TRAIN, recompute="half"), 6, MODEL, 1) is None
+    assert "set train.micro_batch=2," in memory.too_little_memory(TRAIN, 5, 1, MODEL, 2)  # two processes share the machine
+    assert memory.too_little_memory(replace(TRAIN, recompute="half"), 6, 1, MODEL, 1) is None
     monkeypatch.setattr(memory, "available", lambda: per_clip - 1)
-    assert "train.recompute=all" in memory.too_little_memory(TRAIN, 1, MODEL, 1)
+    assert "train.recompute=all" in memory.too_little_memory(TRAIN, 1, 1, MODEL, 1)
     monkeypatch.setattr(memory, "available", lambda: None)  # a kernel that does not say
-    assert memory.too_little_memory(TRAIN, 10**9, MODEL, 1) is None
+    assert memory.too_little_memory(TRAIN, 10**9, 1, MODEL, 1) is None
+
+
+@pytest.mark.parametrize("group", [1, 2, 4])
+def test_what_is_advised_a_run_takes(monkeypatch, group):
+    """Where clips are mixed, a pass is a multiple of those that are mixed with each other."""
+    per_clip = memory.kept_per_clip(MODEL)
+    for clips in range(group, 30, group):
+        monkeypatch.setattr(memory, "available", lambda: clips * per_clip - 1)
+        for line in memory.out_of_memory(TRAIN, clips, group), memory.too_little_memory(TRAIN, clips, group, MODEL, 1):
+            advised = re.search(r"set train.micro_batch=(\d+)", line)
+            assert advised or f"train.micro_batch is {group} already" in line
+            assert not advised or 0 < int(advised[1]) < clips and int(advised[1]) % group == 0
 
 
 def test_this_machine_says_what_it_has():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from i2v.config import TrainConfig
-from i2v.mixing import Mix, check_pass, cut_box, draw_mix, mix, partners
+from i2v.mixing import Mix, check_pass, cut_box, draw_mix, mix, mixed_together, partners
 from tests.test_train import config, train  # noqa: F401
 
 
@@ -47,14 +47,13 @@ def test_the_same_label_stays_what_it_is():
         assert torch.allclose(targets, torch.tensor([0.0, 0.0, 1.0]).expand(4, 3))
 
 
-@given(clips=st.integers(1, 40), repeats=st.integers(1, 4), parts=st.integers(1, 5))
-def test_partners_are_mutual_and_do_not_depend_on_how_a_batch_is_divided(clips, repeats, parts):
-    """And no copy of a video is mixed with another, as long as there is another video in the group."""
-    with_whom = partners(clips, repeats)
-    assert torch.equal(with_whom[with_whom], torch.arange(clips))
-    whole = partners(2 * repeats * clips * parts, repeats)
-    divided = [partners(2 * repeats * clips, repeats) + 2 * repeats * clips * part for part in range(parts)]
-    assert torch.equal(whole, torch.cat(divided))
+@given(groups=st.integers(1, 40), repeats=st.integers(1, 4), parts=st.integers(1, 5))
+def test_partners_are_mutual_and_do_not_depend_on_how_a_batch_is_divided(groups, repeats, parts):
+    """And no copy of a video is mixed with another."""
+    clips = 2 * repeats * groups
+    whole = partners(clips * parts, repeats)
+    assert torch.equal(whole[whole], torch.arange(len(whole)))
+    assert torch.equal(whole, torch.cat([partners(clips, repeats) + clips * part for part in range(parts)]))
     assert (whole // repeats != torch.arange(len(whole)) // repeats).all()
 
 
@@ -83,13 +82,12 @@ def test_a_continued_run_mixes_as_the_uninterrupted_one(config, tmp_path):  # no
 @pytest.mark.parametrize("clips", [1, 2, 3, 4, 6, 8])
 @pytest.mark.parametrize("repeats", [1, 2])
 def test_a_pass_is_refused_unless_every_clip_of_it_is_mixed_with_another_video(clips, repeats):
-    alone = (partners(clips, repeats) // repeats == torch.arange(clips) // repeats).any()
-    check_pass(recipe(), clips, repeats)
-    if not alone:
-        check_pass(recipe(cutmix=1.0), clips, repeats)
+    check_pass(clips, mixed_together(recipe(), repeats))
+    if (partners(clips, repeats) < clips).all():
+        check_pass(clips, mixed_together(recipe(cutmix=1.0), repeats))
         return
     with pytest.raises(ValueError, match=f"each pass has {clips} per device.*train.micro_batch={2 * repeats} or a multiple"):
-        check_pass(recipe(mixup=0.8), clips, repeats)
+        check_pass(clips, mixed_together(recipe(mixup=0.8), repeats))
 
 
 def test_a_run_never_leaves_mixing_out_in_silence(config, tmp_path):  # noqa: F811
